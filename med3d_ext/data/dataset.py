@@ -1,0 +1,60 @@
+"""The training data set: normalized volumes cached on disk, and random transforms that a resumed run repeats exactly."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import PersistentDataset
+from monai.data.utils import pickle_hashing
+from torch.utils.serialization import config
+
+
+class SeededDataset(PersistentDataset):
+    """MONAI's PersistentDataset with memory-mapped files and randomness drawn from (seed, epoch, item).
+
+    What an item looks like in an epoch depends on nothing else, so a run that is resumed after epoch k sees what an
+    uninterrupted one would have seen, with any number of worker processes.
+
+    Args:
+        data: dataset items.
+        transform: deterministic transforms, whose result is cached, then random ones.
+        cache_dir: folder of the cache; None computes every item anew.
+        seed: seed of the random transforms.
+    """
+
+    def __init__(
+        self, data: Sequence[dict[str, Any]], transform: Callable, cache_dir: str | None = None, seed: int = 0
+    ) -> None:
+        super().__init__(data, transform, cache_dir, hash_transform=pickle_hashing, track_meta=True)
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose random draws the next items take."""
+        self.epoch = epoch
+
+    def _transform(self, index: int) -> Any:
+        state = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)
+        self.transform.set_random_state(seed=int(state[0]))
+        return super()._transform(index)
+
+    def _cachecheck(self, item_transformed: dict[str, Any]) -> Any:
+        if self.cache_dir is None:
+            return super()._cachecheck(item_transformed)
+        path = self._cache_file(item_transformed)
+        if not path.is_file():
+            result = self._pre_transform(dict(item_transformed))
+            temporary = path.with_suffix(f".{os.getpid()}.part")  # beside the target, so that the rename is atomic
+            torch.save(result, temporary)
+            os.replace(temporary, path)
+        with config.patch({"load.mmap": True}):
+            return torch.load(path, weights_only=True)
+
+    def _cache_file(self, item: dict[str, Any]) -> Path:
+        name = self.hash_func(item).decode() + self.transform_hash
+        return Path(str(self.cache_dir)) / f"{name}.pt"

@@ -1,0 +1,162 @@
+"""What a data set looks like: spacing, shapes, intensities, classes and hashes, written once as ``fingerprint.json``.
+
+The first pass reads headers alone (seconds for hundreds of files); the second reads every voxel once and is cached by
+file size and time, so that a second call costs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from monai.data.utils import affine_to_spacing
+
+from med3d_ext.errors import InputError
+from med3d_ext.transforms.load import LoadVolumed, usable_spacing
+from med3d_ext.transforms.sampling import target_box
+
+PERCENTILES = (0.5, 50.0, 99.5)
+
+
+def read_header(path: str | os.PathLike) -> dict[str, Any]:
+    """Shape (voxels), spacing (mm, x y z of the stored axes) and orientation ("RAS") from a NIfTI header alone.
+
+    Raises:
+        InputError: when the file is no NIfTI file or is not 3D (4D is allowed: channels last).
+    """
+    try:
+        image = nibabel.load(path)
+        affine = np.asarray(image.affine, dtype=float)
+    except Exception as error:
+        raise InputError(f"'{path}' cannot be read as NIfTI ({error}); it is damaged or of another format.") from error
+    if len(image.shape) not in (3, 4):
+        raise InputError(f"'{path}' is not a 3D volume (its shape is {list(image.shape)}); give a volume of slices.")
+    spacing = [float(value) for value in affine_to_spacing(affine)]
+    usable = usable_spacing(spacing)
+    return {
+        "shape": [int(size) for size in image.shape[:3]],
+        "channels": int(image.shape[3]) if len(image.shape) == 4 else 1,
+        "spacing": [round(value, 6) for value in spacing] if usable else None,
+        "orientation": "".join(nibabel.aff2axcodes(affine)) if usable else None,
+    }
+
+
+def read_voxels(case: dict[str, Any], channel: int | None, spacing: list[float], foreground: bool) -> dict[str, Any]:
+    """Hashes, intensities (of the file's scaled values) and label voxel counts of one case.
+
+    Raises:
+        InputError: for every fault that :class:`med3d_ext.transforms.load.LoadVolumed` refuses.
+    """
+    load = LoadVolumed(channel=channel, default_spacing=spacing, require_foreground=foreground)
+    item = load({"image": case["image"], "label": case["label"]})
+    voxels = item["image"].numpy()
+    values, counts = np.unique(item["label"].numpy().astype(np.int64), return_counts=True)
+    box = target_box(item["label"])
+    return {
+        "sha256": sha256(case["image"]),
+        "label_sha256": sha256(case["label"]),
+        "intensity": {
+            "minimum": float(voxels.min()),
+            "maximum": float(voxels.max()),
+            "mean": round(float(voxels.mean(dtype=np.float64)), 4),
+            "standard_deviation": round(float(voxels.std(dtype=np.float64)), 4),
+            "percentiles": {str(q): round(float(v), 4) for q, v in zip(PERCENTILES, _percentiles(voxels))},
+        },
+        "labels": {str(value): int(count) for value, count in zip(values, counts)},
+        "target_box": None if box is None else [list(map(int, corner)) for corner in box],
+    }
+
+
+def _percentiles(voxels: np.ndarray) -> np.ndarray:
+    flat = voxels.ravel()
+    step = max(1, flat.size // 10_000_000)  # a summary for people; the networks' percentiles use every voxel
+    return np.percentile(flat[::step], PERCENTILES)
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Digest of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def repair_spacing(headers: list[dict[str, Any]]) -> list[int]:
+    """Give headers without usable spacing the mean of the others (paper, section 4.2) and return their numbers.
+
+    Raises:
+        InputError: when no header has a usable spacing.
+    """
+    usable = [header["spacing"] for header in headers if header["spacing"] is not None]
+    if not usable:
+        raise InputError("no image of the data set has a usable voxel spacing; write spacings into the headers.")
+    repaired = [number for number, header in enumerate(headers) if header["spacing"] is None]
+    for number in repaired:
+        headers[number]["spacing"] = [round(float(value), 6) for value in np.mean(usable, axis=0)]
+    return repaired
+
+
+def scan_cases(
+    cases: list[dict[str, Any]],
+    known: list[dict[str, Any]],
+    channel: int | None,
+    foreground: bool,
+    progress: Callable[[str], None],
+    workers: int = 2,
+) -> None:
+    """The second pass: add what :func:`read_voxels` finds to each case, taking unchanged files from ``known``.
+
+    Args:
+        cases: cases with header facts; changed in place.
+        known: cases of an earlier fingerprint.
+        channel: channel of 4D images.
+        foreground: refuse labels without foreground.
+        progress: called with one line as the pass goes on.
+        workers: volumes read at once; each needs about five times its float32 size.
+    """
+    cached = {(old["image"], old["label"]): old for old in known}
+    todo = []
+    for case in cases:
+        case["stamp"] = [_stamp(case["image"]), _stamp(case["label"])]
+        old = cached.get((case["image"], case["label"]))
+        if old is not None and old.get("stamp") == case["stamp"] and "sha256" in old:
+            case.update({key: old[key] for key in ("sha256", "label_sha256", "intensity", "labels", "target_box")})
+        else:
+            todo.append(case)
+    with ThreadPoolExecutor(workers) as pool:
+        found = pool.map(lambda case: read_voxels(case, channel, case["spacing"], foreground), todo)
+        for number, (case, facts) in enumerate(zip(todo, found), start=1):
+            case.update(facts)
+            if number == len(todo) or number % max(1, len(todo) // 5) == 0:
+                progress(f"read {number} of {len(todo)} volumes ({Path(case['image']).name})")
+
+
+def _stamp(path: str) -> list[int]:
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns]
+
+
+def summarize(cases: list[dict[str, Any]]) -> dict[str, Any]:
+    """Spacing and intensity of a domain, from the cases that are not test."""
+    seen = [case for case in cases if case["split"] != "test"] or cases
+    spacing = np.array([case["spacing"] for case in seen])
+    return {
+        "spacing_median": [round(float(value), 6) for value in np.median(spacing, axis=0)],
+        "spacing_mean": [round(float(value), 6) for value in np.mean(spacing, axis=0)],
+        "shape_median": [float(value) for value in np.median([case["shape"] for case in seen], axis=0)],
+        "intensity_range": [
+            min(case["intensity"]["minimum"] for case in seen),
+            max(case["intensity"]["maximum"] for case in seen),
+        ],
+    }

@@ -1,0 +1,57 @@
+"""The training step where MONAI's falls short: mixed precision on CPU, gradient clipping, accumulation, domains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from monai.engines import SupervisedTrainer
+from monai.engines.utils import IterationEvents
+from monai.utils import CommonKeys
+
+
+class TrainingIteration:
+    """``iteration_update`` of MONAI's SupervisedTrainer.
+
+    MONAI's own step autocasts on CUDA alone, so ``amp`` does nothing on a CPU. bfloat16 needs no gradient scaler and
+    runs on both. Further keyword arguments of a batch (``domain``) reach the network and the loss.
+
+    Args:
+        amp: forward pass in bfloat16; the loss is always computed in float32. Defaults to True.
+        accumulate: batches whose gradients are summed for one step of the optimizer. Defaults to 1.
+        max_gradient_norm: clip the gradient's norm. Defaults to None.
+    """
+
+    def __init__(self, amp: bool = True, accumulate: int = 1, max_gradient_norm: float | None = None) -> None:
+        if accumulate < 1:
+            raise ValueError(f"accumulate must be at least 1, got {accumulate}.")
+        self.amp = amp
+        self.accumulate = accumulate
+        self.max_gradient_norm = max_gradient_norm
+
+    def __call__(self, engine: SupervisedTrainer, batchdata: dict[str, Any]) -> dict[str, Any]:
+        batch = engine.prepare_batch(batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs)
+        inputs, targets, args, kwargs = batch if len(batch) == 4 else (*batch, (), {})
+        engine.state.output = {CommonKeys.IMAGE: inputs, CommonKeys.LABEL: targets}
+        engine.network.train()
+        with torch.autocast(torch.device(engine.state.device).type, dtype=torch.bfloat16, enabled=self.amp):
+            prediction = engine.inferer(inputs, engine.network, *args, **kwargs)
+        engine.state.output[CommonKeys.PRED] = prediction
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        engine.state.output[CommonKeys.LOSS] = engine.loss_function(prediction.float(), targets, **kwargs)
+        engine.fire_event(IterationEvents.LOSS_COMPLETED)
+        (engine.state.output[CommonKeys.LOSS] / self.accumulate).backward()
+        engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        self._step(engine)
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return engine.state.output
+
+    def _step(self, engine: SupervisedTrainer) -> None:
+        position = (engine.state.iteration - 1) % engine.state.epoch_length + 1
+        if position % self.accumulate and position != engine.state.epoch_length:
+            return
+        if self.max_gradient_norm is not None:
+            torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_gradient_norm)
+        engine.optimizer.step()
+        # To None, not to zero: momentum and weight decay would otherwise move the branches of idle domains.
+        engine.optimizer.zero_grad(set_to_none=True)

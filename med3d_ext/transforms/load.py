@@ -1,0 +1,125 @@
+"""Reading one volume and refusing what no network should see: the same checks for every bundle."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.data.utils import affine_to_spacing
+from monai.transforms import LoadImage, MapTransform
+from monai.utils import ensure_tuple_rep
+
+from med3d_ext.errors import InputError
+
+
+def usable_spacing(spacing: Sequence[float]) -> bool:
+    """Whether every component (mm) is a positive number; 0 and NaN stand for a header without spacing."""
+    return bool(np.isfinite(spacing).all() and np.greater(spacing, 0).all())
+
+
+def load_volume(path: str | os.PathLike, channel: int | None = None) -> MetaTensor:
+    """Load one 3D volume as a channel-first float32 MetaTensor with its affine.
+
+    NIfTI goes through nibabel and everything else through ITK: the two differ where a file has neither qform nor
+    sform, so one reader per format is part of the contract.
+
+    Args:
+        path: file, or folder of a DICOM series.
+        channel: the channel to take of a 4D file; None wants a 3D file.
+
+    Raises:
+        InputError: when the file cannot be read, is not 3D, or holds NaN or infinite voxels.
+    """
+    reader = "NibabelReader" if str(path).endswith((".nii", ".nii.gz")) else "ITKReader"
+    if not Path(path).exists():
+        raise InputError(f"'{path}' does not exist; check the path.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # header remarks of the readers; what matters is checked here
+            volume = LoadImage(reader=reader, image_only=True, dtype=np.float32)(str(path))
+    except Exception as error:  # readers raise many types for a damaged file
+        raise InputError(f"'{path}' cannot be read ({_last_line(error)}); it is damaged or not an image.") from error
+    return _three_dimensional(volume, path, channel)
+
+
+def _three_dimensional(volume: MetaTensor, path: Any, channel: int | None) -> MetaTensor:
+    if volume.ndim == 4 and volume.shape[-1] == 1:
+        volume = volume[..., 0]
+    if volume.ndim == 4 and channel is not None:
+        if channel >= volume.shape[-1]:
+            raise InputError(f"'{path}' has {volume.shape[-1]} channels, channel {channel} was asked for; correct it.")
+        volume = volume[..., channel]
+    if volume.ndim != 3 or min(volume.shape) < 2:
+        shape = "x".join(str(size) for size in volume.shape)
+        raise InputError(f"'{path}' is not a 3D volume (its shape is {shape}); give a volume of several slices.")
+    if not torch.isfinite(volume.as_tensor()).all():
+        raise InputError(f"'{path}' holds NaN or infinite voxels; repair them, for example with numpy.nan_to_num.")
+    return volume[None]
+
+
+def _last_line(error: BaseException) -> str:
+    root = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    lines = str(root).strip().splitlines()
+    return lines[-1][:120] if lines else type(root).__name__
+
+
+class LoadVolumed(MapTransform):
+    """Load volumes channel-first, check them, and give label and image one geometry.
+
+    The label takes the image's affine (both stand on one voxel grid), and its values become integers in float32.
+
+    Args:
+        keys: keys of the files; the first is the image.
+        channel: the channel to take of 4D images; an item's own ``channel`` wins. Defaults to None.
+        default_spacing: spacing (mm) for an image whose header has none. Defaults to None, which refuses such a file.
+        require_foreground: refuse a label without any foreground. Defaults to False.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = ("image", "label"),
+        channel: int | None = None,
+        default_spacing: Sequence[float] | None = None,
+        require_foreground: bool = False,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.channel = channel
+        self.default_spacing = default_spacing
+        self.require_foreground = require_foreground
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        image_key, *label_keys = [key for key in self.key_iterator(item)]
+        image = load_volume(item[image_key], item.get("channel", self.channel))
+        self._repair_spacing(image, item[image_key])
+        item[image_key] = image
+        for key in label_keys:
+            item[key] = self._label(load_volume(item[key]), image, item[key])
+        return item
+
+    def _repair_spacing(self, image: MetaTensor, path: Any) -> None:
+        if usable_spacing(affine_to_spacing(image.affine)):
+            return
+        if self.default_spacing is None:
+            raise InputError(f"'{path}' has no usable voxel spacing (0 or NaN); write the spacing into its header.")
+        diagonal = torch.tensor([*ensure_tuple_rep(self.default_spacing, 3), 1.0], dtype=torch.float64)
+        image.affine = torch.diag(diagonal)
+
+    def _label(self, label: MetaTensor, image: MetaTensor, path: Any) -> MetaTensor:
+        if label.shape != image.shape:
+            shapes = ["x".join(str(size) for size in volume.shape[1:]) for volume in (label, image)]
+            raise InputError(f"label '{path}' is {shapes[0]}, its image is {shapes[1]}; give the label of this image.")
+        if self.require_foreground and not (label > 0).any():
+            raise InputError(f"label '{path}' holds no foreground voxel; remove the case or give its real label.")
+        meta = {key: value for key, value in label.meta.items() if key != "affine"}
+        return MetaTensor(label.as_tensor().round(), affine=image.affine, meta=meta)

@@ -1,0 +1,233 @@
+"""One resample per sample: orientation, spacing, crop, rotation, translation, scale and resize composed into one grid.
+
+A grid is an affine (output voxel to world, mm) with a size. Every step of the usual chain only changes the grid, so the
+chain is computed on 4 x 4 matrices and the voxels are interpolated once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import nibabel
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import InvertibleTransform, MapTransform, RandomizableTransform, SpatialResample, create_rotate
+from monai.utils import ensure_tuple_rep
+
+
+def target_box(label: torch.Tensor) -> tuple[np.ndarray, np.ndarray] | None:
+    """First and one-past-last voxel of the foreground of ``label`` (1, X, Y, Z); None when it has none."""
+    foreground = label[0] > 0
+    corners = []
+    for axis in range(3):
+        others = [other for other in range(3) if other != axis]
+        hit = torch.nonzero(foreground.any(dim=others[1]).any(dim=others[0]))
+        if hit.numel() == 0:
+            return None
+        corners.append((int(hit[0]), int(hit[-1]) + 1))
+    first, last = zip(*corners)
+    return np.array(first), np.array(last)
+
+
+def to_ras(affine: np.ndarray, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """The matrix from voxels in RAS order to the stored voxels, and the shape in RAS order.
+
+    The axes stay the image's own: an oblique image is permuted and flipped, not rotated.
+    """
+    orientation = nibabel.orientations.io_orientation(affine)
+    matrix = nibabel.orientations.inv_ornt_aff(orientation, shape)
+    order = np.argsort(orientation[:, 0])
+    return matrix, np.array(shape)[order]
+
+
+def axis_spacing(affine: np.ndarray) -> np.ndarray:
+    """Spacing (mm) of the axes of an affine."""
+    return np.linalg.norm(affine[:3, :3], axis=0)
+
+
+def window_grid(
+    affine: np.ndarray,
+    shape: Sequence[int],
+    spatial_size: Sequence[int],
+    center: np.ndarray,
+    extent: np.ndarray,
+    rotation: np.ndarray | None = None,
+) -> np.ndarray:
+    """The affine of a grid of ``spatial_size`` voxels that covers a window of the image.
+
+    Args:
+        affine: the image's affine (4, 4).
+        shape: the image's shape.
+        spatial_size: size of the grid, in RAS order.
+        center: center of the window, mm along the image's axes in RAS order from the corner of the first voxel.
+        extent: size of the window, mm along its axes.
+        rotation: the window's axes as columns (3, 3). Defaults to None: the image's axes.
+    """
+    ras, _ = to_ras(affine, shape)
+    spacing = axis_spacing(affine @ ras)
+    matrix = np.eye(4)
+    axes = np.eye(3) if rotation is None else rotation
+    matrix[:3, :3] = (axes * (np.asarray(extent) / np.asarray(spatial_size))) / spacing[:, None]
+    matrix[:3, 3] = center / spacing - 0.5 - matrix[:3, :3] @ (np.asarray(spatial_size) / 2 - 0.5)
+    return affine @ ras @ matrix
+
+
+class ResampleToGridd(MapTransform, InvertibleTransform):
+    """Resize whole volumes, in RAS order, to one grid: the test-time counterpart of :class:`RandTargetCropd`.
+
+    One interpolation, inverted by ``monai.transforms.Invertd`` onto the image's own grid.
+
+    Args:
+        keys: keys of channel-first volumes.
+        spatial_size: size of the grid, or a table from an item's ``domain`` to its size.
+        mode: interpolation per key: "bilinear" for images, "nearest" for labels.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        spatial_size: Sequence[int] | Mapping[str, Sequence[int]],
+        mode: str | Sequence[str] = "bilinear",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.spatial_size = spatial_size
+        self.mode = ensure_tuple_rep(mode, len(self.keys))
+        self.resample = SpatialResample(padding_mode="border", align_corners=False, dtype=torch.float32)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        size = size_of(self.spatial_size, item)
+        for key, mode in self.key_iterator(item, self.mode):
+            affine = item[key].affine.numpy()
+            shape = item[key].shape[1:]
+            ras, ras_shape = to_ras(affine, shape)
+            extent = ras_shape * axis_spacing(affine @ ras)
+            grid = window_grid(affine, shape, size, extent / 2, extent)
+            item[key] = self.resample(item[key], dst_affine=torch.as_tensor(grid), spatial_size=size, mode=mode)
+        return item
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key] = self.resample.inverse(item[key])
+        return item
+
+
+def size_of(spatial_size: Sequence[int] | Mapping[str, Sequence[int]], item: Mapping[Hashable, Any]) -> list[int]:
+    """The grid's size for an item: the same for all, or its domain's."""
+    return list(spatial_size[item["domain"]] if isinstance(spatial_size, Mapping) else spatial_size)
+
+
+class RandTargetCropd(RandomizableTransform, MapTransform):
+    """Random crop that holds the target, with translation, rotation and scale, in one interpolation.
+
+    Paper, sections 3.1 and 4.1: a crop between twice the target's bounding box and the whole volume, translation within
+    10 % of the box, rotation within 5 degrees, scale 0.8 to 1.2. Scale is limited where it would cut the target. A
+    label without foreground gives the whole volume.
+
+    Args:
+        keys: keys of channel-first volumes of one geometry.
+        label_key: key of the label whose foreground is the target. An item may carry ``target_box`` instead.
+        spatial_size: size of the grid (RAS order), or a table from an item's ``domain`` to its size.
+        target_factor: smallest crop in multiples of the target's box; None always takes the whole volume.
+        translate: largest shift as a share of the target's box.
+        rotate_degrees: largest rotation about each axis.
+        scale: smallest and largest magnification.
+        mode: interpolation per key.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        spatial_size: Sequence[int] | Mapping[str, Sequence[int]],
+        label_key: str = "label",
+        target_factor: float | None = 2.0,
+        translate: float = 0.1,
+        rotate_degrees: float = 5.0,
+        scale: Sequence[float] = (0.8, 1.2),
+        mode: str | Sequence[str] = ("bilinear", "nearest"),
+    ) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob=1.0)
+        self.spatial_size = spatial_size
+        self.label_key = label_key
+        self.target_factor = target_factor
+        self.translate = translate
+        self.rotate_degrees = rotate_degrees
+        self.scale = tuple(scale)
+        self.mode = ensure_tuple_rep(mode, len(self.keys))
+        self.resample = SpatialResample(padding_mode="border", align_corners=False, dtype=torch.float32)
+
+    def draw_window(self, volume: np.ndarray, box: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Draw a window: its center and extent (mm) and its axes as columns (3, 3).
+
+        Args:
+            volume: extent of the volume (mm, RAS order).
+            box: first and last corner of the target's box (2, 3), mm from the volume's first corner; or None.
+        """
+        axes = rotation_matrix(np.radians(self.R.uniform(-self.rotate_degrees, self.rotate_degrees, 3)))
+        zoom = self.R.uniform(*self.scale)
+        share, place, shift = self.R.uniform(size=3), self.R.uniform(size=3), self.R.uniform(-1, 1, 3)
+        first, last = (np.zeros(3), volume) if box is None else box
+        whole = box is None or self.target_factor is None
+        smallest = volume if whole else np.minimum(self.target_factor * (last - first), volume)
+        crop = smallest + share * (volume - smallest)
+        low, high = np.minimum(crop / 2, volume / 2), np.maximum(volume - crop / 2, volume / 2)
+        if box is None:
+            return low + place * (high - low), crop / zoom, axes
+        # In the frame of the window the target reaches |axes^T| box; what is left on each side is the center's play.
+        middle, reach = (first + last) / 2, np.abs(axes.T) @ (last - first)
+        window = crop / min(zoom, float(np.min(crop / reach)))
+        play = (window - reach) / 2
+        center = np.clip(low, middle - play, middle + play)
+        center = center + place * (np.clip(high, middle - play, middle + play) - center)
+        center = center + shift * self.translate * (last - first)
+        return middle + axes @ np.clip(axes.T @ (center - middle), -play, play), window, axes
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        size = size_of(self.spatial_size, item)
+        image = item[self.keys[0]]
+        affine, shape = image.affine.numpy(), image.shape[1:]
+        ras, ras_shape = to_ras(affine, shape)
+        spacing = axis_spacing(affine @ ras)
+        box = item["target_box"] if "target_box" in item else target_box(item[self.label_key])
+        corners = None if box is None else box_to_ras(box, ras) * spacing
+        window = self.draw_window(ras_shape * spacing, corners)
+        grid = torch.as_tensor(window_grid(affine, shape, size, *window))
+        for key, mode in self.key_iterator(item, self.mode):
+            needed = needed_part(item[key], grid.numpy(), size)
+            item[key] = self.resample(needed, dst_affine=grid, spatial_size=size, mode=mode)
+        return item
+
+
+def rotation_matrix(angles: Sequence[float]) -> np.ndarray:
+    """Rotation by three angles (radians) about the three axes, as a matrix (3, 3)."""
+    return np.asarray(create_rotate(3, tuple(angles)))[:3, :3]
+
+
+def box_to_ras(box: Any, ras: np.ndarray) -> np.ndarray:
+    """A box (first and one-past-last stored voxel) as two corners (2, 3) in voxels of the RAS order."""
+    inverse = np.linalg.inv(ras)
+    voxels = np.stack([np.asarray(box[0], float), np.asarray(box[1], float) - 1])
+    mapped = voxels @ inverse[:3, :3].T + inverse[:3, 3]
+    return np.stack([mapped.min(axis=0), mapped.max(axis=0) + 1]).round()
+
+
+def needed_part(volume: MetaTensor, grid: np.ndarray, size: Sequence[int]) -> MetaTensor:
+    """The part of ``volume`` that a grid samples, as float32: what is not needed of a memory-mapped file is not read."""
+    affine = volume.affine.numpy()
+    corners = np.stack(np.meshgrid(*[(0, extent - 1) for extent in size], indexing="ij"), axis=-1).reshape(-1, 3)
+    matrix = np.linalg.inv(affine) @ grid
+    reached = corners @ matrix[:3, :3].T + matrix[:3, 3]
+    limit = np.array(volume.shape[1:])
+    first = np.clip(np.floor(reached.min(axis=0)).astype(int) - 1, 0, limit - 2)
+    last = np.clip(np.ceil(reached.max(axis=0)).astype(int) + 2, first + 2, limit)
+    part = volume.as_tensor()[:, first[0] : last[0], first[1] : last[1], first[2] : last[2]].float()
+    shift = np.eye(4)
+    shift[:3, 3] = first
+    return MetaTensor(part, affine=torch.as_tensor(affine @ shift), meta={key: value for key, value in volume.meta.items() if key != "affine"})
