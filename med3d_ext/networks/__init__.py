@@ -1,1 +1,8 @@
+"""Networks: the residual encoders and what stands on them."""
+
 from __future__ import annotations
+
+from med3d_ext.networks.med3d import Classifier, Med3DNet, Segmenter, encoder_state_dict
+from med3d_ext.networks.resnet import ResNetEncoder
+
+__all__ = ["Classifier", "Med3DNet", "ResNetEncoder", "Segmenter", "encoder_state_dict"]

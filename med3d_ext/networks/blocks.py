@@ -106,13 +106,7 @@ Block = type[BasicBlock] | type[Bottleneck] | type[PreActivationBottleneck]
 
 
 def make_stage(
-    block: Block,
-    in_channels: int,
-    width: int,
-    depth: int,
-    stride: int,
-    dilation: int,
-    shortcut: str,
+    block: Block, in_channels: int, width: int, depth: int, stride: int, dilation: int, shortcut: str
 ) -> nn.Sequential:
     """``depth`` blocks: the first one strides and changes the channels, all of them are dilated."""
     out_channels = width * block.expansion

@@ -132,8 +132,8 @@ class ResNetEncoder(nn.Module):
             raise ValueError(f"x must be N x {self.in_channels} x D x H x W, got {tuple(x.shape)}.")
         if self.training and x.shape[0] * math.prod(-(-size // self.output_stride) for size in x.shape[2:]) == 1:
             raise ValueError(
-                f"x must have an axis of at least {self.output_stride + 1} voxels or come in a batch of two for training "
-                f"at output_stride {self.output_stride}, got {tuple(x.shape)}."
+                f"x must have an axis of at least {self.output_stride + 1} voxels, or come in a batch of two, "
+                f"for training at output_stride {self.output_stride}, got {tuple(x.shape)}."
             )
 
 

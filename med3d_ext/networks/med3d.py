@@ -1,0 +1,221 @@
+"""The networks of Med3D: the shared encoder with one branch per domain, and what transfer makes of it (section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from med3d_ext.errors import InputError
+from med3d_ext.networks.resnet import ResNetEncoder
+
+PADDING_LOGIT = -1e4
+"""What fills the channels that a sample's domain lacks: finite in half precision, and nothing after a softmax."""
+
+
+class Segmenter(nn.Module):
+    """Encoder, 1x1x1 convolution, trilinear up-sampling to the input grid (section 3.3, the LiTS coarse network).
+
+    Args:
+        network_name: depth of the encoder, see :class:`~med3d_ext.networks.resnet.ResNetEncoder`. Defaults to
+            `resnet10`; the paper's is `resnet152`.
+        in_channels: channels of the input. Defaults to 1.
+        num_classes: channels of the logits, background counted. Defaults to 2.
+        output_stride: 8, 16 or 32. Defaults to 8.
+        shortcut: `A`, `B` or None for that of the published weights. Defaults to None.
+        checkpointing: trade time for memory in training. Defaults to False.
+    """
+
+    def __init__(
+        self,
+        network_name: str = "resnet10",
+        in_channels: int = 1,
+        num_classes: int = 2,
+        output_stride: int = 8,
+        shortcut: str | None = None,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.encoder = ResNetEncoder(network_name, in_channels, output_stride, shortcut, checkpointing)
+        self.head = nn.Conv3d(self.encoder.channels[-1], num_classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits N x num_classes x D x H x W of ``x``: N x in_channels x D x H x W."""
+        return _resize(self.head(self.encoder(x)[-1]), x)
+
+
+class Classifier(nn.Module):
+    """Encoder, global average pooling, 1x1x1 convolution as fully connected layer (section 4.3, nodules).
+
+    Args:
+        network_name: depth of the encoder, see :class:`~med3d_ext.networks.resnet.ResNetEncoder`. Defaults to
+            `resnet10`.
+        in_channels: channels of the input. Defaults to 1.
+        num_classes: number of logits. Defaults to 2.
+        output_stride: 8, 16 or 32. Defaults to 8.
+        shortcut: `A`, `B` or None for that of the published weights. Defaults to None.
+        checkpointing: trade time for memory in training. Defaults to False.
+    """
+
+    def __init__(
+        self,
+        network_name: str = "resnet10",
+        in_channels: int = 1,
+        num_classes: int = 2,
+        output_stride: int = 8,
+        shortcut: str | None = None,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.encoder = ResNetEncoder(network_name, in_channels, output_stride, shortcut, checkpointing)
+        self.pool = nn.AdaptiveAvgPool3d(1)
+        self.head = nn.Conv3d(self.encoder.channels[-1], num_classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits N x num_classes of ``x``: N x in_channels x D x H x W."""
+        return self.head(self.pool(self.encoder(x)[-1])).flatten(1)
+
+
+class Med3DNet(nn.Module):
+    """One encoder for all domains, one 1x1x1 convolution (``branches.<domain>``) for each (section 3.2, figure 2).
+
+    A branch computes only the samples of its domain. A branch without a sample in the batch takes no part: its ``grad``
+    stays None, so that an optimizer with ``optim_set_to_none=True`` leaves it bit-equal, momentum and weight decay
+    included. DistributedDataParallel therefore needs ``find_unused_parameters=True``.
+
+    Domains are counted in the order of ``num_classes``; ``domains`` holds their names. ``torch.jit.script`` and export
+    work, with the domain as a tensor or left out.
+
+    Args:
+        network_name: depth of the encoder, see :class:`~med3d_ext.networks.resnet.ResNetEncoder`.
+        in_channels: channels of the input.
+        num_classes: classes of each domain, background counted, such as ``{"liver": 2, "heart": 2}``.
+        output_stride: 8, 16 or 32. Defaults to 8.
+        default_domain: whose branch answers when no domain is given. Defaults to the first.
+        shortcut: `A`, `B` or None for that of the published weights. Defaults to None.
+        checkpointing: trade time for memory in training. Defaults to False.
+
+    Raises:
+        InputError: ``num_classes`` or ``default_domain`` does not fit.
+    """
+
+    def __init__(
+        self,
+        network_name: str,
+        in_channels: int,
+        num_classes: dict[str, int],
+        output_stride: int = 8,
+        default_domain: str | None = None,
+        shortcut: str | None = None,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_domains(num_classes)
+        self.domains = list(num_classes)
+        self.num_classes = list(num_classes.values())
+        self.max_classes = max(self.num_classes)
+        self.padding_logit = PADDING_LOGIT  # TorchScript sees attributes, not a module's globals
+        self.default_index = self.domain_index(default_domain or self.domains[0])
+        self.encoder = ResNetEncoder(network_name, in_channels, output_stride, shortcut, checkpointing)
+        channels = self.encoder.channels[-1]
+        self.branches = nn.ModuleDict({name: nn.Conv3d(channels, count, 1) for name, count in num_classes.items()})
+
+    @torch.jit.unused
+    def domain_index(self, name: str) -> int:
+        """Index of the domain called ``name``.
+
+        Raises:
+            InputError: there is none.
+        """
+        if name not in self.domains:
+            raise InputError(f"domain must be one of {', '.join(self.domains)}, got {name!r}.")
+        return self.domains.index(name)
+
+    def forward(self, x: Tensor, domain: Tensor | None = None) -> Tensor:
+        """Logits on the input grid: N x Cmax x D x H x W, Cmax being the most classes of any domain.
+
+        Sample n's logits fill the first channels, as many as its domain has classes. The rest is ``PADDING_LOGIT``,
+        which argmax never picks and softmax turns into 0, whatever the domain; the shape never depends on it.
+
+        Args:
+            x: N x in_channels x D x H x W.
+            domain: index of each sample's domain, N integers. Outside TorchScript also a list of indices or names, or
+                one name for all. Defaults to the default domain for all.
+
+        Raises:
+            ValueError: not one valid index per sample.
+        """
+        if not torch.jit.is_scripting():
+            domain = self._indices(domain, x.shape[0])
+        features = self.encoder(x)[-1]
+        if domain is None:
+            logits = self._default_branch(features)
+        else:
+            logits = self._all_branches(features, domain.reshape(-1))
+        return _resize(logits, x)
+
+    def _default_branch(self, features: Tensor) -> Tensor:
+        logits = features  # TorchScript unrolls the loop and wants a value before it
+        for index, branch in enumerate(self.branches.values()):
+            if index == self.default_index:
+                logits = self._pad(branch(features))
+        return logits
+
+    def _all_branches(self, features: Tensor, domain: Tensor) -> Tensor:
+        """Runs each branch on its samples, then brings the samples back into their order."""
+        logits: list[Tensor] = []
+        rows: list[Tensor] = []
+        for index, branch in enumerate(self.branches.values()):
+            own = torch.nonzero(domain == index).flatten().to(features.device)
+            if own.numel() > 0:
+                logits.append(self._pad(branch(features.index_select(0, own))))
+                rows.append(own)
+        order = torch.cat(rows) if len(rows) > 0 else domain[:0]
+        if domain.numel() != features.shape[0] or order.numel() != features.shape[0]:
+            got: list[int] = domain.tolist()  # TorchScript wants the annotation
+            raise ValueError(
+                f"domain must be {features.shape[0]} indices from 0 to {len(self.domains) - 1}, got {got}."
+            )
+        return torch.cat(logits).index_select(0, torch.argsort(order))
+
+    def _pad(self, logits: Tensor) -> Tensor:
+        return F.pad(logits, [0, 0, 0, 0, 0, 0, 0, self.max_classes - logits.shape[1]], value=self.padding_logit)
+
+    @torch.jit.unused
+    def _indices(self, domain: Tensor | Sequence[int | str] | str | None, samples: int) -> Tensor | None:
+        if domain is None or isinstance(domain, Tensor):
+            return domain
+        names = [domain] * samples if isinstance(domain, str) else domain
+        return torch.tensor([self.domain_index(name) if isinstance(name, str) else int(name) for name in names])
+
+
+def encoder_state_dict(network: nn.Module) -> dict[str, Tensor]:
+    """The encoder's own state dict, in the published names: what transfer keeps when it removes the decoder.
+
+    Args:
+        network: a network with an ``encoder``, DistributedDataParallel around it or not.
+
+    Raises:
+        ValueError: the network has no ``encoder``.
+    """
+    network = getattr(network, "module", network)
+    encoder = getattr(network, "encoder", None)
+    if not isinstance(encoder, nn.Module):
+        raise ValueError(f"network must have an encoder, got {type(network).__name__}.")
+    return encoder.state_dict()
+
+
+def _resize(logits: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(logits, size=like.shape[2:], mode="trilinear", align_corners=False)
+
+
+def _check_domains(num_classes: dict[str, int]) -> None:
+    if not num_classes:
+        raise InputError("num_classes must name at least one domain, got none.")
+    for name, count in num_classes.items():
+        if "." in name:
+            raise InputError(f"num_classes must name domains without a dot, got {name!r}: rename the folder.")
+        if count < 2:
+            raise InputError(f"num_classes of {name} must be at least 2 (background counts), got {count}.")
