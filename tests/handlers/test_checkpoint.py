@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from med3d_ext.errors import InputError
+from med3d_ext.handlers import checkpoint as module
+from med3d_ext.handlers.checkpoint import MODEL_NAME, PREVIOUS_NAME, STATE_NAME, unwrapped
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("iteration", [5, 7, 12])  # 3 an epoch: middle, first and last of an epoch
+def test_a_killed_training_continues_bit_for_bit(new_training, kill, tmp_path, iteration):
+    whole = new_training(tmp_path / "whole")
+    whole.trainer.run()
+
+    first = new_training(tmp_path / "parts")
+    with pytest.raises(kill(first, iteration)):
+        first.trainer.run()
+    second = new_training(tmp_path / "parts")
+    second.trainer.run()
+
+    done = (iteration - 1) // 3 * 3
+    assert first.losses == whole.losses[: iteration - 1]
+    assert second.losses == whole.losses[done:]
+    assert second.learning_rates == whole.learning_rates[done:]
+    assert equal(second.weights(), whole.weights())
+    assert (second.trainer.state.epoch, second.trainer.state.iteration) == (4, 12)
+    assert equal(load(tmp_path / "whole" / MODEL_NAME), load(tmp_path / "parts" / MODEL_NAME))
+
+
+def test_a_training_with_worker_processes_continues_bit_for_bit(new_training, kill, tmp_path):
+    whole = new_training(tmp_path / "whole", epochs=2, num_workers=1)
+    whole.trainer.run()
+    first = new_training(tmp_path / "parts", epochs=2, num_workers=1)
+    with pytest.raises(kill(first, 5)):
+        first.trainer.run()
+    second = new_training(tmp_path / "parts", epochs=2, num_workers=1)
+    second.trainer.run()
+    assert second.losses == whole.losses[3:]
+
+
+def test_the_model_is_the_best_of_the_validations_also_across_a_kill(new_training, kill, tmp_path):
+    scores = (0.1, 0.5, 0.3, 0.4)
+    two = new_training(tmp_path / "two", epochs=2, scores=scores)
+    two.trainer.run()
+    first = new_training(tmp_path / "parts", scores=scores)
+    with pytest.raises(kill(first, 8)):
+        first.trainer.run()
+    second = new_training(tmp_path / "parts", scores=scores)
+    second.trainer.run()
+    # 0.3 and 0.4 came after the restart and must not pass for new bests
+    assert equal(load(tmp_path / "parts" / MODEL_NAME), two.weights())
+    assert second.evaluator.state.best_metric == 0.5
+    assert second.evaluator.state.best_metric_epoch == 2
+
+
+def test_without_validation_the_model_is_the_latest(new_training, tmp_path):
+    training = new_training(tmp_path, epochs=2, validate=False)
+    training.trainer.run()
+    assert equal(load(tmp_path / MODEL_NAME), training.weights())
+
+
+def test_before_the_first_validation_the_model_is_the_latest(new_training, tmp_path):
+    training = new_training(tmp_path, epochs=2, val_interval=3)
+    training.trainer.run()
+    assert equal(load(tmp_path / MODEL_NAME), training.weights())
+
+
+def test_a_continued_training_says_so_in_one_line(new_training, kill, tmp_path, caplog):
+    first = new_training(tmp_path)
+    with pytest.raises(kill(first, 8)):
+        first.trainer.run()
+    with caplog.at_level(logging.INFO, logger="med3d_ext"):
+        new_training(tmp_path).trainer.run()
+    assert [record.message for record in caplog.records if "med3d_ext" in record.name] == [
+        "continuing after epoch 2 of 4"
+    ]
+
+
+def test_a_finished_training_starts_anew_and_keeps_the_former_model(new_training, tmp_path):
+    new_training(tmp_path, epochs=1).trainer.run()
+    former = load(tmp_path / MODEL_NAME)
+    again = new_training(tmp_path, epochs=2, learning_rate=0.01)
+    again.trainer.run()
+    assert len(again.losses) == 6
+    assert equal(load(tmp_path / PREVIOUS_NAME), former)
+    assert not equal(load(tmp_path / MODEL_NAME), former)
+
+
+@pytest.mark.parametrize("arguments", [{"resume": False}, {"resume": "false"}, {"data": "other"}, {"epochs": 2}])
+def test_an_unfinished_training_is_left_when_asked_or_when_it_is_of_other_data(new_training, kill, tmp_path, arguments):
+    first = new_training(tmp_path, data="this")
+    with pytest.raises(kill(first, 8)):
+        first.trainer.run()
+    former = load(tmp_path / MODEL_NAME)
+    second = new_training(tmp_path, **{"data": "this", "epochs": 3, **arguments})
+    second.trainer.run()
+    assert len(second.losses) == 3 * second.trainer.state.max_epochs
+    assert equal(load(tmp_path / PREVIOUS_NAME), former)
+
+
+@pytest.mark.parametrize("moment", ["first iteration", "between model and state"])
+@pytest.mark.parametrize("resume", [True, False])
+def test_kills_before_the_first_state_do_not_lose_the_former_model(
+    new_training, kill, tmp_path, monkeypatch, moment, resume
+):
+    new_training(tmp_path, epochs=1).trainer.run()
+    former = load(tmp_path / MODEL_NAME)
+    for _ in range(2):
+        killed = new_training(tmp_path, epochs=2, learning_rate=0.01, resume=resume)
+        with monkeypatch.context() as patch:
+            if moment == "first iteration":
+                exception = kill(killed, 1)
+            else:
+                exception = KeyboardInterrupt
+                patch.setattr(module.ResumableCheckpoint, "_state", interrupt)
+            with pytest.raises(exception):
+                killed.trainer.run()
+    assert equal(load(tmp_path / PREVIOUS_NAME), former)
+
+
+def test_a_kill_between_the_two_files_never_loses_the_best_model(new_training, tmp_path, monkeypatch):
+    whole = new_training(tmp_path / "whole", epochs=2)
+    whole.trainer.run()
+    torn = new_training(tmp_path / "parts", epochs=2)
+    replace = os.replace
+
+    def fail_on_second_state(source, target):
+        if Path(target).name == STATE_NAME and torn.trainer.state.epoch == 2:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail_on_second_state)
+        with pytest.raises(KeyboardInterrupt):
+            torn.trainer.run()
+    best = load(tmp_path / "whole" / MODEL_NAME)
+    assert equal(load(tmp_path / "parts" / MODEL_NAME), best)
+    assert load(tmp_path / "parts" / STATE_NAME)["epoch"] == 1
+    new_training(tmp_path / "parts", epochs=2).trainer.run()
+    assert equal(load(tmp_path / "parts" / MODEL_NAME), best)
+
+
+def test_a_torn_write_leaves_the_older_files(new_training, tmp_path, monkeypatch):
+    torn = new_training(tmp_path, epochs=2)
+    save = torch.save
+
+    def fail_half_way(content, file):
+        if torn.trainer.state.epoch == 2:
+            file.write(b"half")
+            raise OSError("No space left on device")
+        save(content, file)
+
+    monkeypatch.setattr(torch, "save", fail_half_way)
+    with pytest.raises(OSError, match="No space"):
+        torn.trainer.run()
+    assert load(tmp_path / STATE_NAME)["epoch"] == 1
+    assert equal(load(tmp_path / MODEL_NAME), load(tmp_path / STATE_NAME)["model"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [MODEL_NAME, STATE_NAME]
+
+
+def test_no_file_has_a_shorter_name_than_the_model(new_training, tmp_path):
+    for _ in range(2):
+        new_training(tmp_path, epochs=1).trainer.run()
+    assert min((path.name for path in tmp_path.iterdir()), key=len) == MODEL_NAME
+
+
+def test_the_state_of_another_network_is_refused_with_two_ways_out(new_training, kill, tmp_path):
+    first = new_training(tmp_path)
+    with pytest.raises(kill(first, 8)):
+        first.trainer.run()
+    with pytest.raises(InputError, match="training_state.pt is of another network") as caught:
+        new_training(tmp_path, channels=5).trainer.run()
+    assert "--resume false" in str(caught.value)
+    assert "--ckpt_dir" in str(caught.value)
+
+
+def test_the_state_of_another_optimizer_is_refused(new_training, kill, tmp_path):
+    first = new_training(tmp_path)
+    with pytest.raises(kill(first, 8)):
+        first.trainer.run()
+    state = load(tmp_path / STATE_NAME)
+    state["optimizer"]["param_groups"][0]["params"].pop()
+    torch.save(state, tmp_path / STATE_NAME)
+    with pytest.raises(InputError, match="is of another optimizer or scheduler"):
+        new_training(tmp_path).trainer.run()
+
+
+@pytest.mark.parametrize("content", ["text", {"weights": 1}])
+def test_a_broken_state_is_refused_unless_it_is_not_wanted(new_training, tmp_path, content):
+    path = tmp_path / STATE_NAME
+    if isinstance(content, str):
+        path.write_text(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(InputError, match="training_state.pt (cannot be read|is no training state)"):
+        new_training(tmp_path, epochs=1).trainer.run()
+    new_training(tmp_path, epochs=1, resume=False).trainer.run()
+    assert load(path)["epoch"] == 1
+
+
+def test_a_diverged_training_stops_with_a_sentence_and_keeps_the_state_before(new_training, tmp_path):
+    training = new_training(tmp_path)
+    loss = training.trainer.loss_function
+    training.trainer.loss_function = lambda pred, label: (
+        loss(pred, label) * (float("nan") if training.trainer.state.iteration == 5 else 1)
+    )
+    with pytest.raises(InputError, match="the loss became nan in epoch 2, iteration 5 .*keeps epoch 1.*--resume false"):
+        training.trainer.run()
+    assert load(tmp_path / STATE_NAME)["epoch"] == 1
+
+
+def test_weights_that_diverge_in_the_last_step_are_not_saved(new_training, tmp_path):
+    training = new_training(tmp_path, epochs=2)
+
+    def spoil(engine):
+        if engine.state.iteration == 6:
+            next(training.network.parameters()).data.fill_(float("inf"))
+
+    training.trainer.add_event_handler(module.Events.ITERATION_COMPLETED, spoil)
+    with pytest.raises(InputError, match="a weight became infinite or NaN in epoch 2"):
+        training.trainer.run()
+    assert load(tmp_path / STATE_NAME)["epoch"] == 1
+
+
+def test_other_ranks_write_nothing_and_restore(new_training, kill, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "rank", lambda: 1)
+    new_training(tmp_path, epochs=1).trainer.run()
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(module, "rank", lambda: 0)
+    first = new_training(tmp_path)
+    with pytest.raises(kill(first, 8)):
+        first.trainer.run()
+    monkeypatch.setattr(module, "rank", lambda: 1)
+    second = new_training(tmp_path)
+    second.trainer.run()
+    assert len(second.losses) == 6
+    assert load(tmp_path / STATE_NAME)["epoch"] == 2
+
+
+def test_wrappers_do_not_show_in_the_files(new_training, tmp_path):
+    training = new_training(tmp_path)
+    wrapped = torch.nn.DataParallel(training.network)
+    assert unwrapped(wrapped) is training.network
+    assert unwrapped(training.network) is training.network
+
+
+def test_a_resume_that_is_neither_true_nor_false_is_refused(new_training, tmp_path):
+    with pytest.raises(InputError, match="resume must be true or false, got 'maybe'"):
+        new_training(tmp_path, resume="maybe")
+
+
+@pytest.mark.slow
+def test_sigkill_in_an_epoch_and_a_new_process_continue_bit_for_bit(new_training, tmp_path):
+    whole = new_training(tmp_path / "whole")
+    whole.trainer.run()
+    script = (
+        "import os, signal, sys; sys.path.insert(0, sys.argv[1]);"
+        "from conftest import make_training; from ignite.engine import Events;"
+        "t = make_training(sys.argv[2]);"
+        "t.trainer.add_event_handler(Events.ITERATION_STARTED(once=8), lambda: os.kill(os.getpid(), signal.SIGKILL));"
+        "t.trainer.run()"
+    )
+    arguments = [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path / "parts")]
+    assert subprocess.run(arguments, capture_output=True).returncode == -signal.SIGKILL
+    second = new_training(tmp_path / "parts")
+    second.trainer.run()
+    assert second.losses == whole.losses[6:]
+    assert equal(second.weights(), whole.weights())
