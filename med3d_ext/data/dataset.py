@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import PersistentDataset
+from monai.data import MetaTensor, PersistentDataset
 from monai.data.utils import pickle_hashing
 from torch.utils.serialization import config
 
@@ -50,11 +50,19 @@ class SeededDataset(PersistentDataset):
         if not path.is_file():
             result = self._pre_transform(dict(item_transformed))
             temporary = path.with_suffix(f".{os.getpid()}.part")  # beside the target, so that the rename is atomic
-            torch.save(result, temporary)
+            torch.save({key: _plain(value) for key, value in result.items()}, temporary)
             os.replace(temporary, path)
         with config.patch({"load.mmap": True}):
-            return torch.load(path, weights_only=True)
+            stored = torch.load(path, weights_only=True)
+        return {key: MetaTensor(**value) if isinstance(value, dict) else value for key, value in stored.items()}
 
     def _cache_file(self, item: dict[str, Any]) -> Path:
         name = self.hash_func(item).decode() + self.transform_hash
         return Path(str(self.cache_dir)) / f"{name}.pt"
+
+
+def _plain(value: Any) -> Any:
+    """A MetaTensor as its parts: the record of applied transforms holds classes that a safe load refuses."""
+    if not isinstance(value, MetaTensor):
+        return value
+    return {"x": value.as_tensor(), "affine": value.affine, "meta": {"filename_or_obj": value.meta["filename_or_obj"]}}

@@ -17,6 +17,7 @@ import nibabel
 import numpy as np
 from monai.data.utils import affine_to_spacing
 
+from med3d_ext.data.datalists import read_json
 from med3d_ext.errors import InputError
 from med3d_ext.transforms.load import LoadVolumed, usable_spacing
 from med3d_ext.transforms.sampling import target_box
@@ -160,3 +161,22 @@ def summarize(cases: list[dict[str, Any]]) -> dict[str, Any]:
             max(case["intensity"]["maximum"] for case in seen),
         ],
     }
+
+
+def weights_domain(weights: str | os.PathLike, name: str | None = None) -> dict[str, Any]:
+    """The facts of a domain that weights were trained on, from the ``fingerprint.json`` beside them.
+
+    Args:
+        weights: the weights' file.
+        name: the domain. Defaults to None: the first.
+
+    Raises:
+        InputError: when the fingerprint is missing or has no such domain.
+    """
+    path = Path(weights).with_name("fingerprint.json")
+    if not path.is_file():
+        raise InputError(f"'{path}' is missing: it holds the spacing and intensities of '{weights}'; put it back.")
+    domains = read_json(path)["domains"]
+    if name is not None and name not in domains:
+        raise InputError(f"'{path}' has no domain '{name}'; choose one of {', '.join(domains)}.")
+    return next(iter(domains.values())) if name is None else domains[name]

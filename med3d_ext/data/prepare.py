@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from med3d_ext.data.datalists import SPLITS, Source, read_json, read_source, split_cases, write_json
+from med3d_ext.data.datalists import SPLITS, Source, list_images, read_json, read_source, split_cases, write_json
 from med3d_ext.data.fingerprint import read_header, repair_spacing, scan_cases, summarize
 from med3d_ext.data.phantoms import phantom_dataset
 from med3d_ext.errors import InputError
@@ -161,6 +162,21 @@ class PreparedData:
         return items
 
     @property
+    def identity(self) -> str:
+        """A short digest of what is trained on: a training is continued on the same data only."""
+        content = "".join(sorted(item["sha256"] + item["domain"] for item in self.training))
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    @property
     def domain(self) -> dict[str, Any]:
         """The only domain's facts: spacing, classes, intensity window."""
         return next(iter(self.fingerprint["domains"].values()))
+
+
+def images_to_segment(dataset_dir: str | None, kind: str) -> list[dict[str, str]]:
+    """The images of an inference run: those of a folder, or the phantoms' where none is given."""
+    if dataset_dir is not None:
+        return list_images(dataset_dir)
+    folder = phantom_dataset(kind)
+    logger.warning(f"no --dataset_dir given: segmenting the generated phantoms in {folder}")
+    return list_images(folder)

@@ -61,7 +61,9 @@ def _three_dimensional(volume: MetaTensor, path: Any, channel: int | None) -> Me
         raise InputError(f"'{path}' is not a 3D volume (its shape is {shape}); give a volume of several slices.")
     if not torch.isfinite(volume.as_tensor()).all():
         raise InputError(f"'{path}' holds NaN or infinite voxels; repair them, for example with numpy.nan_to_num.")
-    return volume[None]
+    # Of the header only name and geometry go on: they survive a cache that loads without pickled code.
+    meta = {"filename_or_obj": str(path), "original_affine": volume.affine.clone()}
+    return MetaTensor(volume.as_tensor()[None], affine=volume.affine, meta=meta)
 
 
 def _last_line(error: BaseException) -> str:
@@ -114,6 +116,7 @@ class LoadVolumed(MapTransform):
             raise InputError(f"'{path}' has no usable voxel spacing (0 or NaN); write the spacing into its header.")
         diagonal = torch.tensor([*ensure_tuple_rep(self.default_spacing, 3), 1.0], dtype=torch.float64)
         image.affine = torch.diag(diagonal)
+        image.meta["original_affine"] = image.affine.clone()
 
     def _label(self, label: MetaTensor, image: MetaTensor, path: Any) -> MetaTensor:
         if label.shape != image.shape:
@@ -121,5 +124,5 @@ class LoadVolumed(MapTransform):
             raise InputError(f"label '{path}' is {shapes[0]}, its image is {shapes[1]}; give the label of this image.")
         if self.require_foreground and not (label > 0).any():
             raise InputError(f"label '{path}' holds no foreground voxel; remove the case or give its real label.")
-        meta = {key: value for key, value in label.meta.items() if key != "affine"}
+        meta = {"filename_or_obj": str(path), "original_affine": image.affine.clone()}
         return MetaTensor(label.as_tensor().round(), affine=image.affine, meta=meta)

@@ -1,0 +1,91 @@
+"""What lies beside the weights: the fingerprint that inference reads, and the card that says what the weights saw."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import monai
+import torch
+from ignite.engine import Engine, Events
+
+import med3d_ext
+from med3d_ext.data.datalists import write_json
+from med3d_ext.data.prepare import PreparedData
+
+
+class WeightsCard:
+    """Write ``fingerprint.json`` when training starts and ``card.json`` after every epoch.
+
+    The card lists the cases that the weights have seen (trained on or chosen by) with the SHA-256 of each image, so
+    that anyone can tell whether a test case is among them.
+
+    Args:
+        ckpt_dir: folder of the weights.
+        data: the run's data.
+        dataset: the training data set; its items are the cases that are trained on.
+        network_name: the encoder.
+        init: the initial weights, as configured.
+        seed: the run's seed.
+        evaluator: its metrics are the card's figures.
+    """
+
+    def __init__(
+        self,
+        ckpt_dir: str,
+        data: PreparedData,
+        dataset: Any,
+        network_name: str,
+        init: str,
+        seed: int = 0,
+        evaluator: Engine | None = None,
+    ) -> None:
+        self.ckpt_dir = Path(ckpt_dir)
+        self.data = data
+        self.dataset = dataset
+        self.facts = {"network": network_name, "init": os.path.basename(init), "seed": seed}
+        self.evaluator = evaluator
+
+    def attach(self, engine: Engine) -> None:
+        """Register with the trainer, after the handlers that validate and save."""
+        if engine.state.rank == 0:
+            engine.add_event_handler(Events.STARTED, self.write_fingerprint)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self.write_card)
+
+    def write_fingerprint(self, engine: Engine) -> None:
+        """Spacing, classes, intensity and cases of every domain, with file names instead of paths."""
+        domains = {}
+        for name, domain in self.data.fingerprint["domains"].items():
+            cases = [public_case(case) for case in domain["cases"]]
+            domains[name] = {**domain, "cases": cases}
+        write_json(self.ckpt_dir / "fingerprint.json", {"domains": domains})
+
+    def write_card(self, engine: Engine) -> None:
+        """Everything that is known about the weights so far."""
+        state = None if self.evaluator is None else self.evaluator.state
+        write_json(
+            self.ckpt_dir / "card.json",
+            {
+                **self.facts,
+                "epochs": engine.state.epoch,
+                "versions": {"med3d_ext": med3d_ext.__version__, "monai": monai.__version__, "torch": torch.__version__},
+                "domains": sorted(self.data.fingerprint["domains"]),
+                "best": None if state is None else {"epoch": state.best_metric_epoch, state.key_metric_name: state.best_metric},
+                "cases": {
+                    "training": [named_hash(item) for item in self.dataset.data],
+                    "validation": [named_hash(item) for item in self.data.items("validation")],
+                },
+            },
+        )
+
+
+def public_case(case: dict[str, Any]) -> dict[str, Any]:
+    """A fingerprint's case without what belongs to one machine."""
+    kept = {key: value for key, value in case.items() if key != "stamp"}
+    return {**kept, "image": os.path.basename(case["image"]), "label": os.path.basename(case["label"])}
+
+
+def named_hash(item: dict[str, Any]) -> dict[str, Any]:
+    """File name, domain and SHA-256 of a dataset item."""
+    return {"image": os.path.basename(item["image"]), "domain": item.get("domain"), "sha256": item.get("sha256")}

@@ -1,0 +1,102 @@
+"""A picture per case: the image with the label's and the prediction's contours, for the eye that trusts no number."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from monai.transforms import Orientation
+
+
+class OverlayImage:
+    """Write ``overlay_<case>.png``: an axial and a coronal slice through the target, label green, prediction red.
+
+    Args:
+        output_dir: folder of the pictures.
+        maximum: pictures per run; the first cases get one. Defaults to 8.
+        label_key: key of the label; a missing label is left out.
+    """
+
+    def __init__(self, output_dir: str, maximum: int = 8, label_key: str = "label") -> None:
+        self.output_dir = output_dir
+        self.maximum = maximum
+        self.label_key = label_key
+        self.written = 0
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a MONAI evaluator whose postprocessing leaves label maps."""
+        engine.add_event_handler(Events.STARTED, lambda engine: setattr(self, "written", 0))
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.draw_batch)
+
+    def draw_batch(self, engine: Engine) -> None:
+        """Draw the cases of one batch."""
+        for batch, output in zip(engine.state.batch, engine.state.output):
+            if self.written >= self.maximum or engine.state.rank != 0:
+                return
+            image = batch["image"]
+            name = os.path.basename(str(image.meta.get("filename_or_obj", self.written)))
+            path = Path(self.output_dir) / f"overlay_{name.split('.')[0]}.png"
+            label = output.get(self.label_key, batch.get(self.label_key))
+            draw_overlay(path, image, output["pred"], label)
+            self.written += 1
+
+
+def draw_overlay(
+    path: str | os.PathLike, image: MetaTensor, prediction: torch.Tensor, label: torch.Tensor | None = None
+) -> None:
+    """Draw one case.
+
+    Args:
+        path: the PNG to write.
+        image: channel-first volume with its affine.
+        prediction: label map (1, X, Y, Z) on the image's grid.
+        label: reference label map, or None.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    volumes = [to_ras_array(volume, image.affine) for volume in (image, prediction, label) if volume is not None]
+    spacing = np.linalg.norm(np.asarray(image.affine)[:3, :3], axis=0)[ras_order(image.affine)]
+    masks = [volume > 0 for volume in volumes[1:]]
+    center = slice_through(masks[-1] if masks[-1].any() else masks[0])
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 5))
+    for panel, axis in zip(axes, (2, 1)):
+        cut = [volume.take(center[axis], axis=axis) for volume in volumes]
+        rows, columns = (1, 0) if axis == 2 else (2, 0)
+        panel.imshow(cut[0].T, cmap="gray", origin="lower", aspect=spacing[rows] / spacing[columns])
+        for mask, color in zip(cut[1:], ("red", "lime")):
+            if (mask > 0).any():
+                panel.contour((mask > 0).T, levels=[0.5], colors=color, linewidths=1)
+        panel.set_axis_off()
+    names = "prediction red" + (", label green" if label is not None else "")
+    figure.suptitle(f"{Path(path).stem.removeprefix('overlay_')}: {names}", fontsize=10)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=80, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def to_ras_array(volume: torch.Tensor, affine: torch.Tensor) -> np.ndarray:
+    """The first channel as an array in RAS order."""
+    plain = torch.as_tensor(np.asarray(volume.detach().cpu(), dtype=np.float32))
+    return Orientation("RAS", labels=None)(MetaTensor(plain, affine=affine))[0].numpy()
+
+
+def ras_order(affine: torch.Tensor) -> np.ndarray:
+    """Which stored axis comes first, second and third in RAS order."""
+    import nibabel
+
+    return np.argsort(nibabel.orientations.io_orientation(np.asarray(affine))[:, 0])
+
+
+def slice_through(mask: np.ndarray) -> list[int]:
+    """Per axis, the slice with the most foreground; the middle of an empty mask."""
+    if not mask.any():
+        return [extent // 2 for extent in mask.shape]
+    others = [(1, 2), (0, 2), (0, 1)]
+    return [int(mask.sum(axis=axes).argmax()) for axes in others]

@@ -1,0 +1,99 @@
+"""What an evaluation leaves behind: one row per case, and one JSON with n and intervals."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from monai.utils import string_list_all_gather
+
+from med3d_ext.data.datalists import write_json
+from med3d_ext.metrics.intervals import describe_metric
+
+logger = logging.getLogger("med3d_ext.evaluate")
+
+
+class EvaluationSummary:
+    """Write ``cases.csv`` and ``summary.json`` when an evaluation ends, and log one line per metric and domain.
+
+    Reads the per-case values that MONAI's metric handlers keep with ``save_details`` (their default). Items with a
+    ``domain`` are also summarized per domain.
+
+    Args:
+        output_dir: folder of the two files.
+        split: name of the evaluated split, written into the summary.
+    """
+
+    def __init__(self, output_dir: str, split: str = "test") -> None:
+        self.output_dir = output_dir
+        self.split = split
+        self.cases: list[str] = []
+        self.domains: list[str] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a MONAI evaluator."""
+        engine.add_event_handler(Events.STARTED, self.started)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.note_cases)
+        engine.add_event_handler(Events.COMPLETED, self.write)
+
+    def started(self, engine: Engine) -> None:
+        """Forget the cases of an earlier run."""
+        self.cases, self.domains = [], []
+
+    def note_cases(self, engine: Engine) -> None:
+        """Remember which file each per-case value belongs to."""
+        for item in engine.state.batch:
+            image = item["image"]
+            name = str(image.meta.get("filename_or_obj", "")) if isinstance(image, MetaTensor) else ""
+            self.cases.append(os.path.basename(name))
+            self.domains.append(str(item.get("domain", "all")))
+
+    def write(self, engine: Engine) -> None:
+        """Write both files."""
+        cases, domains = string_list_all_gather(self.cases), string_list_all_gather(self.domains)
+        details = {name: per_case(value) for name, value in engine.state.metric_details.items()}
+        if engine.state.rank != 0:
+            return
+        rows = [
+            {"case": case, "domain": domain, **{name: float(values[i]) for name, values in details.items()}}
+            for i, (case, domain) in enumerate(zip(cases, domains))
+        ]
+        folder = Path(self.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "cases.csv", "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=["case", "domain", *details])
+            writer.writeheader()
+            writer.writerows(rows)
+        summary = {"split": self.split, "n": len(rows), "domains": summarize_rows(rows, list(details))}
+        write_json(folder / "summary.json", summary)
+        for domain, metrics in summary["domains"].items():
+            for name, facts in metrics.items():
+                logger.info(f"{domain}: {name} {facts['mean']} (n={facts['n']}, 95 % interval {facts['interval_95']})")
+
+
+def per_case(details: Any) -> np.ndarray:
+    """Mean over the classes of a metric's details (cases, classes), NaN where a case has no value."""
+    values = torch.as_tensor(details).detach().cpu().double()
+    values = values.reshape(values.shape[0], -1) if values.ndim else values.reshape(1, 1)
+    return torch.nanmean(values, dim=1).numpy()
+
+
+def summarize_rows(rows: list[dict[str, Any]], metrics: list[str]) -> dict[str, dict[str, Any]]:
+    """Domain to metric to n, mean and interval."""
+    grouped: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        grouped[row["domain"]].append(row)
+    return {
+        domain: {name: describe_metric([row[name] for row in members]) for name in metrics}
+        for domain, members in grouped.items()
+    }
+
+

@@ -1,0 +1,48 @@
+"""Means that say how sure they are: bootstrap intervals over cases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def bootstrap_interval(
+    values: Sequence[float], confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean over cases.
+
+    With a handful of cases the interval is too narrow; it is a lower bound of the uncertainty, and n stands beside it.
+
+    Args:
+        values: one finite value per case; at least one.
+        confidence: share of the bootstrap means inside the interval.
+        resamples: number of bootstrap samples.
+        seed: seed of the resampling.
+
+    Returns:
+        lower and upper end.
+    """
+    sample = np.asarray(values, dtype=float)
+    if sample.size == 0 or not np.isfinite(sample).all():
+        raise ValueError(f"values must be finite and at least one, got {list(values)}.")
+    draws = np.random.default_rng(seed).integers(0, sample.size, (resamples, sample.size))
+    tail = (1 - confidence) / 2 * 100
+    low, high = np.percentile(sample[draws].mean(axis=1), [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def describe_metric(values: Sequence[float]) -> dict[str, float | int | list[float] | None]:
+    """n, mean, bootstrap interval, minimum and the number of cases without a value (NaN) of one metric."""
+    sample = np.asarray(values, dtype=float).ravel()
+    finite = sample[np.isfinite(sample)]
+    if finite.size == 0:
+        return {"n": 0, "mean": None, "interval_95": None, "minimum": None, "undefined": int(sample.size)}
+    low, high = bootstrap_interval(finite)
+    return {
+        "n": int(finite.size),
+        "mean": round(float(finite.mean()), 4),
+        "interval_95": [round(low, 4), round(high, 4)],
+        "minimum": round(float(finite.min()), 4),
+        "undefined": int(sample.size - finite.size),
+    }

@@ -1,0 +1,83 @@
+"""What a first stage is for: does the box around its result hold the target, and how much of the volume is that box?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.metrics import CumulativeIterationMetric
+from monai.transforms import get_largest_connected_component_mask
+from monai.utils import MetricReduction
+
+from med3d_ext.transforms.sampling import axis_spacing, target_box
+
+
+def region_of_interest(
+    mask: torch.Tensor, spacing: Sequence[float], margin_mm: float
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The box around the largest component of a mask, grown by a margin and cut at the volume's faces.
+
+    Args:
+        mask: foreground mask (1, X, Y, Z).
+        spacing: voxel spacing of the three axes (mm).
+        margin_mm: margin on each side (mm).
+
+    Returns:
+        first and one-past-last voxel, or None for an empty mask.
+    """
+    foreground = torch.as_tensor(mask) > 0
+    if not foreground.any():
+        return None
+    box = target_box(get_largest_connected_component_mask(foreground))
+    if box is None:
+        return None
+    margin = np.ceil(margin_mm / np.asarray(spacing)).astype(int)
+    return np.maximum(box[0] - margin, 0), np.minimum(box[1] + margin, mask.shape[1:])
+
+
+class ROIMetric(CumulativeIterationMetric):
+    """Share of the label inside the predicted region of interest, or that region's share of the volume.
+
+    An empty prediction has recall 0, and share 1, because a cascade then falls back to the whole volume. A label
+    without foreground has recall NaN.
+
+    Args:
+        quantity: "recall" or "share".
+        margin_mm: margin around the predicted box (mm).
+        spacing: voxel spacing (mm) for predictions that carry no affine.
+    """
+
+    def __init__(
+        self, quantity: str = "recall", margin_mm: float = 20.0, spacing: Sequence[float] = (1.0, 1.0, 1.0)
+    ) -> None:
+        super().__init__()
+        if quantity not in ("recall", "share"):
+            raise ValueError(f"quantity must be 'recall' or 'share', got {quantity!r}.")
+        self.quantity = quantity
+        self.margin_mm = margin_mm
+        self.spacing = spacing
+
+    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
+        if y is None:
+            raise ValueError("y must be the label map, got None.")
+        return torch.stack([self._one(prediction, label) for prediction, label in zip(y_pred, y)])
+
+    def _one(self, prediction: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        spacing = self.spacing
+        if isinstance(prediction, MetaTensor):
+            spacing = axis_spacing(np.asarray(prediction.affine.cpu(), float).reshape(-1, 4, 4)[0])
+        plain = prediction.as_tensor() if isinstance(prediction, MetaTensor) else prediction
+        box = region_of_interest(plain.cpu(), spacing, self.margin_mm)
+        inside = torch.zeros_like(plain, dtype=torch.bool, device="cpu")
+        if box is not None:
+            inside[:, box[0][0] : box[1][0], box[0][1] : box[1][1], box[0][2] : box[1][2]] = True
+        if self.quantity == "share":
+            return inside.float().mean()[None] if box is not None else torch.ones(1)
+        target = torch.as_tensor(label).cpu() > 0
+        return ((target & inside).sum() / target.sum())[None]  # 0 / 0 is NaN: nothing to find
+
+    def aggregate(self, reduction: MetricReduction | str | None = None) -> torch.Tensor:
+        """Mean over the cases that have a target."""
+        return torch.nanmean(torch.as_tensor(self.get_buffer()))
