@@ -151,16 +151,15 @@ class Med3DNet(nn.Module):
             domain = self._indices(domain, x.shape[0])
         features = self.encoder(x)[-1]
         if domain is None:
-            logits = self._default_branch(features)
-        else:
-            logits = self._all_branches(features, domain.reshape(-1))
-        return _resize(logits, x)
+            return self._pad(_resize(self._default_branch(features), x))
+        # Padded before the resize: one up-sampling for all domains, and no copies on the input grid.
+        return _resize(self._all_branches(features, domain.reshape(-1)), x)
 
     def _default_branch(self, features: Tensor) -> Tensor:
         logits = features  # TorchScript unrolls the loop and wants a value before it
         for index, branch in enumerate(self.branches.values()):
             if index == self.default_index:
-                logits = self._pad(branch(features))
+                logits = branch(features)
         return logits
 
     def _all_branches(self, features: Tensor, domain: Tensor) -> Tensor:
