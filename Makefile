@@ -1,0 +1,49 @@
+# make demo: train, evaluate and segment on generated data in about four minutes.   make test: the fast tests.
+PYTHON ?= python3
+VENV   ?= .venv
+RUN     = $(VENV)/bin/python
+DEMO   ?= build/demo
+BUNDLE  = bundles/lits_coarse
+DEMO_OPTIONS = --output_dir $(DEMO)/eval --ckpt_dir $(DEMO)/models --spatial_size "[64,64,32]"
+
+.PHONY: demo test test-slow lint docs clean
+
+$(VENV)/base: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed, this is ' + sys.version)"
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/test: $(VENV)/base
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test,dev]"
+	touch $@
+
+demo: $(VENV)/base
+	rm -rf $(DEMO)
+	$(RUN) -m monai.bundle run --config_file $(BUNDLE)/configs/train.json --epochs 24 $(DEMO_OPTIONS)
+	$(RUN) -m monai.bundle run --config_file "['$(BUNDLE)/configs/train.json','$(BUNDLE)/configs/evaluate.json']" $(DEMO_OPTIONS)
+	$(RUN) -m med3d_ext phantoms lits --folder $(DEMO)/new_patient --cases 1 --seed 4711
+	$(RUN) -m monai.bundle run --config_file $(BUNDLE)/configs/inference.json --dataset_dir $(DEMO)/new_patient \
+	    --ckpt_dir $(DEMO)/models --output_dir $(DEMO)/segmentation --spatial_size "[64,64,32]"
+	@echo
+	@echo "curves             $(DEMO)/eval/loss.png, $(DEMO)/eval/dice.png"
+	@echo "test cases         $(DEMO)/eval/test/summary.json, $(DEMO)/eval/test/overlay_*.png"
+	@echo "the new patient    $(DEMO)/segmentation"
+
+test: $(VENV)/test
+	$(RUN) -m pytest --cov --cov-report=term-missing:skip-covered
+
+test-slow: $(VENV)/test
+	$(RUN) -m pytest -m slow
+
+lint: $(VENV)/test
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+docs: $(VENV)/base
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(RUN) -m sphinx -W -b html docs docs/_build
+
+clean:
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache
