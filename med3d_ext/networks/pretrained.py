@@ -1,0 +1,153 @@
+"""The one door for weights: what a config's ``init`` means, and all that reads, describes and loads weights."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from med3d_ext.errors import InputError
+from med3d_ext.handlers.atomic import write_atomically
+from med3d_ext.handlers.rank import rank
+from med3d_ext.networks.encoder_loading import adapt_stem, encoder_of, load_encoder, read_weights
+from med3d_ext.networks.load_report import LoadReport
+from med3d_ext.networks.weight_files import check_sha256, download_weights, write_state
+from med3d_ext.networks.weight_sources import SOURCES, Description, describe_weights
+
+__all__ = [
+    "SOURCES",
+    "Description",
+    "InitialWeights",
+    "LoadReport",
+    "adapt_stem",
+    "check_sha256",
+    "describe_weights",
+    "download_weights",
+    "encoder_of",
+    "find_weights",
+    "load_encoder",
+    "read_weights",
+    "write_state",
+]
+
+logger = logging.getLogger("med3d_ext.weights")
+
+PRETRAINING = "pretrain_3dseg8"
+
+
+def find_weights(bundle_root: str | os.PathLike, ckpt_dir: str | os.PathLike | None = None) -> Path:
+    """The weights that a bundle's inference takes: those of its last training, else the released ones.
+
+    Args:
+        bundle_root: the bundle's folder.
+        ckpt_dir: where its training writes. Defaults to None: ``models`` in the bundle.
+
+    Returns:
+        ``models/model.pt``, else ``weights/model.pt``; the log says which.
+
+    Raises:
+        InputError: there is neither.
+    """
+    trained = Path(ckpt_dir or Path(bundle_root) / "models") / "model.pt"
+    released = Path(bundle_root) / "weights" / "model.pt"
+    for path, kind in ((trained, "trained here"), (released, "released")):
+        if path.is_file():
+            logger.info(f"Weights: '{path}' ({kind}).")
+            return path
+    raise InputError(f"There is neither '{trained}' nor '{released}'; train the bundle or fetch its released weights.")
+
+
+class InitialWeights:
+    """What a training starts from, and the paper's learning rate for it (section 4.2).
+
+    The weights are loaded when the component is built; the report goes to the log and to ``report_path``.
+
+    Args:
+        network: an encoder or a network with one, see :func:`encoder_of`.
+        init: `scratch`; `med3d`, the released encoder; `kinetics`, which has no released file and is refused with a
+            sentence; or the path of a weights file.
+        bundle_root: the bundle's folder; the released encoder is looked for beside it. Defaults to None.
+        released: the released encoder's file, where it lies elsewhere. Defaults to None.
+        report_path: where the report is written as JSON. Defaults to None, nowhere.
+        minimum_share: see :func:`load_encoder`. Defaults to 0.95.
+        learning_rate: wins over the paper's. Defaults to None.
+        scratch_learning_rate: for `scratch`. Defaults to the paper's 0.01.
+        pretrained_learning_rate: for all else. Defaults to the paper's 0.001.
+
+    Attributes:
+        network: the network, with the weights in it.
+        report: the load report, None from scratch.
+        learning_rate: the one to train with.
+
+    Raises:
+        InputError: ``init`` names no weights, or they do not fit the network.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        init: str,
+        bundle_root: str | os.PathLike | None = None,
+        released: str | os.PathLike | None = None,
+        report_path: str | os.PathLike | None = None,
+        minimum_share: float = 0.95,
+        learning_rate: float | None = None,
+        scratch_learning_rate: float = 0.01,
+        pretrained_learning_rate: float = 0.001,
+    ) -> None:
+        path = _weights_path(str(init), bundle_root, released)
+        self.network = network
+        self.report = load_encoder(network, path, minimum_share) if path else None
+        if learning_rate is None:
+            learning_rate = pretrained_learning_rate if path else scratch_learning_rate
+        self.learning_rate = learning_rate
+        if rank() == 0:
+            self._tell(report_path)
+
+    def _tell(self, report_path: str | os.PathLike | None) -> None:
+        text = self.report.table() if self.report else "from scratch"
+        logger.info(f"Initial weights: {text}\nLearning rate {self.learning_rate:g}.")
+        if report_path is not None and self.report:
+            with write_atomically(Path(report_path), "w") as file:
+                file.write(self.report.to_json())
+
+    def parameter_groups(
+        self, learning_rate: float | None = None, head_lr_multiplier: float = 1.0
+    ) -> list[dict[str, Any]]:
+        """Groups for an optimizer: the encoder at ``learning_rate``, all else at ``head_lr_multiplier`` times it.
+
+        Args:
+            learning_rate: Defaults to None, that of ``init``.
+            head_lr_multiplier: Defaults to 1.
+        """
+        rate = self.learning_rate if learning_rate is None else learning_rate
+        encoder = list(encoder_of(self.network).parameters())
+        inside = set(map(id, encoder))
+        rest = [parameter for parameter in self.network.parameters() if id(parameter) not in inside]
+        groups = [{"params": encoder, "lr": rate}, {"params": rest, "lr": rate * head_lr_multiplier}]
+        return [group for group in groups if group["params"]]
+
+
+def _weights_path(init: str, bundle_root: str | os.PathLike | None, released: str | os.PathLike | None) -> Path | None:
+    if init == "scratch":
+        return None
+    if init == "kinetics":
+        raise InputError("init 'kinetics' needs a file of 3D-ResNets-PyTorch; give its path: --init PATH.")
+    if init == "med3d":
+        return _released_encoder(bundle_root, released)
+    if Path(init).is_file():
+        return Path(init)
+    raise InputError(f"init must be scratch, med3d, kinetics or the path of a weights file, and '{init}' is no file.")
+
+
+def _released_encoder(bundle_root: str | os.PathLike | None, released: str | os.PathLike | None) -> Path:
+    pretraining = Path(bundle_root or ".").resolve().parent / PRETRAINING
+    path = Path(released) if released is not None else pretraining / "weights" / "model.pt"
+    if path.is_file():
+        return path
+    trained = pretraining / "models" / "model.pt"
+    hint = f"--init '{trained}' is the one trained here" if trained.is_file() else "in a packed bundle use --init PATH"
+    raise InputError(f"init 'med3d' finds no released encoder at '{path}'; {hint}, --init scratch does without.")
