@@ -1,4 +1,4 @@
-"""The training data set: normalized volumes cached on disk, and random transforms that a resumed run repeats exactly."""
+"""The training data set: normalized volumes cached on disk, and random transforms that a resumed run repeats."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ class SeededDataset(PersistentDataset):
 
     What an item looks like in an epoch depends on nothing else, so a run that is resumed after epoch k sees what an
     uninterrupted one would have seen, with any number of worker processes.
+
+    An index may be ``repeat * len(data) + case``: the case once more, with other random draws. Such indices come
+    from :class:`med3d_ext.data.BalancedSampler`.
 
     Args:
         data: dataset items.
@@ -41,7 +44,7 @@ class SeededDataset(PersistentDataset):
     def _transform(self, index: int) -> Any:
         state = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)
         self.transform.set_random_state(seed=int(state[0]))
-        return super()._transform(index)
+        return super()._transform(index % len(self.data))
 
     def _cachecheck(self, item_transformed: dict[str, Any]) -> Any:
         if self.cache_dir is None:
@@ -50,8 +53,11 @@ class SeededDataset(PersistentDataset):
         if not path.is_file():
             result = self._pre_transform(dict(item_transformed))
             temporary = path.with_suffix(f".{os.getpid()}.part")  # beside the target, so that the rename is atomic
-            torch.save({key: _plain(value) for key, value in result.items()}, temporary)
-            os.replace(temporary, path)
+            try:
+                torch.save({key: _plain(value) for key, value in result.items()}, temporary)
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
         with config.patch({"load.mmap": True}):
             stored = torch.load(path, weights_only=True)
         return {key: MetaTensor(**value) if isinstance(value, dict) else value for key, value in stored.items()}

@@ -1,0 +1,52 @@
+"""Label values of the files turned into the classes that a domain's branch learns."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+from monai.config import KeysCollection
+from monai.transforms import MapLabelValue, MapTransform
+from monai.utils import convert_to_dst_type
+
+from med3d_ext.transforms.per_domain import value_of
+
+
+class MergeLabelsd(MapTransform):
+    """MONAI's MapLabelValue with the table of the item's domain: liver and its tumor become one class, for example.
+
+    The paper's targets are liver, pancreas and vessel as its table 1 names them; ``prepare 3dseg8`` writes each
+    domain's table into ``fingerprint.json``. Type and geometry of the label stay.
+
+    Args:
+        keys: keys of labels.
+        label_map: value in the file to class; values that it does not name stay. Or a table from an item's ``domain``
+            to such a map. Keys may be text, as JSON has them.
+        allow_missing_keys: pass over absent keys.
+
+    Raises:
+        KeyError: when the table lacks the item's domain.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        label_map: Mapping[Any, Any],
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        per_domain = any(isinstance(value, Mapping) for value in label_map.values())
+        self.maps: Any = {name: _mapper(each) for name, each in label_map.items()} if per_domain else _mapper(label_map)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        mapper = value_of("label_map", self.maps, item)
+        for key in self.key_iterator(item):
+            if mapper is not None:
+                item[key] = convert_to_dst_type(mapper(item[key]), item[key])[0]
+        return item
+
+
+def _mapper(label_map: Mapping[Any, Any]) -> MapLabelValue | None:
+    changed = {int(value): int(target) for value, target in label_map.items() if int(value) != int(target)}
+    return MapLabelValue(list(changed), list(changed.values())) if changed else None
