@@ -6,6 +6,7 @@ from med3d_ext.handlers.card import WeightsCard
 from med3d_ext.handlers.checkpoint import ResumableCheckpoint
 from med3d_ext.handlers.curves import Curves
 from med3d_ext.handlers.freeze import FreezeEncoder
+from med3d_ext.handlers.manifest import RunManifest
 from med3d_ext.handlers.overlay import OverlayImage
 from med3d_ext.handlers.progress import ProgressBar
 from med3d_ext.handlers.seeding import EpochSeed
@@ -19,5 +20,6 @@ __all__ = [
     "OverlayImage",
     "ProgressBar",
     "ResumableCheckpoint",
+    "RunManifest",
     "WeightsCard",
 ]

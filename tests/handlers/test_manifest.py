@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+import os
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from ignite.engine import Events
+
+from med3d_ext.errors import InputError
+from med3d_ext.handlers import manifest
+from med3d_ext.handlers.manifest import RunManifest
+
+FINGERPRINT = {"domains": {"liver": {"cases": [{"image": "a.nii.gz", "sha256": "12ab", "shape": [1, 2, 3]}]}}}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def with_manifest(**kwargs):
+    return lambda evaluator: [RunManifest("out", evaluator=evaluator, **kwargs)]
+
+
+def read(path="out/run.json"):
+    with open(path) as file:
+        return json.load(file)
+
+
+def test_a_completed_run_says_what_was_run_and_how_it_went(new_training, folder, monkeypatch):
+    (folder / "train.json").write_text(json.dumps({"epochs": 4, "dataset_dir": f"{folder}/data", "lr": 1}))
+    program = os.path.join("monai", "bundle", "__main__.py")
+    monkeypatch.setattr(sys, "argv", [program, "run", "--config_file", f"{folder}/train.json", "--epochs", "2"])
+    new_training("ckpt", epochs=2, handlers=with_manifest(data=FINGERPRINT, seed=5)).trainer.run()
+    record = read()
+    assert record["status"] == "completed"
+    assert record["command"] == "python -m monai.bundle run --config_file train.json --epochs 2"
+    assert record["config"] == {"epochs": 2, "dataset_dir": "data", "lr": 1}
+    assert record["overrides"] == {"epochs": 2}
+    assert record["seed"] == 5
+    assert record["data"] == {"liver": {"a.nii.gz": "12ab"}}
+    assert record["best"] == {"val_mean_dice": 0.5, "epoch": 2}
+    assert record["metrics"] == {"val_mean_dice": 0.5}
+    assert (record["epochs"], record["iterations"]) == (2, 6)
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["device"]["type"] == "cpu"
+    assert record["device"]["threads"] == torch.get_num_threads()
+    assert record["started"] <= record["finished"]
+    assert record["duration_seconds"] > 0
+    assert record["earlier"] == []
+    assert str(folder) not in json.dumps(record)
+
+
+def test_while_a_run_lasts_its_status_is_running(new_training):
+    training = new_training("ckpt", epochs=1, handlers=with_manifest())
+    seen = []
+    training.trainer.add_event_handler(Events.EPOCH_STARTED, lambda: seen.append(read()["status"]))
+    training.trainer.run()
+    assert seen == ["running"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (KeyboardInterrupt(), "interrupted", "KeyboardInterrupt: "),
+        (ValueError("a fault"), "failed", "ValueError: a fault"),
+        (InputError("a.nii is truncated; copy it."), "failed", "a.nii is truncated; copy it."),
+    ],
+)
+def test_a_run_that_fails_says_why_and_the_exception_goes_on(new_training, error, status, message):
+    training = new_training("ckpt", handlers=with_manifest())
+
+    def stop(engine):
+        if engine.state.iteration == 4:
+            raise error
+
+    training.trainer.add_event_handler(Events.ITERATION_STARTED, stop)
+    with pytest.raises(type(error)):
+        training.trainer.run()
+    record = read()
+    assert (record["status"], record["error"], record["epochs"]) == (status, message, 2)
+
+
+def test_a_killed_run_is_listed_as_interrupted_by_the_next(new_training, monkeypatch):
+    training = new_training("ckpt", epochs=1, resume=False, handlers=with_manifest())
+    with monkeypatch.context() as patch:
+        patch.setattr(RunManifest, "_end", lambda *_: None)  # as if it never came to its end
+        training.trainer.run()
+    for _ in range(2):
+        new_training("ckpt", epochs=1, handlers=with_manifest()).trainer.run()
+    assert [entry["status"] for entry in read()["earlier"]] == ["interrupted", "completed"]
+    assert read()["earlier"][1]["epochs"] == 1
+
+
+def test_a_failure_before_the_start_leaves_the_record_of_the_run_before(new_training):
+    new_training("ckpt", epochs=1, handlers=with_manifest()).trainer.run()
+    before = read()
+    with open("ckpt/training_state.pt", "w") as file:
+        file.write("broken")
+    with pytest.raises(InputError, match="cannot be read"):
+        new_training("ckpt", epochs=1, handlers=with_manifest()).trainer.run()
+    assert read() == before
+
+
+def test_a_broken_record_is_replaced(new_training, folder):
+    (folder / "out").mkdir()
+    (folder / "out" / "run.json").write_text("{")
+    new_training("ckpt", epochs=1, handlers=with_manifest()).trainer.run()
+    assert read()["earlier"] == []
+
+
+@pytest.mark.parametrize("kind", ["path", "object"])
+def test_the_data_may_be_a_file_or_an_object_with_a_fingerprint(new_training, folder, kind):
+    (folder / "fingerprint.json").write_text(json.dumps(FINGERPRINT))
+    data = "fingerprint.json" if kind == "path" else SimpleNamespace(fingerprint=FINGERPRINT)
+    new_training("ckpt", epochs=1, handlers=with_manifest(data=data)).trainer.run()
+    assert read()["data"] == {"liver": {"a.nii.gz": "12ab"}}
+
+
+def test_an_evaluation_records_its_own_metrics(new_training):
+    evaluator = new_training("ckpt").evaluator
+    RunManifest("out", name="evaluation.json").attach(evaluator)
+    evaluator.run()
+    assert read("out/evaluation.json")["metrics"] == {"val_mean_dice": 0.1}
+
+
+def test_other_ranks_write_nothing(new_training, folder, monkeypatch):
+    monkeypatch.setattr(manifest, "rank", lambda: 1)
+    new_training("ckpt", epochs=1, handlers=with_manifest()).trainer.run()
+    assert not (folder / "out").exists()
