@@ -194,7 +194,7 @@ def test_a_wrong_option_is_answered_with_the_choices(options, message):
 
 def test_convolutions_start_with_he_initialization_over_the_outputs():
     torch.manual_seed(0)
-    weight = ResNetEncoder("resnet10").layer4[0].conv2.weight
+    weight = ResNetEncoder("resnet10").layer4[0].conv1.weight  # 256 to 512 channels
     assert weight.std().item() == pytest.approx((2 / (512 * 27)) ** 0.5, rel=0.01)
     assert abs(weight.mean().item()) < 1e-4
 
