@@ -11,6 +11,8 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.transforms import Orientation
 
+from med3d_ext.transforms.load import load_volume
+
 
 class OverlayImage:
     """Write ``overlay_<case>.png``: an axial and a coronal slice through the target, label green, prediction red.
@@ -37,9 +39,9 @@ class OverlayImage:
         for batch, output in zip(engine.state.batch, engine.state.output):
             if self.written >= self.maximum or engine.state.rank != 0:
                 return
-            image = batch["image"]
-            name = os.path.basename(str(image.meta.get("filename_or_obj", self.written)))
-            path = Path(self.output_dir) / f"overlay_{name.split('.')[0]}.png"
+            file = batch["image"].meta["filename_or_obj"]
+            image = load_volume(file, batch.get("channel"))  # the batch holds what the network saw, on its own grid
+            path = Path(self.output_dir) / f"overlay_{os.path.basename(file).split('.')[0]}.png"
             label = output.get(self.label_key, batch.get(self.label_key))
             draw_overlay(path, image, output["pred"], label)
             self.written += 1
@@ -61,7 +63,7 @@ def draw_overlay(
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    volumes = [to_ras_array(volume, image.affine) for volume in (image, prediction, label) if volume is not None]
+    volumes = [to_radiological(volume, image.affine) for volume in (image, prediction, label) if volume is not None]
     spacing = np.linalg.norm(np.asarray(image.affine)[:3, :3], axis=0)[ras_order(image.affine)]
     masks = [volume > 0 for volume in volumes[1:]]
     center = slice_through(masks[-1] if masks[-1].any() else masks[0])
@@ -69,7 +71,9 @@ def draw_overlay(
     for panel, axis in zip(axes, (2, 1)):
         cut = [volume.take(center[axis], axis=axis) for volume in volumes]
         rows, columns = (1, 0) if axis == 2 else (2, 0)
-        panel.imshow(cut[0].T, cmap="gray", origin="lower", aspect=spacing[rows] / spacing[columns])
+        low, high = np.percentile(volumes[0], (1, 99))
+        aspect = spacing[rows] / spacing[columns]
+        panel.imshow(cut[0].T, cmap="gray", origin="lower", aspect=aspect, vmin=low, vmax=high)
         for mask, color in zip(cut[1:], ("red", "lime")):
             if (mask > 0).any():
                 panel.contour((mask > 0).T, levels=[0.5], colors=color, linewidths=1)
@@ -81,10 +85,10 @@ def draw_overlay(
     pyplot.close(figure)
 
 
-def to_ras_array(volume: torch.Tensor, affine: torch.Tensor) -> np.ndarray:
-    """The first channel as an array in RAS order."""
+def to_radiological(volume: torch.Tensor, affine: torch.Tensor) -> np.ndarray:
+    """The first channel as an array in LAS order: drawn, the patient's right is on the left, as radiologists look."""
     plain = torch.as_tensor(np.asarray(volume.detach().cpu(), dtype=np.float32))
-    return Orientation("RAS", labels=None)(MetaTensor(plain, affine=affine))[0].numpy()
+    return Orientation("LAS", labels=None)(MetaTensor(plain, affine=affine))[0].numpy()
 
 
 def ras_order(affine: torch.Tensor) -> np.ndarray:

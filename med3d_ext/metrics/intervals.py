@@ -33,16 +33,19 @@ def bootstrap_interval(
 
 
 def describe_metric(values: Sequence[float]) -> dict[str, float | int | list[float] | None]:
-    """n, mean, bootstrap interval, minimum and the number of cases without a value (NaN) of one metric."""
+    """n, mean, bootstrap interval, minimum and the number of cases without a value (NaN) of one metric.
+
+    A single case has no interval.
+    """
     sample = np.asarray(values, dtype=float).ravel()
     finite = sample[np.isfinite(sample)]
     if finite.size == 0:
         return {"n": 0, "mean": None, "interval_95": None, "minimum": None, "undefined": int(sample.size)}
-    low, high = bootstrap_interval(finite)
+    interval = [round(end, 4) for end in bootstrap_interval(finite)] if finite.size > 1 else None
     return {
         "n": int(finite.size),
         "mean": round(float(finite.mean()), 4),
-        "interval_95": [round(low, 4), round(high, 4)],
+        "interval_95": interval,
         "minimum": round(float(finite.min()), 4),
         "undefined": int(sample.size - finite.size),
     }

@@ -138,8 +138,8 @@ def _weights_path(init: str, bundle_root: str | os.PathLike | None, released: st
         raise InputError("init 'kinetics' needs a file of 3D-ResNets-PyTorch; give its path: --init PATH.")
     if init == "med3d":
         return _released_encoder(bundle_root, released)
-    if Path(init).is_file():
-        return Path(init)
+    if Path(init).expanduser().is_file():
+        return Path(init).expanduser()
     raise InputError(f"init must be scratch, med3d, kinetics or the path of a weights file, and '{init}' is no file.")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import torch
 from monai.config import KeysCollection
@@ -19,9 +20,28 @@ from monai.utils import ensure_tuple_rep
 from med3d_ext.errors import InputError
 
 
+NIFTI = (".nii", ".nii.gz")
+
+
 def usable_spacing(spacing: Sequence[float]) -> bool:
     """Whether every component (mm) is a positive number; 0 and NaN stand for a header without spacing."""
     return bool(np.isfinite(spacing).all() and np.greater(spacing, 0).all())
+
+
+def stated_spacing(path: str | os.PathLike, affine: Any) -> list[float]:
+    """Spacing (mm) of the stored axes by a file's header; 0 or NaN where the header states none.
+
+    Args:
+        path: the file.
+        affine: the affine that MONAI's reader gives it (4, 4).
+    """
+    spacing = [float(value) for value in affine_to_spacing(np.asarray(affine, dtype=float), suppress_zeros=False)]
+    if not str(path).endswith(NIFTI):
+        return spacing
+    # nibabel turns a voxel size of 0 into 1 as it reads: whether there is one stands in the bytes alone.
+    with nibabel.openers.ImageOpener(path) as file:
+        stored = nibabel.load(path).header_class.from_fileobj(file, check=False)["pixdim"][1:4]
+    return [value if size else 0.0 for value, size in zip(spacing, stored)]
 
 
 def load_volume(path: str | os.PathLike, channel: int | None = None) -> MetaTensor:
@@ -37,7 +57,7 @@ def load_volume(path: str | os.PathLike, channel: int | None = None) -> MetaTens
     Raises:
         InputError: when the file cannot be read, is not 3D, or holds NaN or infinite voxels.
     """
-    reader = "NibabelReader" if str(path).endswith((".nii", ".nii.gz")) else "ITKReader"
+    reader = "NibabelReader" if str(path).endswith(NIFTI) else "ITKReader"
     if not Path(path).exists():
         raise InputError(f"'{path}' does not exist; check the path.")
     try:
@@ -61,9 +81,12 @@ def _three_dimensional(volume: MetaTensor, path: Any, channel: int | None) -> Me
         raise InputError(f"'{path}' is not a 3D volume (its shape is {shape}); give a volume of several slices.")
     if not torch.isfinite(volume.as_tensor()).all():
         raise InputError(f"'{path}' holds NaN or infinite voxels; repair them, for example with numpy.nan_to_num.")
-    # Of the header only name and geometry go on: they survive a cache that loads without pickled code.
-    meta = {"filename_or_obj": str(path), "original_affine": volume.affine.clone()}
-    return MetaTensor(volume.as_tensor()[None], affine=volume.affine, meta=meta)
+    return MetaTensor(volume.as_tensor()[None], affine=volume.affine, meta=_meta(path, volume.affine, volume.shape))
+
+
+def _meta(path: Any, affine: torch.Tensor, shape: Sequence[int]) -> dict[str, Any]:
+    """Of the header, what MONAI's writers need to put a result on the file's own grid, permuted axes included."""
+    return {"filename_or_obj": str(path), "original_affine": affine.clone(), "spatial_shape": torch.tensor(shape)}
 
 
 def _last_line(error: BaseException) -> str:
@@ -110,7 +133,7 @@ class LoadVolumed(MapTransform):
         return item
 
     def _repair_spacing(self, image: MetaTensor, path: Any) -> None:
-        if usable_spacing(affine_to_spacing(image.affine)):
+        if usable_spacing(stated_spacing(path, image.affine)):
             return
         if self.default_spacing is None:
             raise InputError(f"'{path}' has no usable voxel spacing (0 or NaN); write the spacing into its header.")
@@ -124,5 +147,5 @@ class LoadVolumed(MapTransform):
             raise InputError(f"label '{path}' is {shapes[0]}, its image is {shapes[1]}; give the label of this image.")
         if self.require_foreground and not (label > 0).any():
             raise InputError(f"label '{path}' holds no foreground voxel; remove the case or give its real label.")
-        meta = {"filename_or_obj": str(path), "original_affine": image.affine.clone()}
+        meta = _meta(path, image.affine, image.shape[1:])
         return MetaTensor(label.as_tensor().round(), affine=image.affine, meta=meta)
