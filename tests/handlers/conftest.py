@@ -68,6 +68,7 @@ def make_training(
     val_interval: int = 1,
     handlers: Callable[[Any], Sequence[Any]] = lambda evaluator: (),
     num_workers: int = 0,
+    distributed: bool = False,
 ) -> Training:
     """A trainer with seeding, validation, a scheduler and checkpoints; 3 iterations an epoch."""
     torch.manual_seed(100)
@@ -82,23 +83,24 @@ def make_training(
     )
     optimizer = torch.optim.SGD(network.parameters(), lr=learning_rate, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.7)
+    wrapped = torch.nn.parallel.DistributedDataParallel(network) if distributed else network
     metric = Scores(scores)
     evaluator = SupervisedEvaluator(
         device="cpu",
         val_data_loader=DataLoader(Dataset(items[:1]), batch_size=1),
-        network=network,
+        network=wrapped,
         key_val_metric={"val_mean_dice": metric},
     )
     evaluator.add_event_handler(Events.STARTED, lambda engine: setattr(metric, "epoch", engine.state.epoch + 1))
     checkpoint = ResumableCheckpoint(
-        str(folder), network, optimizer, scheduler, evaluator if validate else None, resume=resume, data=data
+        str(folder), wrapped, optimizer, scheduler, evaluator if validate else None, resume=resume, data=data
     )
     validation = [ValidationHandler(interval=val_interval, validator=evaluator)] if validate else []
     trainer = SupervisedTrainer(
         device="cpu",
         max_epochs=epochs,
         train_data_loader=loader,
-        network=network,
+        network=wrapped,
         optimizer=optimizer,
         loss_function=torch.nn.MSELoss(),
         train_handlers=[

@@ -286,3 +286,27 @@ def test_sigkill_in_an_epoch_and_a_new_process_continue_bit_for_bit(new_training
     second.trainer.run()
     assert second.losses == whole.losses[6:]
     assert equal(second.weights(), whole.weights())
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_checkpoint_and_both_continue(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import torch.distributed as dist; dist.init_process_group('gloo')\n"
+        "from conftest import Killed, kill_at, make_training\n"
+        "first = make_training(sys.argv[2], distributed=True)\n"
+        "kill_at(first, 8)\n"
+        "try: first.trainer.run()\n"
+        "except Killed: dist.barrier()\n"
+        "second = make_training(sys.argv[2], distributed=True)\n"
+        "second.trainer.run()\n"
+        "open(f'{sys.argv[2]}/rank{dist.get_rank()}.txt', 'w').write(str(len(second.losses)))\n"
+        "dist.destroy_process_group()\n"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    done = subprocess.run([*torchrun, str(Path(__file__).parent), str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [(tmp_path / f"rank{i}.txt").read_text() for i in (0, 1)] == ["6", "6"]
+    assert load(tmp_path / STATE_NAME)["epoch"] == 4
+    assert not any(key.startswith("module.") for key in load(tmp_path / MODEL_NAME))
