@@ -36,8 +36,10 @@ CT_VALUES: dict[int, tuple[float, float, float]] = {
     Tissue.KIDNEY: (36, 110, 10),
     Tissue.STOMACH: (44, 36, 14),
     Tissue.BOWEL: (46, 40, 10),
-    Tissue.PANCREAS: (42, 42, 7),
+    Tissue.PANCREAS: (42, 70, 7),
     Tissue.GALLBLADDER: (10, 0, 6),
+    Tissue.RIGHT_LUNG_VESSEL: (20, 90, 10),
+    Tissue.LEFT_LUNG_VESSEL: (20, 90, 10),
 }
 # Relative signal of a T1-weighted chest; lungs and bone are dark as air is, so air alone tells no lung.
 MR_VALUES: dict[int, tuple[float, float]] = {
@@ -61,6 +63,8 @@ MR_VALUES: dict[int, tuple[float, float]] = {
     Tissue.BOWEL: (0.36, 0.1),
     Tissue.PANCREAS: (0.5, 0.05),
     Tissue.GALLBLADDER: (0.22, 0.1),
+    Tissue.RIGHT_LUNG_VESSEL: (0.28, 0.1),
+    Tissue.LEFT_LUNG_VESSEL: (0.28, 0.1),
 }
 
 

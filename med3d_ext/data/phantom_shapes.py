@@ -13,6 +13,11 @@ import numpy as np
 Point = Sequence[float]
 
 
+def near(rng: np.random.Generator, values: Point, spread: float = 5) -> list[float]:
+    """The numbers, each moved by up to ``spread`` (mm)."""
+    return [float(value) for value in np.asarray(values) + rng.uniform(-spread, spread, len(values))]
+
+
 def smooth_field(points: np.ndarray, rng: np.random.Generator, wavelength: float, waves: int = 5) -> np.ndarray:
     """A smooth random scalar field of mean 0 and standard deviation 1.
 

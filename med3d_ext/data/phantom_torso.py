@@ -10,13 +10,13 @@ from enum import IntEnum
 
 import numpy as np
 
-from med3d_ext.data.phantom_shapes import Point, common, ellipsoid, smooth_field, tube, union, warp
+from med3d_ext.data.phantom_shapes import common, ellipsoid, near, smooth_field, tube, union, warp
 
 INFINITE = float("inf")
 Tissue = IntEnum(
     "Tissue",
     "AIR TABLE FAT MUSCLE BONE MARROW RIGHT_LUNG LEFT_LUNG GAS HEART BLOOD LIVER HEPATIC_VESSEL LESION SPLEEN KIDNEY "
-    "STOMACH BOWEL PANCREAS GALLBLADDER",
+    "STOMACH BOWEL PANCREAS GALLBLADDER RIGHT_LUNG_VESSEL LEFT_LUNG_VESSEL",
     start=0,
 )
 _PORTAL = (
@@ -32,7 +32,7 @@ _HEPATIC_VEINS = (
 
 
 def torso(
-    points: np.ndarray, rng: np.random.Generator, lesions: int = 0, vessel_scale: float = 1.0, table: bool = False
+    points: np.ndarray, rng: np.random.Generator, lesions: int = 0, thin_scale: float = 1.0, table: bool = False
 ) -> np.ndarray:
     """Tissue of every point of one random patient.
 
@@ -40,7 +40,7 @@ def torso(
         points: body coordinates, 3 x X x Y x Z in mm, origin near the middle of the upper abdomen.
         rng: source of the patient's shape.
         lesions: number of round lesions in the liver.
-        vessel_scale: radius of the liver's vessels relative to the usual one (coarse grids need thicker ones).
+        thin_scale: thickness of pancreas and liver vessels relative to the usual one (coarse grids need thicker ones).
         table: whether the patient lies on a visible table.
 
     Returns:
@@ -59,16 +59,11 @@ def torso(
     tissues[(skin < -fat) & (cavity > 0)] = Tissue.MUSCLE
     dome = _diaphragm(points, rng)
     below = np.maximum(dome, cavity + 2)
-    neighbors = _paint_abdomen(tissues, points, below, rng)
-    _paint_liver(tissues, points, common(below + 3, -neighbors, 6), rng, lesions, vessel_scale)
+    neighbors = _paint_abdomen(tissues, points, below, rng, thin_scale)
+    _paint_liver(tissues, points, common(below + 3, -neighbors, 6), rng, lesions, thin_scale)
     _paint_chest(tissues, points, cavity, dome, rng)
     _paint_skeleton(tissues, points, skin + np.float32(fat + 7), rng)
     return tissues
-
-
-def _near(rng: np.random.Generator, values: Point, spread: float = 5) -> Point:
-    """The numbers, each moved by up to ``spread`` mm."""
-    return [float(value) for value in np.asarray(values) + rng.uniform(-spread, spread, len(values))]
 
 
 def _diaphragm(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -80,11 +75,13 @@ def _diaphragm(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return z - (top - 72 * slope)
 
 
-def _paint_abdomen(tissues: np.ndarray, points: np.ndarray, below: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _paint_abdomen(
+    tissues: np.ndarray, points: np.ndarray, below: np.ndarray, rng: np.random.Generator, thin_scale: float
+) -> np.ndarray:
     """Paint all but the liver; returns the shape of what the liver yields to."""
     inside = below < 0
-    spleen = ellipsoid(points, _near(rng, (-88, -20, 4)), _near(rng, (30, 46, 50)))
-    stomach = ellipsoid(points, _near(rng, (-56, 30, 6)), _near(rng, (36, 40, 48)))
+    spleen = ellipsoid(points, near(rng, (-88, -20, 4)), near(rng, (30, 46, 50)))
+    stomach = ellipsoid(points, near(rng, (-56, 30, 6)), near(rng, (36, 40, 48)))
     neighbors = np.minimum(spleen, stomach)
     loops = smooth_field(points, rng, 62)
     gut = inside & (points[1] > -20) & (points[2] < 5 + points[1] / 4) & (loops > -0.25)
@@ -92,27 +89,29 @@ def _paint_abdomen(tissues: np.ndarray, points: np.ndarray, below: np.ndarray, r
     tissues[gut & (loops > 1.35)] = Tissue.GAS
     for side in (-1, 1):
         tissues[ellipsoid(points, (side * 40, -66, 0), (24, 22, INFINITE)) < 0] = Tissue.MUSCLE
-        kidney = ellipsoid(points, _near(rng, (side * 62, -36, -48 - 6 * side)), _near(rng, (27, 25, 48), 3))
+        kidney = ellipsoid(points, near(rng, (side * 62, -36, -48 - 6 * side)), near(rng, (27, 25, 48), 3))
         tissues[inside & (kidney < 0)] = Tissue.KIDNEY
         tissues[inside & (kidney < -17) & (side * points[0] < 62)] = Tissue.FAT
         neighbors = np.minimum(neighbors, kidney - 4)  # a cushion of fat
-    path = [_near(rng, corner, 3) for corner in ((34, 4, -34), (6, 14, -22), (-32, 2, -14), (-66, -10, -4))]
-    tissues[inside & (tube(points, path, (15, 11, 11, 9)) < 0)] = Tissue.PANCREAS
     tissues[inside & (spleen < 0)] = Tissue.SPLEEN
     tissues[inside & (stomach < 0)] = Tissue.STOMACH
     level = np.float32(rng.uniform(38, 55))
     tissues[inside & (stomach < -4) & (points[1] > level)] = Tissue.GAS
-    return neighbors
+    path = [near(rng, corner, 3) for corner in ((34, 4, -34), (6, 14, -22), (-32, 2, -14), (-66, -10, -4))]
+    pancreas = tube(points, path, [radius * thin_scale for radius in (13, 10, 9, 8)])
+    tissues[inside & (pancreas < 2.5)] = Tissue.FAT
+    tissues[inside & (pancreas < 0)] = Tissue.PANCREAS
+    return np.minimum(neighbors, pancreas - 2.5)
 
 
 def _paint_liver(
-    tissues: np.ndarray, points: np.ndarray, room: np.ndarray, rng: np.random.Generator, lesions: int, scale: float
+    tissues: np.ndarray, points: np.ndarray, room: np.ndarray, rng: np.random.Generator, lesions: int, thin_scale: float
 ) -> None:
-    right = ellipsoid(points, _near(rng, (66, 4, -8)), _near(rng, (62, 72, 82)))
-    left = ellipsoid(points, _near(rng, (0, 36, 16)), _near(rng, (66, 32, 34), 7))
+    right = ellipsoid(points, near(rng, (66, 4, -8)), near(rng, (62, 72, 82)))
+    left = ellipsoid(points, near(rng, (0, 36, 16)), near(rng, (66, 32, 34), 7))
     edge = (-86 + 0.6 * (84 - points[0]) - 0.25 * points[1]) - points[2] + np.float32(rng.uniform(-8, 8))
     liver = common(common(union(right, left, 24), edge, 14), room, 6)
-    gallbladder = ellipsoid(points, _near(rng, (46, 46, -34)), (13, 15, 25))
+    gallbladder = ellipsoid(points, near(rng, (46, 46, -34)), (13, 15, 25))
     tissues[(gallbladder < 0) & (room < 0)] = Tissue.GALLBLADDER
     inside = (liver < 0) & (gallbladder > 2)
     tissues[inside] = Tissue.LIVER
@@ -120,12 +119,12 @@ def _paint_liver(
     own, depth = points[:, inside], liver[inside]
     parts = np.full(depth.shape, Tissue.LIVER, np.uint8)
     for path, radii in _PORTAL + _HEPATIC_VEINS:
-        moved = [_near(rng, corner, 4) for corner in path]
-        parts[tube(own, moved, [radius * scale for radius in radii]) < 0] = Tissue.HEPATIC_VESSEL
+        moved = [near(rng, corner, 4) for corner in path]
+        parts[tube(own, moved, [radius * thin_scale for radius in radii]) < 0] = Tissue.HEPATIC_VESSEL
     rough = smooth_field(own, rng, 30)
     for radius in rng.uniform(8, 19, lesions):
         center = own[:, rng.choice(np.flatnonzero(depth < np.percentile(depth, 60)))].tolist()
-        parts[ellipsoid(own, center, _near(rng, [radius] * 3, 2)) + 1.5 * rough < 0] = Tissue.LESION
+        parts[ellipsoid(own, center, near(rng, [radius] * 3, 2)) + 1.5 * rough < 0] = Tissue.LESION
     tissues[inside] = parts
 
 
@@ -136,23 +135,23 @@ def _paint_chest(
     apex = ellipsoid(points, (0, -5, 60), (150, 110, rng.uniform(150, 170)))
     chest = (cavity < -2) & (dome > 0)
     tissues[chest & (dome < 4)] = Tissue.MUSCLE
-    heart = ellipsoid(points, _near(rng, (-14, 24, 84)), _near(rng, (54, 42, 42)))
+    heart = ellipsoid(points, near(rng, (-14, 24, 84)), near(rng, (54, 42, 42)))
     middle = np.abs(x + 4) - (20 + 0.12 * np.abs(y - 20))
     lungs = chest & (dome > 4) & (middle > 0) & (heart > 3) & (apex < 0)
     vessels = smooth_field(points, rng, 34) + 0.6 * smooth_field(points, rng, 17) > 2.2
-    tissues[lungs & ~vessels & (x > 0)] = Tissue.RIGHT_LUNG
-    tissues[lungs & ~vessels & (x <= 0)] = Tissue.LEFT_LUNG
-    tissues[lungs & vessels] = Tissue.BLOOD
+    right = x > 0
+    tissues[lungs] = np.where(right, Tissue.RIGHT_LUNG, Tissue.LEFT_LUNG)[lungs]
+    tissues[lungs & vessels] = np.where(right, Tissue.RIGHT_LUNG_VESSEL, Tissue.LEFT_LUNG_VESSEL)[lungs & vessels]
     tissues[chest & (heart < 0)] = Tissue.HEART
     for center, radii in (((-38, 30, 80), (24, 22, 24)), ((10, 34, 88), (22, 19, 27)), ((-16, 4, 100), (23, 13, 18))):
-        tissues[chest & (ellipsoid(points, _near(rng, center, 3), radii) < 0)] = Tissue.BLOOD
+        tissues[chest & (ellipsoid(points, near(rng, center, 3), radii) < 0)] = Tissue.BLOOD
     tissues[tube(points, [(-2, -18, 300), (-2, -18, 122)], (9, 9)) < 0] = Tissue.GAS
 
 
 def _paint_skeleton(tissues: np.ndarray, points: np.ndarray, wall: np.ndarray, rng: np.random.Generator) -> None:
     x, y, z = points
-    tissues[ellipsoid(points, _near(rng, (-11, -32, 0), 3), (11, 11, INFINITE)) < 0] = Tissue.BLOOD
-    vein = ellipsoid(points, _near(rng, (24, -26, 0), 3), (12, 9, INFINITE))
+    tissues[ellipsoid(points, near(rng, (-11, -32, 0), 3), (11, 11, INFINITE)) < 0] = Tissue.BLOOD
+    vein = ellipsoid(points, near(rng, (24, -26, 0), 3), (12, 9, INFINITE))
     tissues[(vein < 0) & (z < 70)] = Tissue.BLOOD
     body, arch = ellipsoid(points, (0, -61, 0), (21, 17, INFINITE)), ellipsoid(points, (0, -75, 0), (11, 11, INFINITE))
     spine = np.minimum(np.minimum(body, arch), np.maximum(np.abs(x) - 4, np.abs(y + 88) - 12))
