@@ -20,6 +20,7 @@ from functools import wraps
 from typing import Any
 
 from med3d_ext.errors import InputError
+from med3d_ext.one_line import input_error_message
 
 PROGRAM = "python -m med3d_ext"
 
@@ -66,8 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         return _run(words)
-    except InputError as error:
-        print(error, file=sys.stderr)
+    except Exception as error:
+        message = input_error_message(error)  # MONAI wraps what goes wrong in its components
+        if message is None:
+            raise
+        print(message, file=sys.stderr)
         return 2
 
 

@@ -10,8 +10,6 @@ from typing import Any
 from torch import nn
 
 from med3d_ext.errors import InputError
-from med3d_ext.handlers.atomic import write_atomically
-from med3d_ext.handlers.rank import rank
 from med3d_ext.networks.encoder_loading import adapt_stem, encoder_of, load_encoder, read_weights
 from med3d_ext.networks.load_report import LoadReport
 from med3d_ext.networks.weight_files import check_sha256, download_weights, write_state
@@ -104,10 +102,14 @@ class InitialWeights:
         if learning_rate is None:
             learning_rate = pretrained_learning_rate if path else scratch_learning_rate
         self.learning_rate = learning_rate
-        if rank() == 0:
-            self._tell(report_path)
+        self._tell(report_path)
 
     def _tell(self, report_path: str | os.PathLike | None) -> None:
+        from med3d_ext.handlers.atomic import write_atomically  # the package imports encoder_loading
+        from med3d_ext.handlers.rank import rank
+
+        if rank() != 0:
+            return
         text = self.report.table() if self.report else "from scratch"
         logger.info(f"Initial weights: {text}\nLearning rate {self.learning_rate:g}.")
         if report_path is not None and self.report:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import re
 import tempfile
 import warnings
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor
 
 from med3d_ext.errors import InputError
-from med3d_ext.handlers.atomic import write_atomically
 
 STATE_KEYS = ("state_dict", "model", "network", "net", "model_state_dict")
 """Under which of its keys a checkpoint keeps the state dict, first come first taken."""
@@ -69,7 +67,7 @@ def _read_torch(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about protocols and archives; what matters is said below
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except Exception as error:  # whatever the damage makes of the file: an unpickler raises nearly anything
         raise InputError(f"'{path}' {_what_is_wrong(path, str(error))}.") from error
 
 
@@ -117,6 +115,8 @@ def write_state(state: Mapping[str, Tensor], path: str | os.PathLike, overwrite:
     Raises:
         InputError: another suffix, or the file exists and ``overwrite`` is False.
     """
+    from med3d_ext.handlers.atomic import write_atomically  # the package imports this module
+
     path = Path(path)
     if path.suffix not in (".pt", ".pth", ".safetensors"):
         raise InputError(f"'{path}' must end with .pt, .pth or .safetensors.")

@@ -26,7 +26,6 @@ class Source:
         prefixes: what stands before the encoder's names; the first that fits any name is taken off, and tensors
             without it are no part of the encoder.
         drop: starts of names that belong to a head, after the prefix.
-        renames: (pattern, replacement), after the prefix.
     """
 
     title: str
@@ -34,7 +33,6 @@ class Source:
     names: str = "(?!)"
     prefixes: tuple[str, ...] = ("",)
     drop: tuple[str, ...] = ()
-    renames: tuple[tuple[str, str], ...] = ()
 
 
 # In the order in which they are tried. The Kinetics files of 2018 have `module.` before each name, those of 2020 not.
@@ -50,7 +48,7 @@ SOURCES = {
         names=r"(.+\.)?encoder\.conv1\.",
         prefixes=(r"(.+\.)?fine\.encoder\.", r"(.+\.)?coarse\.encoder\.", r"(.+\.)?encoder\."),
     ),
-    "monai": Source("MONAI ResNet", names=r"fc\.|.+\.downsample\.0\.bias", drop=(r"fc\.",), renames=()),
+    "monai": Source("MONAI ResNet", names=r"fc\.|.+\.downsample\.0\.bias", drop=(r"fc\.",)),
     "encoder": Source("an encoder", prefixes=(r"module\.", ""), drop=(r"fc\.", r"head\.", r"branches\.")),
 }
 
@@ -99,8 +97,6 @@ def encoder_tensors(state: Mapping[str, Tensor], source: str | None = None) -> E
         if not start or any(re.match(head, new) for head in rules.drop):
             found.dropped.append(name)
             continue
-        for pattern, replacement in rules.renames:
-            new = re.sub(pattern, replacement, new)
         found.tensors[new], found.origin[new] = tensor, name
     _fold_biases(found)
     return found

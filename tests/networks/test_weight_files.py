@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import hashlib
+import http.server
+import os
+import pickle
+import sys
+import threading
+import types
+from functools import partial
+
+import pytest
+import torch
+
+from med3d_ext.errors import InputError
+from med3d_ext.networks.weight_files import download_weights, read_checkpoint, write_state
+
+STATE = {"conv1.weight": torch.arange(20000.0), "steps": torch.tensor(3)}
+
+
+class Code:
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+def _sha256(path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        STATE,
+        {"state_dict": STATE, "arch": "x"},
+        {"model": STATE, "epoch": 1},
+        {"network": {"state_dict": STATE}},
+    ],
+)
+def test_the_state_dict_is_found_inside_a_checkpoint(content, tmp_path):
+    torch.save(content, tmp_path / "a.pth")
+    state, keys = read_checkpoint(tmp_path / "a.pth")
+    assert state.keys() == STATE.keys()
+    assert keys == (set() if content is STATE else set(content))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
+def test_a_truncated_file_is_refused(zipped, share, tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save(STATE, path, _use_new_zipfile_serialization=zipped)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(InputError, match=r"a\.pth' is damaged or cut short; fetch it again\.$"):
+        read_checkpoint(path)
+
+
+def test_a_truncated_safetensors_file_is_refused(tmp_path):
+    path = tmp_path / "a.safetensors"
+    write_state(STATE, path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"a\.safetensors' is damaged or cut short"):
+        read_checkpoint(path)
+
+
+def test_code_in_a_file_is_named_and_never_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": STATE, "extra": Code()}, "torch.pth")
+    with open("plain.pth", "wb") as file:
+        pickle.dump({"state_dict": {}, "extra": Code()}, file, protocol=4)
+    with pytest.raises(InputError, match=r"holds code \(posix\.mkdir\), which is never run"):
+        read_checkpoint("torch.pth")
+    with pytest.raises(InputError, match="is a plain pickle, which may hold code and is never run"):
+        read_checkpoint("plain.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "meaning"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
+        (b"<!DOCTYPE html><html></html>", "is a web page"),
+        (b"some text", "is damaged"),
+    ],
+)
+def test_what_lies_where_weights_should_is_named(content, meaning, tmp_path):
+    (tmp_path / "a.pt").write_bytes(content)
+    with pytest.raises(InputError, match=meaning):
+        read_checkpoint(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("content", [torch.ones(2), {"epoch": 3}, {"state_dict": {}}, {}])
+def test_a_file_without_named_tensors_is_refused(content, tmp_path):
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(InputError, match="holds no tensors by name"):
+        read_checkpoint(tmp_path / "a.pt")
+
+
+def test_a_torchscript_archive_is_named(tmp_path):
+    torch.jit.script(torch.nn.Linear(1, 1)).save(str(tmp_path / "a.ts"))
+    with pytest.raises(InputError, match="TorchScript archive"):
+        read_checkpoint(tmp_path / "a.ts")
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+    for path in (tmp_path, tmp_path / "a.pt"):
+        with pytest.raises(InputError, match="is no file"):
+            read_checkpoint(path)
+
+
+def test_another_hash_is_refused(tmp_path):
+    path = tmp_path / "a.pt"
+    torch.save(STATE, path)
+    assert read_checkpoint(path, _sha256(path).upper())[0].keys() == STATE.keys()
+    with pytest.raises(InputError, match=f"does not have the sha256 {'0' * 64}"):
+        read_checkpoint(path, "0" * 64)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_an_existing_file_is_replaced_only_when_asked(suffix, tmp_path):
+    path = tmp_path / f"a{suffix}"
+    write_state(STATE, path)
+    with pytest.raises(InputError, match="exists; give another name or --overwrite"):
+        write_state({"x": torch.ones(1)}, path)
+    assert read_checkpoint(path)[0].keys() == STATE.keys()
+    write_state({"x": torch.ones(1)}, path, overwrite=True)
+    assert list(read_checkpoint(path)[0]) == ["x"]
+    with pytest.raises(InputError, match=r"must end with \.pt"):
+        write_state(STATE, tmp_path / "a.onnx")
+
+
+def test_a_view_is_written_without_the_rest_of_its_storage(tmp_path):
+    write_state({"x": torch.zeros(1_000_000)[:10]}, tmp_path / "a.pt")
+    assert (tmp_path / "a.pt").stat().st_size < 10_000
+
+
+@pytest.fixture
+def server(tmp_path):
+    folder = tmp_path / "served"
+    folder.mkdir()
+    torch.save(STATE, folder / "a.pt")
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", _sha256(folder / "a.pt")
+        server.shutdown()
+
+
+def test_a_download_is_checked_and_then_used_without_the_network(server, tmp_path):
+    url, sha256 = server
+    path = tmp_path / "weights" / "a.pt"
+    assert download_weights(f"{url}/a.pt", path, sha256) == path
+    assert torch.equal(read_checkpoint(path)[0]["conv1.weight"], STATE["conv1.weight"])
+    assert download_weights("http://127.0.0.1:9/gone", path, sha256) == path
+    with pytest.raises(InputError, match="does not have the sha256"):
+        download_weights(f"{url}/a.pt", path, "0" * 64)
+
+
+def test_a_download_that_fails_leaves_nothing_behind(server, tmp_path):
+    url, sha256 = server
+    folder = tmp_path / "weights"
+    with pytest.raises(InputError, match="does not have the sha256"):
+        download_weights(f"{url}/a.pt", folder / "a.pt", "0" * 64)
+    with pytest.raises(InputError, match="could not be fetched .*404.*; fetch it by hand and give its path"):
+        download_weights(f"{url}/b.pt", folder / "b.pt", sha256)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_hub_file_needs_a_commit_and_is_checked(tmp_path, monkeypatch):
+    asked = {}
+
+    def hf_hub_download(**arguments):
+        asked.update(arguments)
+        arguments["local_dir"].mkdir()
+        torch.save(STATE, arguments["local_dir"] / "a.pt")
+        return str(arguments["local_dir"] / "a.pt")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(hf_hub_download=hf_hub_download))
+    torch.save(STATE, tmp_path / "same.pt")
+    commit = "0123456789" * 4
+    for url in ("hf://owner/name/a.pt", "hf://owner/name@main/a.pt"):
+        with pytest.raises(InputError, match="with the 40 digits of a commit"):
+            download_weights(url, tmp_path / "a.pt", "0" * 64)
+    with pytest.raises(InputError, match="does not have the sha256"):
+        download_weights(f"hf://owner/name@{commit}/sub/a.pt", tmp_path / "a.pt", "0" * 64)
+    assert not (tmp_path / "a.pt").exists()
+    assert (asked["repo_id"], asked["revision"], asked["filename"]) == ("owner/name", commit, "sub/a.pt")
+
+    monkeypatch.setattr("med3d_ext.networks.weight_files.check_sha256", lambda path, sha256: None)
+    download_weights(f"hf://owner/name@{commit}/a.pt", tmp_path / "a.pt", "any")
+    assert read_checkpoint(tmp_path / "a.pt")[0].keys() == STATE.keys()
+
+
+def test_a_hub_file_without_the_hubs_package_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(InputError, match="needs the package huggingface_hub"):
+        download_weights(f"hf://owner/name@{'0' * 40}/a.pt", tmp_path / "a.pt", "0" * 64)
