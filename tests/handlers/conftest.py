@@ -82,7 +82,7 @@ def make_training(
         torch.nn.Conv3d(channels, 1, 1),
     )
     optimizer = torch.optim.SGD(network.parameters(), lr=learning_rate, momentum=0.9)
-    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.7)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
     wrapped = torch.nn.parallel.DistributedDataParallel(network) if distributed else network
     metric = Scores(scores)
     evaluator = SupervisedEvaluator(
