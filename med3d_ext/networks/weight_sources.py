@@ -37,9 +37,7 @@ class Source:
 
 # In the order in which they are tried. The Kinetics files of 2018 have `module.` before each name, those of 2020 not.
 SOURCES = {
-    "kinetics": Source(
-        "Kinetics (3D-ResNets-PyTorch)", ("arch",), r"module\.fc\.", (r"module\.", ""), (r"fc\.", r"classifier\.")
-    ),
+    "kinetics": Source("Kinetics (3D-ResNets-PyTorch)", ("arch",), r"module\.fc\.", (r"module\.", ""), (r"fc\.",)),
     "medicalnet": Source(
         "MedicalNet", ("ecpoch", "batch_id"), r"module\.(conv1|conv_seg)\.", (r"module\.", ""), (r"conv_seg\.",)
     ),
@@ -49,7 +47,7 @@ SOURCES = {
         prefixes=(r"(.+\.)?fine\.encoder\.", r"(.+\.)?coarse\.encoder\.", r"(.+\.)?encoder\."),
     ),
     "monai": Source("MONAI ResNet", names=r"fc\.|.+\.downsample\.0\.bias", drop=(r"fc\.",)),
-    "encoder": Source("an encoder", prefixes=(r"module\.", ""), drop=(r"fc\.", r"head\.", r"branches\.")),
+    "encoder": Source("an encoder"),
 }
 
 BLOCKS = {BasicBlock: "basic", Bottleneck: "bottleneck", PreActivationBottleneck: "pre-activation bottleneck"}

@@ -317,7 +317,7 @@ def test_the_report_tells_the_fate_of_each_tensor(rgb, tmp_path):
 
 
 def test_the_source_can_be_given_and_must_exist(encoder):
-    assert load_encoder(ResNetEncoder("resnet10"), _prefixed("module.", encoder), source="encoder").source == "encoder"
+    assert load_encoder(ResNetEncoder("resnet10"), encoder.state_dict(), source="monai").source == "monai"
     with pytest.raises(InputError, match="source must be one of kinetics, .*got 'imagenet'"):
         load_encoder(ResNetEncoder("resnet10"), encoder.state_dict(), source="imagenet")
 
@@ -403,3 +403,8 @@ def test_a_bundles_weights_are_the_trained_ones_else_the_released_ones(tmp_path,
         with caplog.at_level(logging.INFO):
             assert find_weights(str(tmp_path)) == Path(path)
         assert f"({kind})" in caplog.messages[-1]
+    elsewhere = tmp_path / "elsewhere" / "model.pt"
+    elsewhere.parent.mkdir()
+    assert find_weights(tmp_path, elsewhere.parent) == tmp_path / "weights" / "model.pt"
+    elsewhere.touch()
+    assert find_weights(tmp_path, str(elsewhere.parent)) == elsewhere
