@@ -15,11 +15,11 @@ from typing import Any
 
 import nibabel
 import numpy as np
-from monai.data.utils import affine_to_spacing
+from monai.data import NibabelReader
 
 from med3d_ext.data.datalists import read_json
 from med3d_ext.errors import InputError
-from med3d_ext.transforms.load import LoadVolumed, usable_spacing
+from med3d_ext.transforms.load import LoadVolumed, stated_spacing, usable_spacing
 from med3d_ext.transforms.sampling import target_box
 
 PERCENTILES = (0.5, 50.0, 99.5)
@@ -32,13 +32,13 @@ def read_header(path: str | os.PathLike) -> dict[str, Any]:
         InputError: when the file is no NIfTI file or is not 3D (4D is allowed: channels last).
     """
     try:
-        image = nibabel.load(path)
+        image = NibabelReader().read(path)  # not nibabel alone: the two differ where sform and pixdim disagree
         affine = np.asarray(image.affine, dtype=float)
+        spacing = stated_spacing(path, affine)
     except Exception as error:
         raise InputError(f"'{path}' cannot be read as NIfTI ({error}); it is damaged or of another format.") from error
     if len(image.shape) not in (3, 4):
         raise InputError(f"'{path}' is not a 3D volume (its shape is {list(image.shape)}); give a volume of slices.")
-    spacing = [float(value) for value in affine_to_spacing(affine)]
     usable = usable_spacing(spacing)
     return {
         "shape": [int(size) for size in image.shape[:3]],

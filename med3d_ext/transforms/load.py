@@ -12,13 +12,12 @@ import nibabel
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
+from monai.data import ITKReader, MetaTensor, NibabelReader
 from monai.data.utils import affine_to_spacing
 from monai.transforms import LoadImage, MapTransform
 from monai.utils import ensure_tuple_rep
 
 from med3d_ext.errors import InputError
-
 
 NIFTI = (".nii", ".nii.gz")
 
@@ -39,8 +38,9 @@ def stated_spacing(path: str | os.PathLike, affine: Any) -> list[float]:
     if not str(path).endswith(NIFTI):
         return spacing
     # nibabel turns a voxel size of 0 into 1 as it reads: whether there is one stands in the bytes alone.
-    with nibabel.openers.ImageOpener(path) as file:
-        stored = nibabel.load(path).header_class.from_fileobj(file, check=False)["pixdim"][1:4]
+    header_class: Any = nibabel.load(path).header_class
+    with nibabel.openers.ImageOpener(str(path)) as file:
+        stored = header_class.from_fileobj(file, check=False)["pixdim"][1:4]
     return [value if size else 0.0 for value, size in zip(spacing, stored)]
 
 
@@ -57,19 +57,21 @@ def load_volume(path: str | os.PathLike, channel: int | None = None) -> MetaTens
     Raises:
         InputError: when the file cannot be read, is not 3D, or holds NaN or infinite voxels.
     """
-    reader = "NibabelReader" if str(path).endswith(NIFTI) else "ITKReader"
+    reader = NibabelReader() if str(path).endswith(NIFTI) else ITKReader()
     if not Path(path).exists():
         raise InputError(f"'{path}' does not exist; check the path.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # header remarks of the readers; what matters is checked here
-            volume = LoadImage(reader=reader, image_only=True, dtype=np.float32)(str(path))
+            # The reader goes into the call: named in the constructor, it would only be the first of several, and
+            # ITK reads what a truncated .nii.gz still holds.
+            volume = LoadImage(image_only=True, dtype=np.float32)(str(path), reader=reader)
     except Exception as error:  # readers raise many types for a damaged file
         raise InputError(f"'{path}' cannot be read ({_last_line(error)}); it is damaged or not an image.") from error
     return _three_dimensional(volume, path, channel)
 
 
-def _three_dimensional(volume: MetaTensor, path: Any, channel: int | None) -> MetaTensor:
+def _three_dimensional(volume: Any, path: Any, channel: int | None) -> MetaTensor:
     if volume.ndim == 4 and volume.shape[-1] == 1:
         volume = volume[..., 0]
     if volume.ndim == 4 and channel is not None:
@@ -124,7 +126,7 @@ class LoadVolumed(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
-        image_key, *label_keys = [key for key in self.key_iterator(item)]
+        image_key, *label_keys = list(self.key_iterator(item))
         image = load_volume(item[image_key], item.get("channel", self.channel))
         self._repair_spacing(image, item[image_key])
         item[image_key] = image
