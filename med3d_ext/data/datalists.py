@@ -35,7 +35,7 @@ class Source:
 
 
 def read_source(folder: str | os.PathLike, classes: dict[int, str] | None = None) -> Source:
-    """Read a folder in the Decathlon's layout (``dataset.json``) or in LiTS's (``volume-*.nii``, ``segmentation-*.nii``).
+    """Read a folder in the Decathlon's layout (``dataset.json``) or in LiTS's (``volume-*.nii``, ``segmentation-*``).
 
     Args:
         folder: the source folder.
@@ -71,20 +71,21 @@ def _read_decathlon(root: Path) -> Source:
     labels = content.get("labels")
     if not isinstance(labels, dict) or not labels:
         raise InputError(f"'{path}' has no 'labels' table; add for example {{'0': 'background', '1': 'liver'}}.")
-    modality = content.get("modality", {"0": "image"})
-    return Source(
-        name=root.name,
-        classes={int(value): str(name) for value, name in sorted(labels.items(), key=lambda item: int(item[0]))},
-        modality={int(channel): str(name) for channel, name in modality.items()},
-        cases=cases,
-    )
+    try:
+        classes = {int(value): str(name) for value, name in sorted(labels.items(), key=lambda item: int(item[0]))}
+        modality = {int(channel): str(name) for channel, name in content.get("modality", {"0": "image"}).items()}
+    except (ValueError, AttributeError) as error:
+        raise InputError(
+            f"'{path}' must map numbers to names under 'labels' and 'modality', as {{'1': 'liver'}}; correct them."
+        ) from error
+    return Source(name=root.name, classes=classes, modality=modality, cases=cases)
 
 
 def _read_lits(root: Path, classes: dict[int, str]) -> Source:
     cases = []
     for image in sorted(root.rglob("volume-*.nii*"), key=lambda path: (len(path.name), path.name)):
         number = image.name.removeprefix("volume-")
-        labels = [path for path in root.rglob(f"segmentation-{number.split('.')[0]}.nii*")]
+        labels = list(root.rglob(f"segmentation-{number.split('.')[0]}.nii*"))
         if not labels:
             raise InputError(f"'{image}' has no segmentation-{number} beside it; add the label or remove the volume.")
         cases.append({"image": str(existing_file(image)), "label": str(existing_file(labels[0]))})
@@ -103,7 +104,7 @@ def existing_file(path: Path, listed_in: Path | None = None) -> Path:
         content = path.read_bytes()
         if content and content.isascii() and b"\0" not in content:
             target = path.parent / content.decode().strip()
-            if target.is_file():
+            if os.path.isfile(target):  # unlike Path.is_file, no error for a text that is no path at all
                 return target.resolve()
     return path
 
@@ -147,35 +148,38 @@ def split_cases(domains: dict[str, list[dict[str, Any]]], seed: int = 0, share: 
     A subject is the case's ``subject`` where the list states one, else the content of its image: one scan that serves
     several domains is on one side in all of them. Images in ``held_out.json`` are test; a domain with none of them
     gives ``max(1, round(share * n))`` cases, a domain with a single subject only trains. Of the cases that are left
-    for training, the same share (from ten cases on) becomes ``validation``, for the choice of the best epoch.
+    for training, the same share (from ten cases on) becomes ``validation``, for the choice of the best epoch. The
+    order of the domains and of their cases does not matter.
 
     Args:
         domains: domain name to cases; each case needs ``sha256``. The key ``split`` is written into each case.
         seed: seed of the draw.
         share: share of the test cases and of the validation cases.
     """
-    test: set[str] = set()
+    subjects = {name: {_subject(case) for case in domains[name]} for name in sorted(domains)}
+    reserved = {_subject(case) for cases in domains.values() for case in cases if case["sha256"] in held_out()}
+    test, validation = set(reserved), set[str]()
+    for members in subjects.values():
+        if len(members) > 1 and not members & reserved:
+            test |= _draw(members, test, share, seed)
+    for members in subjects.values():
+        if len(members - test) >= 10:
+            validation |= _draw(members - test, validation, share, seed + 1)
     for cases in domains.values():
-        subjects = sorted({_subject(case) for case in cases}, key=lambda subject: _draw(subject, seed))
-        reserved = {_subject(case) for case in cases if case["sha256"] in held_out()}
-        if reserved:
-            test |= reserved
-        elif len(subjects) > 1 and not test & set(subjects):
-            test |= set(subjects[: max(1, round(share * len(subjects)))])
-    for cases in domains.values():
-        rest = sorted({_subject(case) for case in cases} - test, key=lambda subject: _draw(subject, seed + 1))
-        validation = set(rest[: max(1, round(share * len(rest)))]) if len(rest) >= 10 else set()
         for case in cases:
             subject = _subject(case)
             case["split"] = "test" if subject in test else "validation" if subject in validation else "training"
 
 
+def _draw(subjects: set[str], chosen: set[str], share: float, seed: int) -> set[str]:
+    """What ``subjects`` lack of their share in ``chosen``, which other domains with the same scans have drawn."""
+    lacking = max(1, round(share * len(subjects))) - len(subjects & chosen)
+    order = sorted(subjects - chosen, key=lambda subject: hashlib.sha256(f"{seed}/{subject}".encode()).hexdigest())
+    return set(order[: max(0, lacking)])
+
+
 def _subject(case: dict[str, Any]) -> str:
     return str(case.get("subject", case["sha256"]))
-
-
-def _draw(subject: str, seed: int) -> str:
-    return hashlib.sha256(f"{seed}/{subject}".encode()).hexdigest()
 
 
 def list_images(folder: str | os.PathLike, suffixes: Sequence[str] = (".nii", ".nii.gz")) -> list[dict[str, str]]:
