@@ -1,0 +1,151 @@
+"""Loading one volume, and the checks that all bundles share."""
+
+from __future__ import annotations
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from med3d_ext.errors import InputError
+from med3d_ext.transforms.load import LoadVolumed, load_volume, stated_spacing, usable_spacing
+
+VOXELS = np.random.default_rng(0).normal(size=(6, 7, 8)).astype(np.float32)
+NAN = float("nan")
+
+
+def assert_one_sentence(error: pytest.ExceptionInfo, *words: object) -> None:
+    message = str(error.value)
+    assert "\n" not in message and message.endswith("."), message
+    for word in words:
+        assert str(word) in message, message
+
+
+def test_a_volume_is_channel_first_float32_with_its_affine(nifti, tmp_path):
+    affine = np.array([[0, -2.0, 0, 5], [1, 0, 0, 6], [0, 0, 3, 7], [0, 0, 0, 1]])
+    volume = load_volume(nifti(tmp_path / "a.nii.gz", VOXELS, affine))
+    assert volume.shape == (1, 6, 7, 8) and volume.dtype == torch.float32
+    np.testing.assert_array_equal(volume[0].numpy(), VOXELS)
+    np.testing.assert_allclose(volume.affine.numpy(), affine)
+    assert volume.meta["filename_or_obj"] == str(tmp_path / "a.nii.gz")
+
+
+def test_scaled_integers_are_read_as_the_values_they_stand_for(nifti, tmp_path):
+    stored = np.arange(6 * 7 * 8, dtype=np.int16).reshape(6, 7, 8)
+    path = nifti(tmp_path / "a.nii", stored, scaling=(0.5, -100))
+    np.testing.assert_array_equal(load_volume(path)[0].numpy(), nibabel.load(path).get_fdata())
+    np.testing.assert_array_equal(load_volume(path)[0].numpy(), stored * 0.5 - 100)
+
+
+def test_other_formats_keep_their_geometry(tmp_path):
+    itk = pytest.importorskip("itk")
+    image = itk.image_from_array(np.ascontiguousarray(VOXELS.transpose(2, 1, 0)))
+    image.SetSpacing([1.0, 2.0, 3.0])
+    image.SetOrigin([10.0, 20.0, 30.0])
+    itk.imwrite(image, str(tmp_path / "a.mha"))
+    item = LoadVolumed("image")({"image": str(tmp_path / "a.mha")})
+    np.testing.assert_array_equal(item["image"][0].numpy(), VOXELS)
+    expected = np.array([[-1, 0, 0, -10.0], [0, -2, 0, -20], [0, 0, 3, 30], [0, 0, 0, 1]])  # ITK counts in LPS
+    np.testing.assert_allclose(item["image"].affine.numpy(), expected, atol=1e-6)
+
+
+def test_the_channel_of_a_4d_file_comes_from_the_transform_or_the_item(nifti, tmp_path):
+    path = nifti(tmp_path / "a.nii.gz", np.stack([VOXELS, VOXELS + 10], axis=-1))
+    load = LoadVolumed("image", channel=0)
+    np.testing.assert_array_equal(load({"image": path})["image"][0].numpy(), VOXELS)
+    np.testing.assert_array_equal(load({"image": path, "channel": 1})["image"][0].numpy(), VOXELS + 10)
+
+
+def test_a_4d_file_of_one_volume_is_that_volume(nifti, tmp_path):
+    path = nifti(tmp_path / "a.nii.gz", VOXELS[..., None])
+    np.testing.assert_array_equal(load_volume(path)[0].numpy(), VOXELS)
+
+
+@pytest.mark.parametrize(
+    ("voxels", "channel", "words"),
+    [
+        (VOXELS[..., 0], None, ["not a 3D volume", "6x7"]),
+        (VOXELS[..., :1], None, ["not a 3D volume"]),
+        (np.stack([VOXELS] * 2, axis=-1), None, ["not a 3D volume", "6x7x8x2"]),
+        (np.stack([VOXELS] * 2, axis=-1), 2, ["has 2 channels", "channel 2"]),
+        (np.where(VOXELS > 2, NAN, VOXELS), None, ["NaN"]),
+        (np.where(VOXELS > 2, np.inf, VOXELS), None, ["infinite"]),
+    ],
+)
+def test_volumes_that_no_network_should_see_are_refused_by_name(nifti, tmp_path, voxels, channel, words):
+    path = nifti(tmp_path / "scan.nii.gz", voxels)
+    with pytest.raises(InputError) as error:
+        load_volume(path, channel)
+    assert_one_sentence(error, path, *words)
+
+
+def test_missing_empty_truncated_and_foreign_files_are_refused_by_name(nifti, tmp_path):
+    whole = nifti(tmp_path / "whole.nii.gz", VOXELS).read_bytes()
+    contents = {
+        "torn.nii.gz": whole[: len(whole) // 2],
+        "empty.nii.gz": b"",
+        "text.nii": b"hello",
+        "text.mha": b"hello",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError) as error:
+            load_volume(tmp_path / name)
+        assert_one_sentence(error, tmp_path / name, "cannot be read")
+    with pytest.raises(InputError) as error:
+        load_volume(tmp_path / "nowhere.nii")
+    assert_one_sentence(error, "nowhere.nii", "does not exist")
+
+
+@pytest.mark.parametrize("spacing", [(0.0, 1.0, 1.0), (0.0, 0.0, 0.0), (NAN, 1.0, 1.0)])
+def test_a_header_without_spacing_takes_the_default_or_is_refused(nifti, tmp_path, spacing):
+    path = nifti(tmp_path / "scan.nii.gz", VOXELS, pixdim=spacing)
+    with pytest.raises(InputError) as error:
+        LoadVolumed("image")({"image": path})
+    assert_one_sentence(error, path, "no usable voxel spacing")
+    volume = LoadVolumed("image", default_spacing=(1, 2, 3))({"image": path})["image"]
+    np.testing.assert_array_equal(volume.affine.numpy(), np.diag([1, 2, 3, 1]))
+
+
+def test_an_affine_of_zeros_is_no_spacing(nifti, tmp_path):
+    path = nifti(tmp_path / "scan.nii.gz", VOXELS, np.diag([0.0, 0, 0, 1]))
+    assert not usable_spacing(stated_spacing(path, np.diag([0.0, 0, 0, 1])))
+    with pytest.raises(InputError, match="no usable voxel spacing"):
+        LoadVolumed("image")({"image": path})
+
+
+def test_a_usable_spacing_is_not_replaced_by_the_default(nifti, tmp_path):
+    path = nifti(tmp_path / "scan.nii.gz", VOXELS, np.diag([1.0, 2, 4, 1]))
+    volume = LoadVolumed("image", default_spacing=(9, 9, 9))({"image": path})["image"]
+    np.testing.assert_array_equal(volume.affine.numpy(), np.diag([1, 2, 4, 1]))
+
+
+def test_the_label_takes_the_geometry_of_its_image_and_whole_numbers(nifti, tmp_path):
+    image = nifti(tmp_path / "image.nii", VOXELS, np.diag([-1.0, 2, 3, 1]))
+    stored = (VOXELS > 0).astype(np.float32) * 2 + 1e-4  # as scaled files come
+    label = nifti(tmp_path / "label.nii", stored, np.eye(4))
+    item = LoadVolumed()({"image": image, "label": label, "domain": "x"})
+    np.testing.assert_array_equal(item["label"].affine.numpy(), item["image"].affine.numpy())
+    assert set(item["label"].unique().tolist()) == {0.0, 2.0}
+    assert item["domain"] == "x"
+
+
+def test_a_label_of_another_shape_is_refused_by_name(nifti, tmp_path):
+    image = nifti(tmp_path / "image.nii", VOXELS)
+    label = nifti(tmp_path / "label.nii", VOXELS[:, :, 1:])
+    with pytest.raises(InputError) as error:
+        LoadVolumed()({"image": image, "label": label})
+    assert_one_sentence(error, label, "6x7x7", "6x7x8")
+
+
+def test_a_label_without_foreground_is_refused_only_where_that_is_asked(nifti, tmp_path):
+    files = {"image": nifti(tmp_path / "image.nii", VOXELS), "label": nifti(tmp_path / "label.nii", VOXELS * 0)}
+    assert LoadVolumed()(files)["label"].sum() == 0
+    with pytest.raises(InputError) as error:
+        LoadVolumed(require_foreground=True)(files)
+    assert_one_sentence(error, files["label"], "no foreground")
+
+
+def test_inference_loads_items_without_a_label(nifti, tmp_path):
+    item = LoadVolumed(allow_missing_keys=True)({"image": nifti(tmp_path / "image.nii", VOXELS)})
+    assert set(item) == {"image"}

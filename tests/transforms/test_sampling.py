@@ -1,0 +1,354 @@
+"""One interpolation per sample: geometry held against corners, volumes and centroids in mm."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, Invertd
+from scipy.spatial.transform import Rotation
+
+from med3d_ext.transforms import sampling
+from med3d_ext.transforms.sampling import (
+    RandTargetCropd,
+    ResampleToGridd,
+    axis_spacing,
+    box_to_ras,
+    needed_part,
+    target_box,
+    to_ras,
+)
+
+FIXED = {"rotate_degrees": 0.0, "scale": (1.0, 1.0), "translate": 0.0}
+
+
+def random_affine(generator: np.random.Generator, tilt_degrees: float = 20.0) -> np.ndarray:
+    """Permuted, flipped, oblique, with a spacing of 0.5 to 5 mm per axis: 10 to 1."""
+    signs = np.diag(generator.choice([-1.0, 1.0], 3))[generator.permutation(3)]
+    tilt = Rotation.from_euler("xyz", generator.uniform(-tilt_degrees, tilt_degrees, 3), degrees=True).as_matrix()
+    affine = np.eye(4)
+    affine[:3, :3] = tilt @ signs @ np.diag(generator.uniform(0.5, 5.0, 3))
+    affine[:3, 3] = generator.uniform(-100, 100, 3)
+    return affine
+
+
+def random_scan(seed: int, margin: int = 0, smallest: int = 2) -> SimpleNamespace:
+    """An item with a box of label 1 in a noisy volume, ``margin`` voxels off its faces."""
+    generator = np.random.default_rng(seed)
+    shape = generator.integers(12, 29, 3)
+    first = np.array([generator.integers(margin, size - margin - smallest) for size in shape])
+    last = np.array([generator.integers(low + smallest, size - margin + 1) for low, size in zip(first, shape)])
+    label = torch.zeros(1, *shape)
+    label[:, first[0] : last[0], first[1] : last[1], first[2] : last[2]] = 1
+    affine = random_affine(generator)
+    image = torch.as_tensor(generator.normal(size=(1, *shape)), dtype=torch.float32) + label * 5
+    item = {"image": MetaTensor(image, affine=affine), "label": MetaTensor(label, affine=affine)}
+    return SimpleNamespace(item=item, affine=affine, shape=shape, first=first, last=last)
+
+
+def crop(seed: int = 0, **options) -> RandTargetCropd:
+    transform = RandTargetCropd(("image", "label"), **{"spatial_size": (16, 20, 24), **options})
+    return transform.set_random_state(seed=seed)
+
+
+def corners_of(first: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """The eight outer corners (voxel coordinates) of a box of voxels."""
+    ends = [(low - 0.5, high - 0.5) for low, high in zip(first, last)]
+    return np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(-1, 3)
+
+
+def apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    return points @ matrix[:3, :3].T + matrix[:3, 3]
+
+
+# The target's box, and boxes in RAS order
+
+
+def test_the_target_box_is_the_first_and_one_past_the_last_foreground_voxel():
+    label = torch.zeros(1, 6, 7, 8)
+    label[0, 1, 2, 3], label[0, 4, 2, 7] = 1, 2
+    first, last = target_box(label)
+    assert first.tolist() == [1, 2, 3] and last.tolist() == [5, 3, 8]
+    assert target_box(label * 0) is None
+
+
+def test_a_box_of_stored_voxels_is_the_same_box_in_ras_order():
+    affine = np.array([[0, 0, 3.0, 0], [-1, 0, 0, 0], [0, 2, 0, 0], [0, 0, 0, 1]])  # stored axes: P, S, R
+    ras, shape = to_ras(affine, (10, 20, 30))
+    assert shape.tolist() == [30, 10, 20]
+    box = box_to_ras(([1, 2, 3], [4, 6, 8]), ras)
+    assert box.tolist() == [[3, 6, 2], [8, 9, 6]]  # P counts from the other end: 10 - 4 .. 10 - 1
+    np.testing.assert_allclose(axis_spacing(affine @ ras), [3, 1, 2])
+
+
+# Whole volumes on a grid
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_grid_covers_exactly_the_volume_in_ras_order(seed):
+    scan = random_scan(seed)
+    size = (16, 12, 20)
+    affine = ResampleToGridd("image", size)(scan.item)["image"].affine.numpy()
+    ours = apply(affine, corners_of(np.zeros(3), np.array(size)))
+    theirs = apply(scan.affine, corners_of(np.zeros(3), scan.shape))
+    distance = np.linalg.norm(ours[:, None] - theirs[None], axis=-1)
+    assert distance.min(axis=1).max() < 1e-3 and distance.min(axis=0).max() < 1e-3
+    assert nibabel.aff2axcodes(affine) == ("R", "A", "S")
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_grid_of_the_images_own_size_is_the_closest_canonical_image(seed):
+    scan = random_scan(seed)
+    image = scan.item["image"]
+    canonical = nibabel.as_closest_canonical(nibabel.Nifti1Image(image[0].numpy(), scan.affine))
+    result = ResampleToGridd("image", canonical.shape)(scan.item)["image"]
+    np.testing.assert_allclose(result[0].numpy(), canonical.get_fdata(), atol=1e-4)
+    np.testing.assert_allclose(result.affine.numpy(), canonical.affine, atol=1e-4)
+
+
+def there_and_back(item: dict, size: tuple[int, int, int], mode: str = "bilinear") -> MetaTensor:
+    transform = Compose([ResampleToGridd("image", size, mode=mode)])
+    forward = transform(item)
+    forward["pred"] = forward["image"].clone()
+    invert = Invertd("pred", transform, orig_keys="image", nearest_interp=mode == "nearest", to_tensor=True)
+    return invert(forward)["pred"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_invertd_restores_shape_and_affine(seed):
+    scan = random_scan(seed)
+    back = there_and_back(scan.item, (16, 20, 12))
+    assert back.shape[1:] == tuple(scan.shape)
+    np.testing.assert_allclose(back.affine.numpy(), scan.affine, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_marked_corner_comes_back_to_its_corner(seed):
+    scan = random_scan(seed)
+    corner = np.random.default_rng(seed).integers(0, 2, 3)
+    marked = torch.zeros(1, *scan.shape)
+    marked[(0, *[slice(-3, None) if end else slice(0, 3) for end in corner])] = 1
+    back = there_and_back({"image": MetaTensor(marked, affine=scan.affine)}, (24, 24, 24))[0].numpy()
+    found = np.array(np.unravel_index(back.argmax(), back.shape))
+    expected = np.where(corner, scan.shape - 1, 0)
+    assert np.abs(found - expected).max() <= 2
+    assert back[tuple(expected)] > 0.9
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_an_asymmetric_body_comes_back_to_its_place(seed):
+    generator = np.random.default_rng(seed)
+    affine = random_affine(generator)
+    shape = generator.integers(24, 37, 3)
+    grid = np.stack(np.meshgrid(*[np.arange(size) for size in shape], indexing="ij"), axis=-1)
+    body = np.zeros(shape)
+    for place, width, weight in (((0.4, 0.45, 0.55), 0.12, 1.0), ((0.6, 0.55, 0.4), 0.08, 0.6)):
+        distance = (grid - np.array(place) * shape) / (width * shape)
+        body += weight * np.exp(-0.5 * (distance**2).sum(axis=-1))
+    item = {"image": MetaTensor(torch.as_tensor(body[None], dtype=torch.float32), affine=affine)}
+    size = (24, 20, 28)
+    back = there_and_back(item, size)[0].numpy()
+
+    def centroid(values: np.ndarray) -> np.ndarray:
+        return apply(affine, (grid * values[..., None]).sum(axis=(0, 1, 2)) / values.sum())
+
+    coarser = np.max(axis_spacing(ResampleToGridd("image", size)(item)["image"].affine.numpy()))
+    assert np.linalg.norm(centroid(back) - centroid(body)) < 0.25 * max(coarser, axis_spacing(affine).max())
+
+
+def test_nearest_keeps_labels_there_and_back():
+    scan = random_scan(3)
+    item = {"image": scan.item["label"] * 7}
+    assert set(there_and_back(item, (16, 20, 12), "nearest").unique().tolist()) == {0.0, 7.0}
+
+
+def test_the_size_may_depend_on_the_domain():
+    scan = random_scan(0)
+    sizes = {"liver": (8, 8, 8), "heart": (12, 8, 4)}
+    for transform in (ResampleToGridd(("image", "label"), sizes), crop(spatial_size=sizes)):
+        assert transform({**scan.item, "domain": "heart"})["image"].shape == (1, 12, 8, 4)
+
+
+# The random crop
+
+
+@pytest.mark.parametrize("factor", [None, 2.0])
+def test_the_target_is_always_inside(factor):
+    size = np.array([16, 20, 24])
+    for seed in range(150):
+        scan = random_scan(seed)
+        result = crop(seed, target_factor=factor, translate=0.5, rotate_degrees=15.0, scale=(0.5, 2.0))(scan.item)
+        grid = result["label"].affine.numpy()
+        corners = apply(np.linalg.inv(grid) @ scan.affine, corners_of(scan.first, scan.last))
+        assert (corners > -0.5 - 1e-3).all() and (corners < size - 0.5 + 1e-3).all(), f"seed {seed}"
+
+
+@pytest.mark.parametrize("factor", [None, 2.0])
+def test_the_target_keeps_its_volume_in_mm3(factor):
+    ratios = []
+    for seed in range(30):
+        scan = random_scan(seed, margin=2, smallest=6)  # on a face it would go on beyond the volume, as the border does
+        label = crop(seed, target_factor=factor, spatial_size=(40, 40, 40))(scan.item)["label"]
+        found = float(label.sum()) * abs(np.linalg.det(label.affine.numpy()[:3, :3]))
+        ratios.append(found / (np.prod(scan.last - scan.first) * abs(np.linalg.det(scan.affine[:3, :3]))))
+    assert np.mean(ratios) == pytest.approx(1, abs=0.03)
+    assert np.abs(np.array(ratios) - 1).max() < 0.25
+
+
+@pytest.mark.parametrize("transform", [crop(), ResampleToGridd(("image", "label"), (8, 8, 8), ("bilinear", "nearest"))])
+def test_each_key_is_interpolated_exactly_once(transform, monkeypatch):
+    real, calls = torch.nn.functional.grid_sample, []
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "grid_sample",
+        lambda *args, **kwargs: calls.append(kwargs["mode"]) or real(*args, **kwargs),
+    )
+    transform(random_scan(1).item)
+    assert [str(mode) for mode in calls] == ["bilinear", "nearest"]
+
+
+def test_labels_stay_integers_of_the_same_set():
+    scan = random_scan(2)
+    scan.item["label"][0, 3:6, 3:6, 3:6] = 5
+    scan.item["label"][0, 7:9] *= 3
+    values = set(scan.item["label"].unique().tolist())
+    for seed in range(20):
+        result = crop(seed)(scan.item)["label"]
+        assert set(result.unique().tolist()) <= values
+    assert result.dtype == torch.float32
+
+
+def windows(volume: np.ndarray, box: np.ndarray | None, draws: int = 400, **options) -> list[tuple]:
+    transform = crop(**options)
+    return [transform.draw_window(volume, box) for _ in range(draws)]
+
+
+VOLUME, BOX = np.array([300.0, 200, 100]), np.array([[120.0, 90, 30], [160, 110, 60]])
+
+
+def test_rotations_fill_the_stated_range_about_each_axis():
+    angles = [Rotation.from_matrix(axes).as_euler("XYZ", degrees=True) for _, _, axes in windows(VOLUME, BOX)]
+    assert np.abs(angles).max() <= 5 + 1e-6
+    assert (np.max(angles, axis=0) > 4.5).all() and (np.min(angles, axis=0) < -4.5).all()
+
+
+def test_scales_fill_the_stated_range():
+    drawn = windows(VOLUME, BOX, target_factor=None, **{**FIXED, "scale": (0.8, 1.2)})
+    magnification = np.array([VOLUME / extent for _, extent, _ in drawn])
+    assert np.ptp(magnification, axis=1).max() < 1e-9  # one magnification for the three axes
+    assert magnification.min() >= 0.8 and magnification.max() <= 1.2
+    assert magnification.min() < 0.82 and magnification.max() > 1.18
+
+
+def test_translations_fill_a_tenth_of_the_targets_box():
+    drawn = windows(VOLUME, BOX, target_factor=None, **{**FIXED, "translate": 0.1})
+    shift = np.array([(center - VOLUME / 2) / (BOX[1] - BOX[0]) for center, _, _ in drawn])
+    assert np.abs(shift).max() <= 0.1 + 1e-9
+    assert (shift.max(axis=0) > 0.09).all() and (shift.min(axis=0) < -0.09).all()
+
+
+def test_crops_reach_from_twice_the_targets_box_to_the_whole_volume_and_stay_in_it():
+    drawn = windows(VOLUME, BOX, **FIXED)
+    extent, center = np.array([each[1] for each in drawn]), np.array([each[0] for each in drawn])
+    smallest = 2 * (BOX[1] - BOX[0])
+    assert (extent >= smallest - 1e-9).all() and (extent <= VOLUME + 1e-9).all()
+    share = (extent - smallest) / (VOLUME - smallest)
+    assert (share.min(axis=0) < 0.05).all() and (share.max(axis=0) > 0.95).all()
+    assert (center - extent / 2 >= -1e-9).all() and (center + extent / 2 <= VOLUME + 1e-9).all()
+    assert (center - extent / 2 <= BOX[0] + 1e-9).all() and (center + extent / 2 >= BOX[1] - 1e-9).all()
+    assert (np.ptp(center, axis=0) > 0.1 * VOLUME).all()  # not always around the target
+
+
+def test_scaling_stops_where_it_would_cut_the_target():
+    box = np.array([[2.0, 2, 2], [298, 198, 98]])
+    for center, extent, axes in windows(VOLUME, box, scale=(3.0, 3.0)):
+        reach = np.abs((corners_of(box[0] + 0.5, box[1] + 0.5) - center) @ axes)
+        assert (reach <= extent / 2 + 1e-6).all()
+
+
+@pytest.mark.parametrize("factor", [None, 2.0])
+def test_an_empty_label_gives_the_whole_volume(factor):
+    scan = random_scan(4)
+    scan.item["label"] *= 0
+    whole = ResampleToGridd(("image", "label"), (16, 20, 24), ("bilinear", "nearest"))(scan.item)
+    result = crop(target_factor=factor, **{**FIXED, "translate": 0.1})(scan.item)
+    np.testing.assert_allclose(result["image"].numpy(), whole["image"].numpy(), atol=1e-4)
+    np.testing.assert_allclose(result["image"].affine.numpy(), whole["image"].affine.numpy(), atol=1e-6)
+
+
+def test_the_same_seed_gives_the_same_sample_and_another_seed_another():
+    scan = random_scan(5)
+    once, again, other = (crop(seed)(scan.item)["image"] for seed in (1, 1, 2))
+    assert torch.equal(once.as_tensor(), again.as_tensor())
+    assert not torch.allclose(once.as_tensor(), other.as_tensor())
+
+
+def test_image_and_label_share_one_grid():
+    scan = random_scan(6)
+    scan.item["image"] = scan.item["label"].clone()
+    for seed in range(10):
+        result = crop(seed, mode="nearest")(scan.item)
+        assert torch.equal(result["image"].as_tensor(), result["label"].as_tensor())
+        assert torch.equal(result["image"].affine, result["label"].affine)
+
+
+def test_a_known_box_stands_for_the_labels(monkeypatch):
+    scan = random_scan(7)
+    expected = crop(3)(scan.item)["image"]
+    monkeypatch.setattr(sampling, "target_box", None)  # the label is not searched
+    result = crop(3)({**scan.item, "target_box": [scan.first.tolist(), scan.last.tolist()]})["image"]
+    assert torch.equal(result.as_tensor(), expected.as_tensor())
+    assert crop(3)({**scan.item, "target_box": None})["image"].shape == (1, 16, 20, 24)
+
+
+def test_reading_only_the_needed_part_changes_nothing(monkeypatch):
+    parts, full = [], []
+    for seed in range(25):
+        scan = random_scan(seed)
+        scan.item["image"] = MetaTensor(scan.item["image"].as_tensor().half(), affine=scan.affine)
+        parts.append(crop(seed)(scan.item))
+    monkeypatch.setattr(sampling, "needed_part", lambda volume, grid, size: volume)
+    for seed in range(25):
+        scan = random_scan(seed)
+        scan.item["image"] = MetaTensor(scan.item["image"].as_tensor().half(), affine=scan.affine)
+        full.append(crop(seed)(scan.item))
+    for part, whole in zip(parts, full):
+        np.testing.assert_allclose(part["image"].numpy(), whole["image"].numpy(), atol=2e-3)
+        assert (part["label"].as_tensor() == whole["label"].as_tensor()).float().mean() > 0.999
+        np.testing.assert_allclose(part["image"].affine.numpy(), whole["image"].affine.numpy(), atol=1e-9)
+
+
+def test_the_needed_part_is_smaller_than_the_volume():
+    volume = MetaTensor(torch.zeros(1, 40, 40, 40), affine=torch.eye(4))
+    grid = np.eye(4)
+    grid[:3, 3] = 10
+    part = needed_part(volume, grid, (4, 4, 4))
+    assert max(part.shape[1:]) <= 8
+    np.testing.assert_array_equal(part.affine.numpy()[:3, 3], [9, 9, 9])
+
+
+def test_a_grid_outside_the_volume_repeats_its_border():
+    volume = MetaTensor(torch.arange(8.0).reshape(1, 8, 1, 1).expand(1, 8, 8, 8).clone(), affine=torch.eye(4))
+    grid = np.eye(4)
+    grid[:3, 3] = [20, 0, 0]
+    part = needed_part(volume, grid, (2, 2, 2))
+    assert min(part.shape[1:]) >= 2 and part.max() == 7
+
+
+@pytest.mark.parametrize("flips", [(1,), (1, 2), (1, 2, 3)])
+def test_a_mirrored_copy_of_an_image_gives_the_identical_sample(flips):
+    for seed in range(8):
+        scan = random_scan(seed)
+        mirror = np.eye(4)
+        for axis in flips:
+            mirror[axis - 1, axis - 1], mirror[axis - 1, 3] = -1, scan.shape[axis - 1] - 1
+        affine = scan.affine @ mirror
+        copy = {key: MetaTensor(scan.item[key].as_tensor().flip(flips), affine=affine) for key in ("image", "label")}
+        ours, theirs = crop(seed)(scan.item), crop(seed)(copy)
+        np.testing.assert_allclose(ours["image"].affine.numpy(), theirs["image"].affine.numpy(), atol=1e-4)
+        np.testing.assert_allclose(ours["image"].numpy(), theirs["image"].numpy(), atol=2e-3)
+        assert (ours["label"].as_tensor() == theirs["label"].as_tensor()).float().mean() > 0.999
