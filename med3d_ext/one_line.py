@@ -66,9 +66,9 @@ def _hook(before: Any) -> Any:
         if message is None:
             before(kind, error, traceback)
             return
-        if int(os.environ.get("RANK", 0)) > 0:
-            # torchrun ends this process when rank 0 stops on the same error; alone, it speaks after a moment.
-            time.sleep(2)
+        if int(os.environ.get("RANK", "0")) > 0:
+            # torchrun ends this process soon after rank 0 stops on the same error; alone, it speaks a little later.
+            time.sleep(10)
         sys.stdout.flush()
         # On a terminal a progress bar may stand in the line.
         print("\n" * sys.stderr.isatty() + message, file=sys.stderr, flush=True)

@@ -237,7 +237,7 @@ def test_a_rank_above_0_lets_the_first_speak(process, capsys):
     as_command(process, "run")
     one_line_errors()
     sys.excepthook(InputError, InputError("fault."), None)
-    assert waited == [2]
+    assert waited == [10]
     assert capsys.readouterr().err == "fault.\n"
 
 
