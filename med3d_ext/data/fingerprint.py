@@ -156,7 +156,7 @@ def summarize(cases: list[dict[str, Any]]) -> dict[str, Any]:
         "spacing_median": [round(float(value), 6) for value in np.median(spacing, axis=0)],
         "spacing_mean": [round(float(value), 6) for value in np.mean(spacing, axis=0)],
         "shape_median": [float(value) for value in np.median([case["shape"] for case in seen], axis=0)],
-        "intensity_range": [
+        "intensity_observed": [
             min(case["intensity"]["minimum"] for case in seen),
             max(case["intensity"]["maximum"] for case in seen),
         ],

@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from med3d_ext.data.datalists import SPLITS, Source, list_images, read_json, read_source, split_cases, write_json
-from med3d_ext.data.fingerprint import read_header, repair_spacing, scan_cases, summarize
+from med3d_ext.data.datalists import list_images, read_json, read_source, split_cases
+from med3d_ext.data.fingerprint import summarize
 from med3d_ext.data.phantoms import phantom_dataset
+from med3d_ext.data.prepare_3dseg8 import prepare_3dseg8
+from med3d_ext.data.prepared_files import DATALIST, FINGERPRINT, fingerprint_domain, known_cases, write_prepared
+from med3d_ext.data.subsets import choose_domains, nested_share
 from med3d_ext.errors import InputError
 
 logger = logging.getLogger("med3d_ext.prepare")
-DATALIST, FINGERPRINT = "datalist.json", "fingerprint.json"
 LITS_WINDOW = (-200.0, 250.0)  # paper, section 4.2
 
 
@@ -37,92 +39,51 @@ def prepare_lits(
         the output folder.
     """
     source = read_source(src)
-    domain = fingerprint_domain(source, known=_known_cases(output), foreground=True)
+    domain = fingerprint_domain(source, known=known_cases(output), foreground=True)
     split_cases({source.name: domain["cases"]}, seed)
     domain.update(summarize(domain["cases"]))
-    low, high = domain["intensity_range"]
+    low, high = domain["intensity_observed"]
     domain["hu_window"] = list(hu_window) if hu_window else [max(LITS_WINDOW[0], low), min(LITS_WINDOW[1], high)]
     write_prepared({source.name: domain}, Path(src), Path(output), seed)
     return Path(output)
 
 
-def fingerprint_domain(
-    source: Source, known: list[dict[str, Any]], channel: int | None = None, foreground: bool = False
-) -> dict[str, Any]:
-    """Both passes over one source: header facts, then hashes, intensities and label values of every case."""
-    headers = [read_header(case["image"]) for case in source.cases]
-    if channel is None and any(header["channels"] > 1 for header in headers):
-        number = next(number for number, header in enumerate(headers) if header["channels"] > 1)
-        raise InputError(f"'{source.cases[number]['image']}' is a 4D file; this task takes 3D volumes: split it.")
-    for number in repair_spacing(headers):
-        spacing = headers[number]["spacing"]
-        logger.warning(
-            f"'{source.cases[number]['image']}' has no usable voxel spacing; taking the mean of the others, {spacing} mm"
-        )
-    cases = [{**case, **header} for case, header in zip(source.cases, headers)]
-    scan_cases(cases, known, channel, foreground, logger.info)
-    _check_label_values(source, cases)
-    return {"classes": {str(value): name for value, name in source.classes.items()}, "cases": cases}
-
-
-def _check_label_values(source: Source, cases: list[dict[str, Any]]) -> None:
-    for case in cases:
-        unknown = sorted(set(map(int, case["labels"])) - set(source.classes))
-        if unknown:
-            classes = sorted(source.classes)
-            raise InputError(
-                f"label '{case['label']}' holds the value {unknown[0]}, {source.name} has the classes {classes}; correct one."
-            )
-
-
-def _known_cases(output: str | os.PathLike) -> list[dict[str, Any]]:
-    path = Path(output) / FINGERPRINT
-    if not path.is_file():
-        return []
-    return [case for domain in read_json(path).get("domains", {}).values() for case in domain["cases"]]
-
-
-def write_prepared(domains: Mapping[str, dict[str, Any]], src: Path, output: Path, seed: int) -> None:
-    """Write ``fingerprint.json`` and, in the Decathlon's format, ``datalist.json``; each atomically."""
-    inside = output.resolve() == src.resolve()
-    lists: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-    for name, domain in domains.items():
-        for case in domain["cases"]:
-            files = {key: _portable(case[key], src.resolve()) if inside else case[key] for key in ("image", "label")}
-            lists[case["split"]].append({**files, "domain": name, "sha256": case["sha256"]})
-    first = next(iter(domains.values()))
-    labels = first["classes"] if len(domains) == 1 else {name: domain["classes"] for name, domain in domains.items()}
-    write_json(output / FINGERPRINT, {"seed": seed, "domains": dict(domains)})
-    write_json(output / DATALIST, {"name": src.resolve().name, "labels": labels, **lists})
-    counts = ", ".join(f"{len(cases)} {split}" for split, cases in lists.items())
-    logger.info(f"prepared {src}: {counts}; datalist and fingerprint are in {output}")
-
-
-def _portable(path: str, root: Path) -> str:
-    return f"./{os.path.relpath(path, root)}"
-
-
-PREPARE = {"lits": prepare_lits}
+PREPARE: dict[str, Callable[..., Path]] = {"3dseg8": prepare_3dseg8, "lits": prepare_lits}
 
 
 class PreparedData:
     """The data of a run: prepared if need be, by one process while others wait, then read from its two JSON files.
 
     Args:
-        kind: what to prepare: "lits".
+        kind: what to prepare: "3dseg8" or "lits".
         dataset_dir: the source folder, or a folder that ``prepare`` has written. None means generated phantoms.
         output_dir: the run's folder; preparation goes to ``prepared/`` in it, never into the data.
         seed: seed of the split.
         options: further arguments of the kind's preparation.
+        domains: names of the domains to use, or how many in the order of the paper's table 2, see
+            :func:`med3d_ext.data.subsets.choose_domains`. Defaults to None: all.
+        share: share of each domain's training cases to use, above 0 to 1; a larger share holds every smaller one, and
+            validation and test stay whole.
+
+    Raises:
+        InputError: when the source is refused, or has not these domains.
     """
 
     def __init__(
-        self, kind: str, dataset_dir: str | None, output_dir: str, seed: int = 0, options: dict[str, Any] | None = None
+        self,
+        kind: str,
+        dataset_dir: str | None,
+        output_dir: str,
+        seed: int = 0,
+        options: dict[str, Any] | None = None,
+        domains: int | str | Sequence[str] | None = None,
+        share: float = 1.0,
     ) -> None:
         if dataset_dir is None:
             dataset_dir = str(phantom_dataset(kind))
             logger.warning(
-                f"no --dataset_dir given: running on generated phantoms ({dataset_dir}); figures say nothing about patients"
+                f"no --dataset_dir given: running on generated phantoms ({dataset_dir}); "
+                "figures say nothing about patients"
             )
         source = Path(dataset_dir).expanduser()
         self.folder = source
@@ -132,10 +93,19 @@ class PreparedData:
             with FileLock(str(self.folder / ".lock")):
                 PREPARE[kind](source, self.folder, seed, **(options or {}))
         self.fingerprint = read_json(self.folder / FINGERPRINT)
+        every = self.fingerprint["domains"]
+        self.fingerprint["domains"] = {name: every[name] for name in choose_domains(every, domains)}
+        self.seed, self.share = seed, share
 
     def items(self, split: str) -> list[dict[str, Any]]:
-        """The cases of a split as dataset items: absolute ``image`` and ``label``, ``domain`` and ``sha256``."""
+        """The cases of a split as dataset items: absolute ``image`` and ``label``, ``domain`` and ``sha256``.
+
+        Of the training cases it is the chosen share.
+        """
         items = read_json(self.folder / DATALIST).get(split, [])
+        items = [item for item in items if item["domain"] in self.fingerprint["domains"]]
+        if split == "training":
+            items = nested_share(items, self.share, self.seed)
         root = self.folder.resolve()
         return [{**item, **{key: str((root / item[key]).resolve()) for key in ("image", "label")}} for item in items]
 
@@ -146,8 +116,10 @@ class PreparedData:
 
     @property
     def validation(self) -> list[dict[str, Any]]:
-        """Items for the choice of the best epoch; the training items where a data set is too small to spare any."""
-        return self.items("validation") or self.training
+        """Items for the choice of the best epoch; the training items of domains that are too small to spare any."""
+        items = self.items("validation")
+        covered = {item["domain"] for item in items}
+        return items + [item for item in self.training if item["domain"] not in covered]
 
     @property
     def test(self) -> list[dict[str, Any]]:
@@ -166,6 +138,20 @@ class PreparedData:
         """A short digest of what is trained on: a training is continued on the same data only."""
         content = "".join(sorted(item["sha256"] + item["domain"] for item in self.training))
         return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def per_domain(self, fact: str) -> dict[str, Any]:
+        """One fact of every domain, as transforms take it: ``per_domain("spacing_median")``.
+
+        Raises:
+            InputError: when a domain lacks the fact.
+        """
+        path = self.folder / FINGERPRINT
+        for name, domain in self.fingerprint["domains"].items():
+            if fact not in domain:
+                raise InputError(
+                    f"'{path}' has no '{fact}' of domain '{name}'; prepare the folder for this task again."
+                )
+        return {name: domain[fact] for name, domain in self.fingerprint["domains"].items()}
 
     @property
     def domain(self) -> dict[str, Any]:

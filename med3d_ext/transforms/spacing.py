@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import torch
+import numpy as np
 from monai.config import KeysCollection
 from monai.transforms import InvertibleTransform, MapTransform, Spacing, SpatialResample
 from monai.utils import ensure_tuple_rep
@@ -26,7 +26,6 @@ class MedianSpacingd(MapTransform, InvertibleTransform):
             ``fingerprint.json`` holds them. A component <= 0 keeps the image's own.
         mode: interpolation per key: "bilinear" for images, "nearest" for labels.
         padding_mode: what lies outside of the volume, per key.
-        dtype: type of the computation; float64 takes twice the memory.
         allow_missing_keys: pass over absent keys.
 
     Raises:
@@ -40,7 +39,6 @@ class MedianSpacingd(MapTransform, InvertibleTransform):
         spacing: Sequence[float] | Mapping[str, Sequence[float]],
         mode: str | Sequence[str] = "bilinear",
         padding_mode: str | Sequence[str] = "border",
-        dtype: torch.dtype = torch.float32,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -51,7 +49,7 @@ class MedianSpacingd(MapTransform, InvertibleTransform):
         self.mode = ensure_tuple_rep(mode, len(self.keys))
         self.padding_mode = ensure_tuple_rep(padding_mode, len(self.keys))
         # One for all domains: the inverse is asked for without the item's domain.
-        self.resample = SpatialResample(align_corners=False, dtype=dtype)
+        self.resample = SpatialResample(align_corners=False, dtype=np.float32)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)

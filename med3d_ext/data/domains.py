@@ -1,0 +1,176 @@
+"""The 3DSeg-8 table: what the paper's eight domains are among the Decathlon's tasks, and a user's own domains."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from med3d_ext.errors import InputError
+
+STRIDE = 8  # a grid is a multiple of the encoder's output stride
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One domain's settings.
+
+    Args:
+        organ: the paper's name for it; a user's domain has its own name here.
+        folder: the Decathlon's folder.
+        modality: "CT" or "MR"; None takes it from ``dataset.json``.
+        spatial_size: the grid that samples are resampled to, in RAS order.
+        channel: name or number of the channel of 4D files; None wants 3D files.
+        intensity_range: lowest and highest intensity to keep; None keeps all.
+        merge: label value to the label value that it counts as.
+        titles: further names that folders and ``dataset.json`` go by.
+    """
+
+    organ: str
+    folder: str
+    modality: str | None
+    spatial_size: Sequence[int] = (96, 96, 96)
+    channel: str | int | None = None
+    intensity_range: Sequence[float] | None = None
+    merge: Mapping[int, int] = field(default_factory=dict)
+    titles: tuple[str, ...] = ()
+
+
+# The range keeps what every CT holds: some sets are stored within it, others from -1024 HU on.
+CT_RANGE = (-125.0, 275.0)
+CT: dict[str, Any] = {"modality": "CT", "spatial_size": (128, 128, 96), "intensity_range": CT_RANGE}
+# In the order of the paper's tables 1 and 2. Of its targets ("organ", "organ/tumour", "tissue/tumour") only the liver
+# is one class where the Decathlon has two.
+DOMAINS = (
+    Domain("brain", "Task01_BrainTumour", "MR", (112, 112, 80), channel="FLAIR", titles=("brats", "braintumor")),
+    Domain("hippocampus", "Task04_Hippocampus", "MR", (96, 144, 96), titles=("hippo",)),
+    Domain("prostate", "Task05_Prostate", "MR", (128, 128, 48), channel="T2"),
+    Domain("liver", "Task03_Liver", **CT, merge={2: 1}, titles=("lits",)),
+    Domain("heart", "Task02_Heart", "MR", (128, 96, 64), titles=("leftatrium", "leftatrial")),
+    Domain("pancreas", "Task07_Pancreas", **CT),
+    Domain("vessel", "Task08_HepaticVessel", **CT),
+    Domain("spleen", "Task09_Spleen", **CT),
+)
+OTHER_TASKS = ("Task06", "Task10")  # lung and colon of the Decathlon: not in 3DSeg-8
+
+
+def task_of(folder: str) -> str | None:
+    """``Task03`` of a folder's name that begins so."""
+    found = re.match(r"Task\d\d(?=_|$)", folder)
+    return found.group() if found else None
+
+
+def recognize(folder: str, title: str = "") -> Domain | None:
+    """The domain of a Decathlon folder by its task number, else by its name, else by the title in ``dataset.json``."""
+    for domain in DOMAINS:
+        if task_of(folder) == task_of(domain.folder):
+            return domain
+    for text in (folder, title):
+        for domain in DOMAINS:
+            if _letters(text) in (domain.organ, _letters(domain.folder.partition("_")[2]), *domain.titles):
+                return domain
+    return None
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"[^a-z]", "", text.lower())
+
+
+def read_lines(path: str | Path) -> dict[str, dict[str, Any]]:
+    """A user's domains: one line of JSON each, name to ``folder`` and the fields of :class:`Domain` that differ.
+
+    Raises:
+        InputError: when the file is no such object, states a name twice, or a line has an unknown key.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(
+                    f"'{path}' states '{name}' twice; two domains of one name are not possible: rename one."
+                )
+        return dict(pairs)
+
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=unique)
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be read ({error.strerror}); check the path.") from error
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"'{path}' is not valid JSON ({error}); repair it.") from error
+    allowed = {each.name for each in fields(Domain)} - {"organ", "titles"}
+    for name, line in content.items() if isinstance(content, dict) else [(path, None)]:
+        if not isinstance(line, dict):
+            raise InputError(f'\'{path}\' must map names to settings as {{"Kidneys": {{"folder": "kidneys"}}}}.')
+        for key in set(line) - allowed:
+            raise InputError(f"'{path}' has the unknown key '{key}' under '{name}'; use {', '.join(sorted(allowed))}.")
+    return content
+
+
+def settings_of(name: str, folder: str, title: str, modality: Mapping[int, str], line: Mapping[str, Any]) -> Domain:
+    """The settings of one folder: its domain's from the table where it is one, changed by the user's line.
+
+    Args:
+        name: name of the domain.
+        folder: the folder's name.
+        title: name in its ``dataset.json``.
+        modality: channel names in its ``dataset.json``.
+        line: the user's settings; empty without any.
+
+    Raises:
+        InputError: when ``spatial_size`` or ``intensity_range`` cannot be.
+    """
+    is_ct = any("ct" in re.split(r"[^a-z]+", channel.lower()) for channel in modality.values())
+    own = {"modality": "CT", "intensity_range": CT_RANGE} if is_ct else {"modality": "MR"}
+    base = recognize(folder, title) or Domain(organ=name, folder=folder, **own)  # type: ignore[arg-type]
+    changes = {key: value for key, value in line.items() if key != "folder"}
+    if "merge" in changes:
+        changes["merge"] = {int(value): int(target) for value, target in changes["merge"].items()}
+    domain = replace(base, organ=name if line.get("folder") else base.organ, **changes)
+    size, limits = domain.spatial_size, domain.intensity_range
+    if len(size) != 3 or any(not isinstance(extent, int) or extent < STRIDE or extent % STRIDE for extent in size):
+        raise InputError(f"spatial_size of domain '{name}' must be three multiples of {STRIDE}, got {list(size)}.")
+    if limits is not None and (len(limits) != 2 or limits[0] >= limits[1]):
+        raise InputError(f"intensity_range of domain '{name}' must be [lowest, highest] or null, got {limits}.")
+    return domain
+
+
+def channel_number(domain: Domain, modality: Mapping[int, str], channels: int, where: str) -> int:
+    """The number of the domain's channel in files of ``channels`` channels; 0 in 3D files.
+
+    Raises:
+        InputError: when the files have several channels and the domain names none of them.
+    """
+    names = {name.lower(): number for number, name in sorted(modality.items(), reverse=True)}
+    wanted = domain.channel
+    if isinstance(wanted, int) and 0 <= wanted < channels:
+        return wanted
+    if isinstance(wanted, str) and names.get(wanted.lower(), channels) < channels:
+        return names[wanted.lower()]
+    if channels == 1 and not isinstance(wanted, int):
+        return 0
+    known = ", ".join(f"{number}: {name}" for number, name in sorted(modality.items()))
+    raise InputError(
+        f"'{where}' has {channels} channels ({known}) and none is '{wanted}'; name the channel in domains.json."
+    )
+
+
+def merge_classes(classes: Mapping[int, str], merge: Mapping[int, int]) -> tuple[dict[str, str], dict[str, int]]:
+    """Classes after merging, numbered from 0 on, and the map from every label value to its class.
+
+    Raises:
+        InputError: when there is no background, or a value is merged into one that is no class.
+    """
+    kept = [value for value in sorted(classes) if merge.get(value, value) == value]
+    numbers = {value: number for number, value in enumerate(kept)}
+    targets = {value: merge.get(value, value) for value in sorted(classes)}
+    for value, target in targets.items():
+        if target not in numbers or kept[0] != 0:
+            raise InputError(f"label {value} cannot become {target}: the classes must hold it and 0, the background.")
+    label_map = {str(value): numbers[target] for value, target in targets.items()}
+    return {str(numbers[value]): classes[value] for value in kept}, label_map

@@ -1,0 +1,52 @@
+"""The verb ``prepare``."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from med3d_ext.data.prepare import PREPARE
+from med3d_ext.errors import InputError
+
+
+def prepare(
+    kind: str,
+    src: str,
+    *,
+    output: str | None = None,
+    seed: int = 0,
+    domains: str | None = None,
+    domains_file: str | None = None,
+    download: bool = False,
+    hu_window: str | None = None,
+) -> str:
+    """Turn a source folder into `datalist.json` (with a seeded split) and `fingerprint.json`.
+
+    Args:
+        kind: 3dseg8 or lits.
+        src: the source folder.
+        output: where to write. Defaults to the source folder.
+        seed: seed of the split.
+        domains: 3dseg8: the domains to prepare, joined by commas, or how many. Defaults to all.
+        domains_file: 3dseg8: JSON with domains of your own. Defaults to `domains.json` in the source folder.
+        download: 3dseg8: fetch the Decathlon's tasks that the source folder lacks.
+        hu_window: lits: lowest and highest HU, as -200,250. Defaults to the paper's, narrowed to what the images hold.
+    """
+    if kind not in PREPARE:
+        raise InputError(f"prepare: KIND must be one of {', '.join(sorted(PREPARE))}, got '{kind}'.")
+    options: dict[str, Any] = {"domains": domains, "domains_file": domains_file, "download": download or None}
+    options["hu_window"] = None if hu_window is None else _window(hu_window)
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in given:
+        if name not in inspect.signature(PREPARE[kind]).parameters:
+            raise InputError(f"prepare: --{name} is no option of {kind}; leave it out.")
+    folder = PREPARE[kind](src, output or src, seed, **given)
+    return f"datalist.json and fingerprint.json are in {folder}"
+
+
+def _window(text: str) -> list[float]:
+    try:
+        low, high = (float(part) for part in text.strip("[]()").split(","))
+    except ValueError:
+        raise InputError(f"prepare: --hu_window must be two numbers as -200,250, got '{text}'.") from None
+    return [low, high]

@@ -1,0 +1,98 @@
+"""The two files that ``prepare`` writes: the facts of each domain, and the list of cases with their split."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from med3d_ext.data.datalists import SPLITS, Source, read_json, write_json
+from med3d_ext.data.fingerprint import read_header, repair_spacing, scan_cases
+from med3d_ext.data.left_atrium import read_itk_header
+from med3d_ext.errors import InputError
+
+logger = logging.getLogger("med3d_ext.prepare")
+DATALIST, FINGERPRINT = "datalist.json", "fingerprint.json"
+
+
+def fingerprint_domain(
+    source: Source, known: list[dict[str, Any]], channel: int | None = None, foreground: bool = False
+) -> dict[str, Any]:
+    """Both passes over one source: header facts, then hashes, intensities and label values of every case.
+
+    Args:
+        source: the source folder's cases.
+        known: cases of an earlier fingerprint, which are read again only where files changed.
+        channel: channel of 4D images; None wants 3D images.
+        foreground: refuse labels without foreground.
+
+    Raises:
+        InputError: when a file is damaged, channels differ, or a label value is no class.
+    """
+    headers = [header_of(case["image"]) for case in source.cases]
+    _check_channels(source, headers, channel)
+    for number in repair_spacing(headers):
+        spacing = headers[number]["spacing"]
+        image = source.cases[number]["image"]
+        logger.warning(f"'{image}' has no usable voxel spacing; taking the mean of the others, {spacing} mm")
+    cases = [{**case, **header} for case, header in zip(source.cases, headers)]
+    scan_cases(cases, known, channel, foreground, logger.info)
+    _check_label_values(source, cases)
+    return {"classes": {str(value): name for value, name in source.classes.items()}, "cases": cases}
+
+
+def header_of(path: str) -> dict[str, Any]:
+    """Shape, channels, spacing and orientation from the header of a NIfTI file, or of another that ITK reads."""
+    return read_header(path) if path.endswith((".nii", ".nii.gz")) else read_itk_header(path)
+
+
+def _check_channels(source: Source, headers: list[dict[str, Any]], channel: int | None) -> None:
+    for case, header in zip(source.cases, headers):
+        if channel is None and header["channels"] > 1:
+            raise InputError(f"'{case['image']}' is a 4D file; this task takes 3D volumes: split it.")
+        if header["channels"] != headers[0]["channels"]:
+            raise InputError(
+                f"'{case['image']}' has {header['channels']} channels, '{source.cases[0]['image']}' has "
+                f"{headers[0]['channels']}; a domain's images must have the same channels: repair or remove one."
+            )
+
+
+def _check_label_values(source: Source, cases: list[dict[str, Any]]) -> None:
+    for case in cases:
+        unknown = sorted(set(map(int, case["labels"])) - set(source.classes))
+        if unknown:
+            classes = sorted(source.classes)
+            raise InputError(
+                f"label '{case['label']}' holds the value {unknown[0]}, {source.name} has the classes {classes}; "
+                "correct one."
+            )
+
+
+def known_cases(output: str | os.PathLike, channel: int | None = None) -> list[dict[str, Any]]:
+    """Cases of the fingerprint that ``output`` holds, of the domains that took the same channel."""
+    path = Path(output) / FINGERPRINT
+    domains = read_json(path).get("domains", {}).values() if path.is_file() else []
+    return [case for domain in domains if domain.get("channel") == channel for case in domain["cases"]]
+
+
+def write_prepared(domains: Mapping[str, dict[str, Any]], src: Path, output: Path, seed: int) -> None:
+    """Write ``fingerprint.json`` and, in the Decathlon's format, ``datalist.json``; each atomically."""
+    inside = output.resolve() == src.resolve()
+    lists: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    for name, domain in domains.items():
+        for case in domain["cases"]:
+            files = {key: _portable(case[key], src.resolve()) if inside else case[key] for key in ("image", "label")}
+            channel = {"channel": domain["channel"]} if "channel" in domain else {}
+            lists[case["split"]].append({**files, "domain": name, **channel, "sha256": case["sha256"]})
+    first = next(iter(domains.values()))
+    labels = first["classes"] if len(domains) == 1 else {name: domain["classes"] for name, domain in domains.items()}
+    write_json(output / FINGERPRINT, {"seed": seed, "domains": dict(domains)})
+    write_json(output / DATALIST, {"name": src.resolve().name, "labels": labels, **lists})
+    counts = ", ".join(f"{len(cases)} {split}" for split, cases in lists.items())
+    logger.info(f"prepared {src}: {counts}; datalist and fingerprint are in {output}")
+
+
+def _portable(path: str, root: Path) -> str:
+    return f"./{os.path.relpath(path, root)}"
