@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -55,3 +56,23 @@ class TrainingIteration:
         engine.optimizer.step()
         # To None, not to zero: momentum and weight decay would otherwise move the branches of idle domains.
         engine.optimizer.zero_grad(set_to_none=True)
+
+
+class DomainBatch:
+    """``prepare_batch`` for networks with a branch per domain: the batch's ``domain`` goes to the network and the loss.
+
+    Args:
+        domains: the network's domains, in its order. An item without a domain (a labelling server sends such items)
+            belongs to the first.
+    """
+
+    def __init__(self, domains: Sequence[str]) -> None:
+        self.domains = list(domains)
+
+    def __call__(
+        self, batchdata: dict[str, Any], device: Any = None, non_blocking: bool = False, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple, dict[str, torch.Tensor]]:
+        image = batchdata[CommonKeys.IMAGE].to(device=device, non_blocking=non_blocking, **kwargs)
+        label = batchdata[CommonKeys.LABEL].to(device=device, non_blocking=non_blocking, **kwargs)
+        names = batchdata.get("domain", [self.domains[0]] * len(image))
+        return image, label, (), {"domain": torch.tensor([self.domains.index(name) for name in names], device=device)}

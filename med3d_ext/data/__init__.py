@@ -1,8 +1,19 @@
 from __future__ import annotations
 
+from med3d_ext.data.batches import GridBatchSampler
+from med3d_ext.data.branches import branch_classes
 from med3d_ext.data.dataset import SeededDataset
-from med3d_ext.data.fingerprint import weights_domain
+from med3d_ext.data.fingerprint import weights_domain, weights_domains
 from med3d_ext.data.prepare import PreparedData, images_to_segment
 from med3d_ext.data.sampler import BalancedSampler
 
-__all__ = ["BalancedSampler", "PreparedData", "SeededDataset", "images_to_segment", "weights_domain"]
+__all__ = [
+    "BalancedSampler",
+    "GridBatchSampler",
+    "PreparedData",
+    "SeededDataset",
+    "branch_classes",
+    "images_to_segment",
+    "weights_domain",
+    "weights_domains",
+]

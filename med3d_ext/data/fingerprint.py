@@ -163,20 +163,32 @@ def summarize(cases: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def weights_domains(weights: str | os.PathLike) -> dict[str, dict[str, Any]]:
+    """The facts of every domain that weights were trained on, from the ``fingerprint.json`` beside them.
+
+    Args:
+        weights: the weights' file.
+
+    Raises:
+        InputError: when the fingerprint is missing.
+    """
+    path = Path(weights).with_name("fingerprint.json")
+    if not path.is_file():
+        raise InputError(f"'{path}' is missing: it holds the spacing and intensities of '{weights}'; put it back.")
+    return read_json(path)["domains"]
+
+
 def weights_domain(weights: str | os.PathLike, name: str | None = None) -> dict[str, Any]:
-    """The facts of a domain that weights were trained on, from the ``fingerprint.json`` beside them.
+    """The facts of one domain that weights were trained on.
 
     Args:
         weights: the weights' file.
         name: the domain. Defaults to None: the first.
 
     Raises:
-        InputError: when the fingerprint is missing or has no such domain.
+        InputError: when there is no such domain.
     """
-    path = Path(weights).with_name("fingerprint.json")
-    if not path.is_file():
-        raise InputError(f"'{path}' is missing: it holds the spacing and intensities of '{weights}'; put it back.")
-    domains = read_json(path)["domains"]
+    domains = weights_domains(weights)
     if name is not None and name not in domains:
-        raise InputError(f"'{path}' has no domain '{name}'; choose one of {', '.join(domains)}.")
+        raise InputError(f"'{weights}' has no branch '{name}'; choose one of {', '.join(domains)}.")
     return next(iter(domains.values())) if name is None else domains[name]

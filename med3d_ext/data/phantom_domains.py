@@ -60,13 +60,13 @@ def brain(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         path = [near(rng, (side * x, y, z), 2) for x, y, z in ((10, 30, 4), (12, 0, 14), (22, -34, 4), (30, -8, -16))]
         tissues[tube(points, path, (6, 8, 8, 4)) < 0] = Brain.FLUID
         tissues[ellipsoid(points, (side * 18, 6, 2), (8, 16, 10)) < 0] = Brain.GRAY
-    middle = [rng.choice([-1, 1]) * rng.uniform(20, 48), rng.uniform(-38, 34), rng.uniform(-4, 24)]
-    radius = rng.uniform(22, 31)
+    middle = [rng.choice([-1, 1]) * rng.uniform(20, 42), rng.uniform(-34, 30), rng.uniform(-4, 20)]
+    radius = rng.uniform(27, 36)
     growth = ellipsoid(points, middle, near(rng, [radius] * 3, 3)) + 2.5 * smooth_field(points, rng, 36)
     growth[head > -13] = np.inf
     tissues[growth < 0] = Brain.EDEMA
-    tissues[growth < -0.32 * radius] = Brain.RING
-    tissues[growth < -0.62 * radius] = Brain.CORE
+    tissues[growth < -0.22 * radius] = Brain.RING
+    tissues[growth < -0.44 * radius] = Brain.CORE
     return tissues
 
 

@@ -149,7 +149,7 @@ def _write_ct_domains(folder: Path, cases: int, seed: list[int]) -> None:
         rng = np.random.default_rng([*seed, index])
         grid = _small_grid(rng, index, (56, 44, 44), (5.4, 5.4, 4.8), shift=8)
         points = grid.points()
-        tissues = torso(points, rng, thin_scale=1.5)
+        tissues = torso(points, rng, thin_scale=1.8)
         image = ct_image(tissues, points, rng, phase=rng.uniform(0.6, 1))
         first = None
         for name, (_, parts) in CT_DOMAINS.items():

@@ -62,9 +62,13 @@ class BalancedSampler(DistributedSampler):
         super().__init__(total, num_replicas=replicas, rank=rank, shuffle=True, seed=seed)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[int]:
+        return iter(self.all_indices()[self.rank :: self.num_replicas])
+
+    def all_indices(self) -> list[int]:
+        """This epoch's indices of all processes, in order."""
         indices = [index for domain in range(len(self.cases)) for index in self._draw(domain)]
         order = np.random.default_rng([self.seed, self.epoch]).permutation(len(indices))
-        return iter([indices[number] for number in order[self.rank :: self.num_replicas]])
+        return [indices[number] for number in order]
 
     def _draw(self, domain: int) -> list[int]:
         """This epoch's part of an endless row of shuffled passes over the domain's cases."""

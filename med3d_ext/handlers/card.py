@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ignite.engine import Engine, Events
 import med3d_ext
 from med3d_ext.data.datalists import write_json
 from med3d_ext.data.prepare import PreparedData
+from med3d_ext.transforms.sampling import size_of
 
 
 class WeightsCard:
@@ -27,6 +29,7 @@ class WeightsCard:
         dataset: the training data set; its items are the cases that are trained on.
         network_name: the encoder.
         init: the initial weights, as configured.
+        spatial_size: the grid that the network is trained on, or a table from domain to grid.
         seed: the run's seed.
         evaluator: its metrics are the card's figures.
     """
@@ -38,6 +41,7 @@ class WeightsCard:
         dataset: Any,
         network_name: str,
         init: str,
+        spatial_size: Sequence[int] | Mapping[str, Sequence[int]],
         seed: int = 0,
         evaluator: Engine | None = None,
     ) -> None:
@@ -45,6 +49,7 @@ class WeightsCard:
         self.data = data
         self.dataset = dataset
         self.facts = {"network": network_name, "init": os.path.basename(init), "seed": seed}
+        self.spatial_size = spatial_size
         self.evaluator = evaluator
 
     def attach(self, engine: Engine) -> None:
@@ -58,7 +63,8 @@ class WeightsCard:
         domains = {}
         for name, domain in self.data.fingerprint["domains"].items():
             cases = [public_case(case) for case in domain["cases"]]
-            domains[name] = {**domain, "cases": cases}
+            size = size_of(self.spatial_size, {"domain": name})
+            domains[name] = {**domain, "spatial_size": size, "cases": cases}
         write_json(self.ckpt_dir / "fingerprint.json", {"domains": domains})
 
     def write_card(self, engine: Engine) -> None:

@@ -54,7 +54,7 @@ class EpochSeed:
         if self.data_loader is None:
             return
         set_rnd(getattr(self.data_loader, "dataset", None), number)
-        for name in ("dataset", "sampler"):
+        for name in ("dataset", "sampler", "batch_sampler"):
             part: Any = getattr(self.data_loader, name, None)
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
