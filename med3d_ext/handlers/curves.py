@@ -139,7 +139,7 @@ class Curves:
 def _rows_until(path: Path, epoch: int) -> list[Row]:
     """The complete rows of a CSV file up to an epoch; a line that a kill cut short is left out."""
     rows: list[Row] = []
-    if epoch < 1 or not path.is_file():
+    if not path.is_file():
         return rows
     with open(path, encoding="utf-8", newline="") as file:
         for text in csv.DictReader(file):
