@@ -22,7 +22,10 @@ def is_left_atrium(folder: Path) -> bool:
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(path for suffix in SUFFIXES for path in folder.glob(f"**/lgemri{suffix}"))
+    # A patient's folder lies in the set's folder, or in "Training Set" or "Testing Set" there; no deeper search, or
+    # every folder around the set would be taken for it.
+    patterns = [f"{place}/lgemri{suffix}" for place in ("*", "*[sS]et/*") for suffix in SUFFIXES]
+    return sorted(path for pattern in patterns for path in folder.glob(pattern))
 
 
 def read_left_atrium(folder: Path) -> Source:

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from med3d_ext.cli import main
+from med3d_ext.data.leakage import leakage
+from med3d_ext.errors import InputError
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write(path: Path, content: Any) -> str:
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def case(name: str, **more: str) -> dict[str, str]:
+    return {"image": f"{name}.nii.gz", "domain": "liver", "sha256": digest(name), **more}
+
+
+@pytest.fixture
+def card(tmp_path: Path) -> str:
+    return write(tmp_path / "card.json", {"cases": {"training": [case("a"), case("b")], "validation": [case("c")]}})
+
+
+def test_a_test_case_that_was_trained_on_is_told_and_ends_with_1(tmp_path: Path, card: str, capsys) -> None:
+    datalist = write(tmp_path / "list.json", {"training": [case("b")], "test": [case("x"), case("a"), case("c")]})
+    with pytest.raises(SystemExit) as end:
+        leakage(card, datalist)
+    assert end.value.code == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "LEAK  test: a.nii.gz is a.nii.gz (training, liver)"
+    assert lines[2] == "LEAK  test: c.nii.gz is c.nii.gz (validation, liver)"
+    assert lines[0] == "seen  training: b.nii.gz is b.nii.gz (training, liver)"
+    assert lines[3] == "of 3 test cases, the weights have seen 2; of 1 other cases, 1"
+
+
+def test_cases_seen_in_training_only_are_no_leak(tmp_path: Path, card: str) -> None:
+    datalist = write(tmp_path / "list.json", {"training": [case("a")], "test": [case("x")]})
+    assert leakage(card, datalist).splitlines() == [
+        "seen  training: a.nii.gz is a.nii.gz (training, liver)",
+        "of 1 test cases, the weights have seen 0; of 1 other cases, 1",
+    ]
+
+
+def test_a_list_without_test_cases_is_one_test_set(tmp_path: Path, card: str) -> None:
+    datalist = write(tmp_path / "list.json", {"training": [case("a")]})
+    with pytest.raises(SystemExit):
+        leakage(card, datalist)
+
+
+def test_digests_that_the_list_lacks_are_those_of_the_files(tmp_path: Path, card: str) -> None:
+    (tmp_path / "renamed.nii.gz").write_text("a")
+    (tmp_path / "other.nii.gz").write_text("other")
+    seen = write(tmp_path / "seen.json", {"test": ["./renamed.nii.gz"]})
+    unseen = write(tmp_path / "unseen.json", {"test": [{"image": "other.nii.gz"}]})
+    with pytest.raises(SystemExit):
+        leakage(card, seen)
+    assert leakage(card, unseen) == "of 1 test cases, the weights have seen 0; of 0 other cases, 0"
+
+
+def test_test_cases_of_a_fingerprint_were_not_seen(tmp_path: Path) -> None:
+    cases = [case("a", split="training"), case("t", split="test")]
+    fingerprint = write(tmp_path / "fingerprint.json", {"domains": {"liver": {"cases": cases}}})
+    assert "seen 0" in leakage(fingerprint, write(tmp_path / "one.json", {"test": [case("t")]}))
+    with pytest.raises(SystemExit):
+        leakage(fingerprint, write(tmp_path / "two.json", {"test": [case("a")]}))
+
+
+@pytest.mark.parametrize(
+    ("card_content", "list_content", "message"),
+    [
+        ({"epochs": 3}, {"test": [case("a")]}, "card.json' is neither a card.json nor a fingerprint.json"),
+        ({"cases": {"training": [{"image": "a"}]}}, {"test": [case("a")]}, "states no sha256 of 'a'"),
+        ({"cases": {}}, {"train": []}, "list.json' lists no cases"),
+        ({"cases": {}}, {"test": [{"label": "a"}]}, "entry without 'image' under 'test'"),
+        ({"cases": {}}, {"test": ["none.nii"]}, "none.nii.*does not exist"),
+    ],
+)
+def test_files_that_are_something_else_are_refused_by_name(tmp_path: Path, card_content, list_content, message) -> None:
+    card, datalist = write(tmp_path / "card.json", card_content), write(tmp_path / "list.json", list_content)
+    with pytest.raises(InputError, match=message):
+        leakage(card, datalist)
+
+
+def test_the_verb_ends_with_0_without_shared_cases_and_with_1_otherwise(tmp_path: Path, card: str, capsys) -> None:
+    assert main(["leakage", card, write(tmp_path / "list.json", {"test": [case("x")]})]) == 0
+    assert capsys.readouterr().out.startswith("of 1 test cases, the weights have seen 0")
+    with pytest.raises(SystemExit, match="1"):
+        main(["leakage", card, write(tmp_path / "list.json", {"test": [case("a")]})])
