@@ -35,7 +35,7 @@ def save_nifti(
     path.parent.mkdir(parents=True, exist_ok=True)
     image = nibabel.Nifti1Image(voxels, np.eye(4) if affine is None and pixdim is None else None)
     if affine is not None:
-        image.header.set_zooms([*nibabel.affines.voxel_sizes(affine), *image.header.get_zooms()[3:]])
+        image.header.set_zooms([*nibabel.affines.voxel_sizes(affine), 1.0][: voxels.ndim])
         image.header.set_sform(affine, code=1)
         image = nibabel.Nifti1Image(voxels, None, image.header)
     if scaling is not None:

@@ -1,0 +1,230 @@
+"""``prepare`` and the run that prepares itself: right lists, one sentence for bad input, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+
+import nibabel
+import numpy as np
+import pytest
+from monai.data import load_decathlon_datalist
+from monai.transforms import Compose, ScaleIntensityRanged
+
+from med3d_ext.data import prepare
+from med3d_ext.data.datalists import read_json
+from med3d_ext.data.prepare import PreparedData, images_to_segment, prepare_lits
+from med3d_ext.errors import InputError
+from med3d_ext.transforms import LoadVolumed, ResampleToGridd
+
+NAN = float("nan")
+
+
+def files_in(folder) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_prepare_writes_a_decathlon_datalist_and_a_fingerprint(liver_folder, tmp_path):
+    source = liver_folder(cases=12)
+    before = files_in(source)
+    prepare_lits(source, tmp_path / "out")
+    assert files_in(source) == before  # nothing goes into the data
+    sizes = {}
+    for split in ("training", "validation", "test"):
+        items = load_decathlon_datalist(str(tmp_path / "out" / "datalist.json"), True, split)
+        assert all(os.path.isfile(item["image"]) and os.path.isfile(item["label"]) for item in items)
+        sizes[split] = len(items)
+    assert sizes == {"training": 10, "validation": 1, "test": 1}
+    domain = read_json(tmp_path / "out" / "fingerprint.json")["domains"]["Task03_Liver"]
+    assert domain["classes"] == {"0": "background", "1": "liver", "2": "cancer"}
+    seen = [case["spacing"] for case in domain["cases"] if case["split"] != "test"]
+    np.testing.assert_allclose(domain["spacing_mean"], np.mean(seen, axis=0), atol=1e-6)
+    np.testing.assert_allclose(domain["spacing_median"], np.median(seen, axis=0), atol=1e-6)
+    assert len(seen) == 11
+
+
+def test_a_datalist_inside_the_data_moves_with_it(liver_folder, tmp_path):
+    source = liver_folder(cases=3)
+    prepare_lits(source, source)
+    moved = source.rename(tmp_path / "moved")
+    data = PreparedData("lits", str(moved), str(tmp_path / "run"))
+    assert all(item["image"].startswith(str(moved)) and os.path.isfile(item["image"]) for item in data.training)
+    assert not (tmp_path / "run").exists()
+
+
+def rewrite(path, change, **options) -> None:
+    """Write a volume again with its voxels changed, on its own affine unless ``options`` say more."""
+    image = nibabel.load(path)
+    voxels = change(np.asarray(image.dataobj))
+    nifti = options.pop("nifti")
+    nifti(path, voxels, **(options or {"affine": image.affine}))
+
+
+def truncate(path, **_) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def with_nan(voxels):
+    voxels = voxels.astype(np.float32)
+    voxels[3, 3, 3] = NAN
+    return voxels
+
+
+FAULTS = {
+    "truncated image": ("image", truncate, "cannot be read"),
+    "truncated label": ("label", truncate, "cannot be read"),
+    "empty image": ("image", lambda path, **_: path.write_bytes(b""), "cannot be read"),
+    "no label": ("label", lambda path, **_: path.unlink(), "does not exist"),
+    "no image": ("image", lambda path, **_: path.unlink(), "does not exist"),
+    "label of another shape": ("label", lambda path, **o: rewrite(path, lambda v: v[:-1], **o), "19x18x16"),
+    "2D image": ("image", lambda path, **o: rewrite(path, lambda v: v[..., 0], **o), "not a 3D volume"),
+    "4D image": ("image", lambda path, **o: rewrite(path, lambda v: np.stack([v, v], -1), **o), "4D"),
+    "4D label": ("label", lambda path, **o: rewrite(path, lambda v: np.stack([v, v], -1), **o), "not a 3D volume"),
+    "NaN voxel": ("image", lambda path, **o: rewrite(path, with_nan, **o), "NaN"),
+    "label without liver": ("label", lambda path, **o: rewrite(path, lambda v: v * 0, **o), "no foreground"),
+    "unknown label": ("label", lambda path, **o: rewrite(path, lambda v: v + 1, **o), "the value 3"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_bad_input_is_one_sentence_that_names_the_file_and_nothing_is_written(fault, liver_folder, nifti, tmp_path):
+    key, damage, word = FAULTS[fault]
+    source = liver_folder()
+    path = source / f"{key}sTr" / "liver_1.nii.gz"
+    damage(path, nifti=nifti)
+    with pytest.raises(InputError) as error:
+        prepare_lits(source, tmp_path / "out")
+    message = str(error.value)
+    assert str(path) in message and word in message, message
+    assert "\n" not in message and message.endswith(".") and len(message) < 400
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError):
+        PreparedData("lits", str(source), str(tmp_path / "run"))
+    assert not {"datalist.json", "fingerprint.json"} & {os.path.basename(name) for name in files_in(tmp_path / "run")}
+
+
+@pytest.mark.parametrize("name", ["nowhere", "empty"])
+def test_a_missing_or_empty_folder_is_refused_by_name(name, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=f"dataset_dir '{tmp_path / name}'"):
+        prepare_lits(tmp_path / name, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("spacing", [(0, 1.5, 2), (0, 0, 0), (NAN, 1, 1)])
+def test_a_volume_without_spacing_takes_the_mean_of_the_others_and_is_named(
+    spacing, liver_folder, nifti, tmp_path, caplog
+):
+    source = liver_folder(cases=3)
+    path = source / "imagesTr" / "liver_1.nii.gz"
+    rewrite(path, lambda voxels: voxels, nifti=nifti, pixdim=spacing)
+    with caplog.at_level(logging.WARNING):
+        prepare_lits(source, tmp_path / "out")
+    assert [record for record in caplog.records if str(path) in record.message and "spacing" in record.message]
+    (domain,) = read_json(tmp_path / "out" / "fingerprint.json")["domains"].values()
+    (case,) = [case for case in domain["cases"] if case["image"] == str(path)]
+    np.testing.assert_allclose(case["spacing"], [1.1, 1.5, 3.0], atol=1e-6)  # of (1, 1.5, 2) and (1.2, 1.5, 4)
+
+
+def test_a_second_preparation_reads_no_voxel_and_writes_the_same(liver_folder, tmp_path, monkeypatch):
+    source = liver_folder()
+    prepare_lits(source, tmp_path / "out")
+    files = {name: (tmp_path / "out" / name).read_bytes() for name in ("datalist.json", "fingerprint.json")}
+    monkeypatch.setattr("med3d_ext.data.fingerprint.read_voxels", None)
+    prepare_lits(source, tmp_path / "out")
+    assert files == {name: (tmp_path / "out" / name).read_bytes() for name in files}
+
+
+def test_a_failed_second_preparation_leaves_the_first(liver_folder, tmp_path):
+    source = liver_folder()
+    prepare_lits(source, tmp_path / "out")
+    before = (tmp_path / "out" / "datalist.json").read_bytes()
+    truncate(source / "labelsTr" / "liver_2.nii.gz")
+    with pytest.raises(InputError):
+        prepare_lits(source, tmp_path / "out")
+    assert (tmp_path / "out" / "datalist.json").read_bytes() == before
+
+
+def test_a_run_prepares_itself_outside_the_data(liver_folder, tmp_path):
+    source = liver_folder(cases=12)
+    before = files_in(source)
+    data = PreparedData("lits", str(source), str(tmp_path / "run"), seed=3)
+    assert files_in(source) == before
+    assert data.folder == tmp_path / "run" / "prepared" / "Task03_Liver"
+    assert [len(data.items(split)) for split in ("training", "validation", "test")] == [10, 1, 1]
+    assert {item["domain"] for item in data.training} == {"Task03_Liver"}
+    assert data.validation == data.items("validation") and data.test == data.items("test")
+    assert data.domain["classes"]["1"] == "liver"
+
+
+def test_small_data_sets_choose_by_their_training_cases_and_a_missing_test_is_said(liver_folder, tmp_path):
+    data = PreparedData("lits", str(liver_folder(cases=1)), str(tmp_path / "run"))
+    assert len(data.training) == 1 and data.validation == data.training
+    with pytest.raises(InputError, match="datalist.json.*no test cases"):
+        _ = data.test
+
+
+def test_the_identity_changes_with_the_cases_that_are_trained_on(liver_folder, tmp_path):
+    source = liver_folder(cases=12)
+    identities = {
+        PreparedData("lits", str(source), str(tmp_path / f"run{number}"), seed).identity
+        for number, seed in enumerate((0, 0, 1, 2, 3))
+    }
+    assert 1 < len(identities) < 5
+    again = [PreparedData("lits", str(source), str(tmp_path / f"run{number}"), 0).identity for number in (0, 1)]
+    assert again[0] == again[1]
+
+
+def test_without_a_folder_phantoms_are_announced(liver_folder, tmp_path, monkeypatch, caplog):
+    source = liver_folder()
+    monkeypatch.setattr(prepare, "phantom_dataset", lambda kind: source)
+    with caplog.at_level(logging.WARNING):
+        assert PreparedData("lits", None, str(tmp_path / "run")).training
+        assert len(images_to_segment(None, "lits")) == 3
+    assert sum("phantoms" in record.message for record in caplog.records) == 2
+    assert images_to_segment(str(source / "imagesTr"), "lits") == images_to_segment(None, "lits")
+
+
+# The intensity window
+
+
+def test_the_window_is_the_papers_narrowed_to_what_the_images_hold(liver_folder, nifti, tmp_path):
+    (full,) = read_json(prepare_lits(liver_folder("full"), tmp_path / "a") / "fingerprint.json")["domains"].values()
+    assert full["hu_window"] == [-200, 250]
+    source = liver_folder("clipped")
+    for path in (source / "imagesTr").iterdir():
+        rewrite(path, lambda voxels: voxels.clip(-125, 225), nifti=nifti)
+    (cut,) = read_json(prepare_lits(source, tmp_path / "b") / "fingerprint.json")["domains"].values()
+    assert cut["hu_window"] == [-125, 225]
+    options = {"hu_window": [-100, 100]}
+    assert PreparedData("lits", str(source), str(tmp_path / "c"), options=options).domain["hu_window"] == [-100, 100]
+
+
+def test_a_full_range_ct_and_its_clipped_8_bit_copy_give_the_same_inputs(liver_folder, nifti, tmp_path):
+    full, copy = liver_folder("full"), liver_folder("copy")
+    slope = 400 / 255
+    for path in (copy / "imagesTr").iterdir():
+        image = nibabel.load(path)
+        stored = ((np.asarray(image.dataobj).clip(-125, 275) + 125) / slope).round().astype(np.uint8)
+        nifti(path, stored, image.affine, scaling=(slope, -125))
+    (domain,) = read_json(prepare_lits(copy, tmp_path / "out") / "fingerprint.json")["domains"].values()
+    assert domain["hu_window"] == pytest.approx([-125, 250], abs=1e-3)
+    low, high = domain["hu_window"]
+    load = Compose(
+        [
+            LoadVolumed("image"),
+            ScaleIntensityRanged("image", low, high, b_min=-1.0, b_max=1.0, clip=True),
+            ResampleToGridd("image", (16, 16, 16)),
+        ]
+    )
+    ours, theirs = (load({"image": str(folder / "imagesTr" / "liver_1.nii.gz")})["image"] for folder in (full, copy))
+    assert float((ours - theirs).abs().max()) <= 0.01
+    assert float(ours.std()) > 0.1
+
+
+def test_the_json_files_hold_plain_values(liver_folder, tmp_path):
+    prepare_lits(liver_folder(), tmp_path / "out")
+    for name in ("datalist.json", "fingerprint.json"):
+        text = (tmp_path / "out" / name).read_text()
+        assert "NaN" not in text and "Infinity" not in text and json.loads(text)

@@ -1,0 +1,93 @@
+"""The region of interest against boxes by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.data.utils import list_data_collate
+
+from med3d_ext.metrics.roi import ROIMetric, region_of_interest
+
+
+def block(*ranges: tuple[int, int], shape: tuple[int, int, int] = (20, 20, 20)) -> torch.Tensor:
+    mask = torch.zeros(1, *shape)
+    mask[(0, *[slice(*each) for each in ranges])] = 1
+    return mask
+
+
+def with_spacing(mask: torch.Tensor, *spacing: float) -> MetaTensor:
+    return MetaTensor(mask, affine=torch.diag(torch.tensor([*spacing, 1.0])))
+
+
+def test_the_region_is_the_box_of_the_mask():
+    first, last = region_of_interest(block((3, 5), (6, 9), (10, 14)), (1, 1, 1), 0)
+    assert first.tolist() == [3, 6, 10] and last.tolist() == [5, 9, 14]
+
+
+def test_the_margin_is_in_mm_rounded_up_to_voxels():
+    mask = block((8, 10), (8, 10), (8, 10))
+    first, last = region_of_interest(mask, (1.0, 2.0, 5.0), 4.0)
+    assert first.tolist() == [4, 6, 7] and last.tolist() == [14, 12, 11]
+
+
+def test_the_region_ends_at_the_faces_of_the_volume():
+    first, last = region_of_interest(block((1, 19), (0, 3), (18, 20)), (1, 1, 1), 5)
+    assert first.tolist() == [0, 0, 13] and last.tolist() == [20, 8, 20]
+
+
+def test_only_the_largest_component_counts():
+    mask = block((3, 6), (3, 6), (3, 6)) + block((18, 20), (18, 20), (18, 20))
+    first, last = region_of_interest(mask, (1, 1, 1), 0)
+    assert first.tolist() == [3, 3, 3] and last.tolist() == [6, 6, 6]
+
+
+def test_an_empty_mask_has_no_region():
+    assert region_of_interest(torch.zeros(1, 4, 4, 4), (1, 1, 1), 10) is None
+
+
+def measure(quantity: str, prediction: torch.Tensor, label: torch.Tensor, margin_mm: float = 0.0, **options) -> float:
+    metric = ROIMetric(quantity, margin_mm, **options)
+    return float(metric([prediction], [label])[0])
+
+
+def test_recall_is_the_share_of_the_label_inside_the_box():
+    label = block((0, 10), (5, 10), (5, 10))
+    assert measure("recall", block((5, 8), (5, 10), (5, 10)), label) == pytest.approx(0.3)
+    assert measure("recall", block((5, 8), (5, 10), (5, 10)), label, margin_mm=2) == pytest.approx(0.7)
+
+
+def test_share_is_that_of_the_volume():
+    assert measure("share", block((0, 10), (0, 10), (0, 4)), block((0, 1), (0, 1), (0, 1))) == pytest.approx(0.05)
+
+
+def test_the_margin_follows_the_affine_of_each_prediction():
+    mask = block((8, 10), (8, 10), (8, 10))
+    narrow, wide = with_spacing(mask, 1, 2, 5), with_spacing(mask, 4, 4, 4)
+    expected = [10 * 6 * 4 / 8000, 4**3 / 8000]
+    metric = ROIMetric("share", 4.0)
+    np.testing.assert_allclose(metric([narrow, wide], [mask, mask]).ravel(), expected, rtol=1e-5)
+    batch = list_data_collate([{"pred": narrow}, {"pred": wide}])["pred"]
+    np.testing.assert_allclose(metric(batch, torch.stack([mask, mask])).ravel(), expected, rtol=1e-5)
+    assert measure("share", mask, mask, 4.0, spacing=(1, 2, 5)) == pytest.approx(expected[0])
+
+
+def test_an_empty_prediction_recalls_nothing_and_costs_the_whole_volume():
+    empty, label = torch.zeros(1, 8, 8, 8), block((1, 3), (1, 3), (1, 3), shape=(8, 8, 8))
+    assert measure("recall", empty, label) == 0
+    assert measure("share", empty, label) == 1
+
+
+def test_cases_without_a_target_are_left_out_of_the_mean():
+    box, nothing = block((0, 10), (0, 10), (0, 10)), torch.zeros(1, 20, 20, 20)
+    metric = ROIMetric("recall", 0.0)
+    metric([box, box], [nothing, block((0, 20), (0, 10), (0, 10))])
+    assert float(metric.aggregate()) == pytest.approx(0.5)
+
+
+def test_wrong_arguments_are_refused():
+    with pytest.raises(ValueError, match="quantity must be 'recall' or 'share', got 'size'"):
+        ROIMetric("size")
+    with pytest.raises(ValueError, match="y must be the label map"):
+        ROIMetric()(torch.zeros(1, 1, 4, 4, 4))
