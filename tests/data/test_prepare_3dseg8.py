@@ -13,6 +13,8 @@ from tiny_domains import SPACING, change_dataset, write_domain
 
 from med3d_ext.cli import main
 from med3d_ext.data import PreparedData
+from med3d_ext.data.datalists import read_source, split_cases
+from med3d_ext.data.fingerprint import sha256
 from med3d_ext.data.prepare import prepare_3dseg8
 from med3d_ext.data.prepared_files import header_of
 from med3d_ext.errors import InputError
@@ -250,3 +252,14 @@ def test_the_verb_prepares_lits_with_a_window(src: Path, tmp_path: Path) -> None
     assert main(words) == 0
     domain = json.loads((tmp_path / "out" / "fingerprint.json").read_text())["domains"]["Task03_Liver"]
     assert domain["hu_window"] == [-100, 200]
+
+
+def test_the_held_out_abdomen_cases_are_test_in_all_four_ct_domains(real_data: Path) -> None:
+    domains = {}
+    for task in ("Task03_Liver", "Task07_Pancreas", "Task08_HepaticVessel", "Task09_Spleen"):
+        cases = read_source(real_data / "msd" / task).cases
+        domains[task] = [{**case, "sha256": sha256(case["image"])} for case in cases]
+    split_cases(domains)
+    for cases in domains.values():
+        test = [number for number, case in enumerate(cases) if case["split"] == "test"]
+        assert test == [20, 21, 22, 23]
