@@ -69,21 +69,30 @@ class WeightsCard:
 
     def write_card(self, engine: Engine) -> None:
         """Everything that is known about the weights so far."""
-        state = None if self.evaluator is None else self.evaluator.state
         write_json(
             self.ckpt_dir / "card.json",
             {
                 **self.facts,
                 "epochs": engine.state.epoch,
-                "versions": {"med3d_ext": med3d_ext.__version__, "monai": monai.__version__, "torch": torch.__version__},
+                "versions": {
+                    "med3d_ext": med3d_ext.__version__,
+                    "monai": monai.__version__,
+                    "torch": torch.__version__,
+                },
                 "domains": sorted(self.data.fingerprint["domains"]),
-                "best": None if state is None else {"epoch": state.best_metric_epoch, state.key_metric_name: state.best_metric},
+                "best": self._best(),
                 "cases": {
                     "training": [named_hash(item) for item in self.dataset.data],
                     "validation": [named_hash(item) for item in self.data.items("validation")],
                 },
             },
         )
+
+    def _best(self) -> dict[str, Any] | None:
+        state = None if self.evaluator is None else self.evaluator.state
+        if state is None or state.key_metric_name is None or state.best_metric_epoch < 0:
+            return None  # nothing was validated yet
+        return {"epoch": state.best_metric_epoch, state.key_metric_name: state.best_metric}
 
 
 def public_case(case: dict[str, Any]) -> dict[str, Any]:
