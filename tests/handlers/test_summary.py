@@ -1,0 +1,112 @@
+"""What an evaluation leaves behind, from MONAI's evaluator on two cases of known Dice."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from monai.data import DataLoader, MetaTensor
+from monai.engines import SupervisedEvaluator
+from monai.handlers import IgniteMetricHandler, MeanDice, from_engine
+
+from med3d_ext.handlers.summary import EvaluationSummary, per_case, summarize_rows
+from med3d_ext.metrics import ROIMetric
+
+
+def case(name: str, filled: int, **facts) -> dict:
+    """An image whose first ``filled`` of 8 slices are the prediction, and a label of the first 4."""
+    image, label = torch.zeros(1, 8, 8, 8), torch.zeros(1, 8, 8, 8)
+    image[:, :filled], label[:, :4] = 1, 1
+    return {"image": MetaTensor(image, meta={"filename_or_obj": f"/data/{name}"}), "label": label, **facts}
+
+
+def evaluate(items: list[dict], handler, **options) -> SupervisedEvaluator:
+    output = from_engine(["pred", "label"])
+    evaluator = SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(items, batch_size=1),
+        network=torch.nn.Identity(),
+        key_val_metric={"dice": MeanDice(include_background=True, output_transform=output)},
+        additional_metrics={"recall": IgniteMetricHandler(ROIMetric("recall", 0.0), output_transform=output)},
+        val_handlers=[handler],
+        **options,
+    )
+    evaluator.run()
+    return evaluator
+
+
+def read(folder) -> tuple[list[dict], dict]:
+    with open(folder / "cases.csv", newline="") as file:
+        return list(csv.DictReader(file)), json.loads((folder / "summary.json").read_text())
+
+
+def test_a_row_per_case_and_a_summary_with_n_and_interval(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        evaluate([case("a.nii.gz", 4), case("b.nii.gz", 2)], EvaluationSummary(str(tmp_path / "out"), "test"))
+    rows, summary = read(tmp_path / "out")
+    assert [row["case"] for row in rows] == ["a.nii.gz", "b.nii.gz"]
+    np.testing.assert_allclose([float(row["dice"]) for row in rows], [1, 2 / 3], atol=1e-6)
+    np.testing.assert_allclose([float(row["recall"]) for row in rows], [1, 0.5])
+    assert (summary["split"], summary["n"]) == ("test", 2)
+    dice = summary["domains"]["all"]["dice"]
+    assert (dice["n"], dice["mean"], dice["minimum"]) == (2, 0.8333, 0.6667)
+    assert dice["interval_95"] == [0.6667, 1.0]
+    assert any("all: dice 0.8333 (n=2" in record.message for record in caplog.records)
+
+
+def test_domains_are_summarized_apart(tmp_path):
+    items = [case("a.nii", 4, domain="liver"), case("b.nii", 2, domain="heart"), case("c.nii", 4, domain="heart")]
+    evaluate(items, EvaluationSummary(str(tmp_path)))
+    rows, summary = read(tmp_path)
+    assert [row["domain"] for row in rows] == ["liver", "heart", "heart"]
+    assert {name: facts["recall"]["n"] for name, facts in summary["domains"].items()} == {"liver": 1, "heart": 2}
+    assert summary["domains"]["heart"]["recall"]["mean"] == 0.75
+
+
+def test_a_second_run_starts_anew(tmp_path):
+    handler = EvaluationSummary(str(tmp_path))
+    evaluator = evaluate([case("a.nii", 4), case("b.nii", 2)], handler)
+    evaluator.run()
+    rows, summary = read(tmp_path)
+    assert len(rows) == summary["n"] == 2
+
+
+def test_a_case_without_a_value_is_counted(tmp_path):
+    nothing = case("empty.nii", 4)
+    nothing["label"] = nothing["label"] * 0
+    evaluate([nothing, case("b.nii", 2)], EvaluationSummary(str(tmp_path)))
+    _, summary = read(tmp_path)
+    assert (summary["domains"]["all"]["recall"]["n"], summary["domains"]["all"]["recall"]["undefined"]) == (1, 1)
+
+
+def test_items_of_plain_tensors_are_rows_without_a_name(tmp_path):
+    plain = {key: torch.as_tensor(np.asarray(case("a.nii", 4)[key])) for key in ("image", "label")}
+    evaluate([plain], EvaluationSummary(str(tmp_path)))
+    assert read(tmp_path)[0][0]["case"] == ""
+
+
+def test_only_the_first_process_writes(tmp_path):
+    class Second(EvaluationSummary):
+        def write(self, engine):
+            engine.state.rank = 1
+            super().write(engine)
+
+    evaluate([case("a.nii", 4)], Second(str(tmp_path)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_value_of_a_case_is_the_mean_over_the_classes_that_it_has():
+    nan = float("nan")
+    np.testing.assert_allclose(per_case(torch.tensor([[0.5, 1.0], [nan, 0.2], [nan, nan]])), [0.75, 0.2, nan])
+    np.testing.assert_allclose(per_case([0.5, 0.6]), [0.5, 0.6])
+    np.testing.assert_allclose(per_case(0.5), [0.5])
+
+
+def test_rows_are_grouped_by_domain():
+    rows = [{"domain": "a", "dice": 0.5}, {"domain": "b", "dice": 0.1}, {"domain": "a", "dice": 0.7}]
+    summary = summarize_rows(rows, ["dice"])
+    assert summary["a"]["dice"]["mean"] == pytest.approx(0.6) and summary["b"]["dice"]["n"] == 1

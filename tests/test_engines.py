@@ -1,0 +1,184 @@
+"""The training step against MONAI's own, and what it adds."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from monai.data import DataLoader
+from monai.engines import IterationEvents, SupervisedTrainer
+from torch import nn
+
+from med3d_ext.engines import TrainingIteration
+
+
+def make_network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.Dropout(0.2), nn.Conv3d(4, 2, 1))
+
+
+def make_items(count: int = 6) -> list[dict]:
+    generator = torch.Generator().manual_seed(1)
+    shape = (1, 6, 6, 6)
+    return [
+        {
+            "image": torch.randn(shape, generator=generator),
+            "label": torch.rand((6, 6, 6), generator=generator).gt(0.5).long(),
+        }
+        for _ in range(count)
+    ]
+
+
+def train(network: nn.Module, batch_size: int = 2, epochs: int = 2, count: int = 6, **options) -> SupervisedTrainer:
+    options.setdefault("loss_function", nn.CrossEntropyLoss())
+    options.setdefault("optimizer", torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=0.01))
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=epochs,
+        train_data_loader=DataLoader(make_items(count), batch_size=batch_size),
+        network=network,
+        optim_set_to_none=True,
+        **options,
+    )
+    torch.manual_seed(5)
+    trainer.run()
+    return trainer
+
+
+def weights(network: nn.Module) -> list[torch.Tensor]:
+    return [value.detach().clone() for value in network.state_dict().values()]
+
+
+def assert_equal(ours: nn.Module, theirs: nn.Module) -> None:
+    assert all(torch.equal(a, b) for a, b in zip(weights(ours), weights(theirs)))
+
+
+def test_without_extras_the_step_is_monais_bit_for_bit():
+    ours, theirs = make_network(), make_network()
+    before = weights(ours)
+    train(ours, iteration_update=TrainingIteration(amp=False))
+    train(theirs)
+    assert_equal(ours, theirs)
+    assert not torch.equal(before[0], weights(ours)[0])
+
+
+def test_accumulation_is_monais_bit_for_bit_with_a_batch_left_over():
+    ours, theirs = make_network(), make_network()
+    train(ours, count=10, iteration_update=TrainingIteration(amp=False, accumulate=2))
+    train(theirs, count=10, accumulation_steps=2)
+    assert_equal(ours, theirs)
+
+
+def test_two_accumulated_batches_are_one_of_double_size():
+    ours, theirs = (nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 2, 1)) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    train(ours, 2, count=8, iteration_update=TrainingIteration(amp=False, accumulate=2))
+    train(theirs, 4, count=8, iteration_update=TrainingIteration(amp=False))
+    for a, b in zip(weights(ours), weights(theirs)):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_the_gradient_is_clipped_before_the_step():
+    free, clipped = make_network(), make_network()
+    norms = {}
+    for name, network, limit in (("free", free, None), ("clipped", clipped, 0.01)):
+        before = weights(network)
+        optimizer = torch.optim.SGD(network.parameters(), 1.0)
+        step = TrainingIteration(amp=False, max_gradient_norm=limit)
+        train(network, 6, 1, optimizer=optimizer, iteration_update=step)
+        norms[name] = float(sum(((a - b) ** 2).sum() for a, b in zip(before, weights(network))) ** 0.5)
+    assert norms["free"] > 0.05
+    assert norms["clipped"] == pytest.approx(0.01, rel=1e-3)
+
+
+class Branches(nn.Module):
+    """Two branches; notes the domains that it is called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.branches = nn.ModuleList([nn.Conv3d(1, 2, 1), nn.Conv3d(1, 2, 1)])
+        self.seen: list = []
+
+    def forward(self, image, scale=1.0, domain=None):
+        self.seen.append((scale, domain))
+        return self.branches[domain](image) * scale
+
+
+def with_domain(domains):
+    def prepare(batch, device, non_blocking, **kwargs):
+        return batch["image"], batch["label"], (2.0,), {"domain": next(domains)}
+
+    return prepare
+
+
+def test_arguments_of_a_batch_reach_the_network_and_the_loss():
+    network, heard = Branches(), []
+
+    def loss(prediction, target, domain):
+        heard.append(domain)
+        return nn.functional.cross_entropy(prediction, target)
+
+    domains = with_domain(iter([0, 1, 0]))
+    step = TrainingIteration(amp=False)
+    train(network, 2, 1, loss_function=loss, prepare_batch=domains, iteration_update=step)
+    assert network.seen == [(2.0, 0), (2.0, 1), (2.0, 0)] and heard == [0, 1, 0]
+
+
+def test_momentum_and_decay_do_not_move_an_idle_branch():
+    network = Branches()
+    moved = []
+    domains = iter([0, 1, 1])
+
+    def loss(prediction, target, domain):
+        moved.append(network.branches[0].weight.detach().clone())
+        return nn.functional.cross_entropy(prediction, target)
+
+    step = TrainingIteration(amp=False)
+    train(network, 2, 1, loss_function=loss, prepare_batch=with_domain(domains), iteration_update=step)
+    assert not torch.equal(moved[0], moved[1])  # its own batch moved it
+    assert torch.equal(moved[1], moved[2]) and torch.equal(moved[2], network.branches[0].weight)
+
+
+def test_amp_computes_the_forward_pass_in_bfloat16_and_the_loss_in_float32_on_a_cpu():
+    network, types = make_network(), []
+    network[0].register_forward_hook(lambda module, inputs, output: types.append(output.dtype))
+
+    def loss(prediction, target):
+        types.append(prediction.dtype)
+        return nn.functional.cross_entropy(prediction, target)
+
+    reference = copy.deepcopy(network)
+    train(network, 6, 1, loss_function=loss, iteration_update=TrainingIteration())
+    assert types == [torch.bfloat16, torch.float32]
+    assert all(value.dtype == torch.float32 for value in weights(network))
+    types.clear()
+    train(reference, 6, 1, loss_function=loss, iteration_update=TrainingIteration(amp=False))
+    assert types == [torch.float32, torch.float32]
+
+
+def test_the_events_of_a_step_are_fired_in_monais_order():
+    def order(**options) -> list[str]:
+        fired: list[str] = []
+        events = [
+            IterationEvents.FORWARD_COMPLETED,
+            IterationEvents.LOSS_COMPLETED,
+            IterationEvents.BACKWARD_COMPLETED,
+            IterationEvents.MODEL_COMPLETED,
+        ]
+
+        class Note:
+            def attach(self, engine):
+                for event in events:
+                    engine.add_event_handler(event, lambda _, name=event.name: fired.append(name))
+
+        train(make_network(), 6, 1, train_handlers=[Note()], **options)
+        return fired
+
+    assert order(iteration_update=TrainingIteration()) == order()
+
+
+def test_fewer_than_one_batch_a_step_is_refused():
+    with pytest.raises(ValueError, match="accumulate must be at least 1, got 0"):
+        TrainingIteration(accumulate=0)
