@@ -41,7 +41,6 @@ def download_tasks(folder: str | os.PathLike, tasks: Iterable[str]) -> None:
         try:
             download_and_extract(url, archive, scratch, hash_val=md5, hash_type="md5", progress=False)
         except Exception as error:  # the downloader raises OSError, RuntimeError and its own
-            archive.unlink(missing_ok=True)  # a damaged archive would be refused on each later call
             raise InputError(f"{task} cannot be fetched from {url} ({error}); try again, or put it there.") from error
         os.replace(scratch / task, root / task)
         shutil.rmtree(scratch, ignore_errors=True)
