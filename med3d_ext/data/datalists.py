@@ -148,7 +148,7 @@ def split_cases(domains: dict[str, list[dict[str, Any]]], seed: int = 0, share: 
     A subject is the case's ``subject`` where the list states one, else the content of its image: one scan that serves
     several domains is on one side in all of them. Images in ``held_out.json`` are test; a domain with none of them
     gives ``max(1, round(share * n))`` cases, a domain with a single subject only trains. Of the cases that are left
-    for training, the same share (from ten cases on) becomes ``validation``, for the choice of the best epoch. The
+    for training, the same share (from five cases on) becomes ``validation``, for the choice of the best epoch. The
     order of the domains and of their cases does not matter.
 
     Args:

@@ -109,6 +109,7 @@ class LoadVolumed(MapTransform):
         channel: the channel to take of 4D images; an item's own ``channel`` wins. Defaults to None.
         default_spacing: spacing (mm) for an image whose header has none. Defaults to None, which refuses such a file.
         require_foreground: refuse a label without any foreground. Defaults to False.
+        domain: the domain of items that name none, as a labelling server sends them. Defaults to None, no domain.
     """
 
     def __init__(
@@ -117,15 +118,19 @@ class LoadVolumed(MapTransform):
         channel: int | None = None,
         default_spacing: Sequence[float] | None = None,
         require_foreground: bool = False,
+        domain: str | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.channel = channel
         self.default_spacing = default_spacing
         self.require_foreground = require_foreground
+        self.domain = domain
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
+        if self.domain is not None:
+            item.setdefault("domain", self.domain)
         image_key, *label_keys = list(self.key_iterator(item))
         image = load_volume(item[image_key], item.get("channel", self.channel))
         self._repair_spacing(image, item[image_key])
