@@ -10,7 +10,7 @@ from monai.data import DataLoader
 from monai.engines import IterationEvents, SupervisedTrainer
 from torch import nn
 
-from med3d_ext.engines import TrainingIteration
+from med3d_ext.engines import DomainBatch, TrainingIteration
 
 
 def make_network() -> nn.Module:
@@ -182,3 +182,15 @@ def test_the_events_of_a_step_are_fired_in_monais_order():
 def test_fewer_than_one_batch_a_step_is_refused():
     with pytest.raises(ValueError, match="accumulate must be at least 1, got 0"):
         TrainingIteration(accumulate=0)
+
+
+def test_the_domains_of_a_batch_become_indices_for_the_network_and_the_loss():
+    batch = {"image": torch.zeros(2, 1, 4, 4, 4), "label": torch.ones(2, 1, 4, 4, 4), "domain": ["heart", "liver"]}
+    image, label, args, kwargs = DomainBatch(["liver", "heart"])(batch, torch.device("cpu"))
+    assert image is batch["image"] and label is batch["label"] and args == ()
+    assert kwargs["domain"].tolist() == [1, 0]
+
+
+def test_items_without_a_domain_belong_to_the_first():
+    batch = {"image": torch.zeros(2, 1, 4, 4, 4), "label": torch.ones(2, 1, 4, 4, 4)}
+    assert DomainBatch(["liver", "heart"])(batch)[3]["domain"].tolist() == [0, 0]

@@ -89,7 +89,7 @@ class WeightsCard:
         )
 
     def _best(self) -> dict[str, Any] | None:
-        state = None if self.evaluator is None else self.evaluator.state
+        state: Any = None if self.evaluator is None else self.evaluator.state
         if state is None or state.key_metric_name is None or state.best_metric_epoch < 0:
             return None  # nothing was validated yet
         return {"epoch": state.best_metric_epoch, state.key_metric_name: state.best_metric}
