@@ -4,8 +4,8 @@ from __future__ import annotations
 
 
 class InputError(ValueError):
-    """Something that a user gave is wrong; the message is one sentence naming the file or key, the fault and the repair.
+    """Something that a user gave is wrong.
 
-    Commands print the message alone, without a traceback, and end with a non-zero exit code
+    The message is one sentence that names the file or key, the fault and the repair. Commands print the message alone, without a traceback, and end with a non-zero exit code
     (see :func:`med3d_ext.bundle.one_line_errors`).
     """

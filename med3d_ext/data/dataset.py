@@ -58,7 +58,7 @@ class SeededDataset(PersistentDataset):
                 os.replace(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)
-        with config.patch({"load.mmap": True}):
+        with config.patch({"load.mmap": True}):  # type: ignore[attr-defined]
             stored = torch.load(path, weights_only=True)
         return {key: MetaTensor(**value) if isinstance(value, dict) else value for key, value in stored.items()}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import monai
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Events
 
 import med3d_ext
 from med3d_ext.data.datalists import write_json
@@ -43,7 +43,7 @@ class WeightsCard:
         init: str,
         spatial_size: Sequence[int] | Mapping[str, Sequence[int]],
         seed: int = 0,
-        evaluator: Engine | None = None,
+        evaluator: Any = None,
     ) -> None:
         self.ckpt_dir = Path(ckpt_dir)
         self.data = data
@@ -52,13 +52,13 @@ class WeightsCard:
         self.spatial_size = spatial_size
         self.evaluator = evaluator
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Any) -> None:
         """Register with the trainer, after the handlers that validate and save."""
         if engine.state.rank == 0:
             engine.add_event_handler(Events.STARTED, self.write_fingerprint)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.write_card)
 
-    def write_fingerprint(self, engine: Engine) -> None:
+    def write_fingerprint(self, engine: Any) -> None:
         """Spacing, classes, intensity and cases of every domain, with file names instead of paths."""
         domains = {}
         for name, domain in self.data.fingerprint["domains"].items():
@@ -67,7 +67,7 @@ class WeightsCard:
             domains[name] = {**domain, "spatial_size": size, "cases": cases}
         write_json(self.ckpt_dir / "fingerprint.json", {"domains": domains})
 
-    def write_card(self, engine: Engine) -> None:
+    def write_card(self, engine: Any) -> None:
         """Everything that is known about the weights so far."""
         write_json(
             self.ckpt_dir / "card.json",

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Events
 
 from med3d_ext.handlers.atomic import write_atomically
 from med3d_ext.handlers.rank import rank
@@ -30,18 +31,18 @@ class DomainLoss:
         self.domains = list(domains)
         self.values: dict[str, list[torch.Tensor]] = defaultdict(list)
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Any) -> None:
         """Register with the trainer."""
         engine.add_event_handler(Events.EPOCH_STARTED, lambda _: self.values.clear())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.note)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.publish)
 
-    def note(self, engine: Engine) -> None:
+    def note(self, engine: Any) -> None:
         """Keep the losses of one batch, on their device: reading them would stop a GPU at every iteration."""
         for index, value in self.loss.per_domain.items():
             self.values[self.domains[index]].append(value)
 
-    def publish(self, engine: Engine) -> None:
+    def publish(self, engine: Any) -> None:
         """Means of the epoch, in the domains' order."""
         for domain in self.domains:
             if self.values[domain]:
@@ -62,11 +63,11 @@ class EncoderExport:
         self.ckpt_dir = Path(ckpt_dir)
         self.network = network
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Any) -> None:
         """Register with the trainer."""
         engine.add_event_handler(Events.COMPLETED, self.write)
 
-    def write(self, engine: Engine) -> None:
+    def write(self, engine: Any) -> None:
         """Write ``encoder.pt`` atomically."""
         if rank() != 0:
             return

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Events
 from monai.data import MetaTensor
 from monai.transforms import Orientation
 
@@ -29,12 +30,12 @@ class OverlayImage:
         self.label_key = label_key
         self.written = 0
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Any) -> None:
         """Register with a MONAI evaluator whose postprocessing leaves label maps."""
         engine.add_event_handler(Events.STARTED, lambda engine: setattr(self, "written", 0))
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.draw_batch)
 
-    def draw_batch(self, engine: Engine) -> None:
+    def draw_batch(self, engine: Any) -> None:
         """Draw the cases of one batch."""
         for batch, output in zip(engine.state.batch, engine.state.output):
             if self.written >= self.maximum or engine.state.rank != 0:

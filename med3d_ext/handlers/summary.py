@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Events
 from monai.data import MetaTensor
 from monai.utils import string_list_all_gather
 
@@ -38,17 +38,17 @@ class EvaluationSummary:
         self.cases: list[str] = []
         self.domains: list[str] = []
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Any) -> None:
         """Register with a MONAI evaluator."""
         engine.add_event_handler(Events.STARTED, self.started)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.note_cases)
         engine.add_event_handler(Events.COMPLETED, self.write)
 
-    def started(self, engine: Engine) -> None:
+    def started(self, engine: Any) -> None:
         """Forget the cases of an earlier run."""
         self.cases, self.domains = [], []
 
-    def note_cases(self, engine: Engine) -> None:
+    def note_cases(self, engine: Any) -> None:
         """Remember which file each per-case value belongs to."""
         for item in engine.state.batch:
             image = item["image"]
@@ -56,7 +56,7 @@ class EvaluationSummary:
             self.cases.append(os.path.basename(name))
             self.domains.append(str(item.get("domain", "all")))
 
-    def write(self, engine: Engine) -> None:
+    def write(self, engine: Any) -> None:
         """Write both files."""
         cases, domains = string_list_all_gather(self.cases), string_list_all_gather(self.domains)
         details = {name: per_case(value) for name, value in engine.state.metric_details.items()}
@@ -72,7 +72,7 @@ class EvaluationSummary:
             writer = csv.DictWriter(file, fieldnames=["case", "domain", *details])
             writer.writeheader()
             writer.writerows(rows)
-        summary = {"split": self.split, "n": len(rows), "domains": summarize_rows(rows, list(details))}
+        summary: dict[str, Any] = {"split": self.split, "n": len(rows), "domains": summarize_rows(rows, list(details))}
         write_json(folder / "summary.json", summary)
         for domain, metrics in summary["domains"].items():
             for name, facts in metrics.items():
@@ -95,5 +95,3 @@ def summarize_rows(rows: list[dict[str, Any]], metrics: list[str]) -> dict[str, 
         domain: {name: describe_metric([row[name] for row in members]) for name in metrics}
         for domain, members in grouped.items()
     }
-
-

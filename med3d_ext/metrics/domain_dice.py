@@ -6,7 +6,6 @@ from collections import defaultdict
 from typing import Any
 
 import torch
-from ignite.engine import Engine
 from ignite.metrics import Metric
 from monai.data import MetaTensor
 from monai.metrics import DiceMetric
@@ -41,17 +40,19 @@ class DomainDice(Metric):
         classes = 2 if self.whole else self.num_classes[domain]
         dice = DiceMetric(include_background=False, num_classes=classes)(prediction[None], label[None])
         self.domains.append(domain)
-        self.values.append(torch.nanmean(dice).detach().cpu()[None])
+        self.values.append(torch.nanmean(torch.as_tensor(dice)).detach().cpu()[None])
 
-    def iteration_completed(self, engine: Engine) -> None:
+    def iteration_completed(self, engine: Any) -> None:
         """Add the cases of one batch of a MONAI evaluator; items without a domain are of the first."""
         for item, output in zip(engine.state.batch, engine.state.output):
             self.update((item.get("domain", next(iter(self.num_classes))), output["pred"], output["label"]))
 
-    def completed(self, engine: Engine, name: str) -> None:
+    def completed(self, engine: Any, name: str) -> None:
         """Write the metric, its domains' means and its details into the engine's state."""
         domains = string_list_all_gather(self.domains)
-        values = evenly_divisible_all_gather(torch.stack(self.values)) if self.values else torch.zeros(0, 1)
+        values = (
+            evenly_divisible_all_gather(torch.stack(self.values), concat=True) if self.values else torch.zeros(0, 1)
+        )
         means = domain_means(domains, values[:, 0])
         engine.state.metrics.update({f"{name}/{domain}": mean for domain, mean in means.items()})
         engine.state.metrics[name] = sum(means.values()) / len(means) if means else 0.0

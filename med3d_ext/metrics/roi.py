@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ class ROIMetric(CumulativeIterationMetric):
         return torch.stack([self._one(prediction, label) for prediction, label in zip(y_pred, y)])
 
     def _one(self, prediction: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        spacing = self.spacing
+        spacing: Any = self.spacing
         if isinstance(prediction, MetaTensor):
             spacing = axis_spacing(np.asarray(prediction.affine.cpu(), float).reshape(-1, 4, 4)[0])
         plain = prediction.as_tensor() if isinstance(prediction, MetaTensor) else prediction

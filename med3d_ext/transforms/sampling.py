@@ -96,7 +96,7 @@ class ResampleToGridd(MapTransform, InvertibleTransform):
         super().__init__(keys, allow_missing_keys)
         self.spatial_size = spatial_size
         self.mode = ensure_tuple_rep(mode, len(self.keys))
-        self.resample = SpatialResample(padding_mode="border", align_corners=False, dtype=torch.float32)
+        self.resample = SpatialResample(padding_mode="border", align_corners=False, dtype="float32")
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
@@ -117,7 +117,7 @@ class ResampleToGridd(MapTransform, InvertibleTransform):
         return item
 
 
-def size_of(spatial_size: Sequence[int] | Mapping[str, Sequence[int]], item: Mapping[Hashable, Any]) -> list[int]:
+def size_of(spatial_size: Sequence[int] | Mapping[str, Sequence[int]], item: Mapping[Any, Any]) -> list[int]:
     """The grid's size for an item: the same for all, or its domain's."""
     return list(spatial_size[item["domain"]] if isinstance(spatial_size, Mapping) else spatial_size)
 
@@ -160,7 +160,7 @@ class RandTargetCropd(RandomizableTransform, MapTransform):
         self.rotate_degrees = rotate_degrees
         self.scale = tuple(scale)
         self.mode = ensure_tuple_rep(mode, len(self.keys))
-        self.resample = SpatialResample(padding_mode="border", align_corners=False, dtype=torch.float32)
+        self.resample = SpatialResample(padding_mode="border", align_corners=False, dtype="float32")
 
     def draw_window(self, volume: np.ndarray, box: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Draw a window: its center and extent (mm) and its axes as columns (3, 3).
@@ -170,11 +170,11 @@ class RandTargetCropd(RandomizableTransform, MapTransform):
             box: first and last corner of the target's box (2, 3), mm from the volume's first corner; or None.
         """
         axes = rotation_matrix(np.radians(self.R.uniform(-self.rotate_degrees, self.rotate_degrees, 3)))
-        zoom = self.R.uniform(*self.scale)
+        zoom = self.R.uniform(self.scale[0], self.scale[1])
         share, place, shift = self.R.uniform(size=3), self.R.uniform(size=3), self.R.uniform(-1, 1, 3)
         first, last = (np.zeros(3), volume) if box is None else box
-        whole = box is None or self.target_factor is None
-        smallest = volume if whole else np.minimum(self.target_factor * (last - first), volume)
+        factor = np.inf if box is None or self.target_factor is None else self.target_factor
+        smallest = np.minimum(factor * (last - first), volume)
         crop = smallest + share * (volume - smallest)
         low, high = np.minimum(crop / 2, volume / 2), np.maximum(volume - crop / 2, volume / 2)
         if box is None:
@@ -205,7 +205,7 @@ class RandTargetCropd(RandomizableTransform, MapTransform):
         return item
 
 
-def rotation_matrix(angles: Sequence[float]) -> np.ndarray:
+def rotation_matrix(angles: Sequence[float] | np.ndarray) -> np.ndarray:
     """Rotation by three angles (radians) about the three axes, as a matrix (3, 3)."""
     return np.asarray(create_rotate(3, tuple(angles)))[:3, :3]
 
@@ -219,7 +219,7 @@ def box_to_ras(box: Any, ras: np.ndarray) -> np.ndarray:
 
 
 def needed_part(volume: MetaTensor, grid: np.ndarray, size: Sequence[int]) -> MetaTensor:
-    """The part of ``volume`` that a grid samples, as float32: what is not needed of a memory-mapped file is not read."""
+    """The part of ``volume`` that a grid samples, as float32: the rest of a memory-mapped file is not read."""
     affine = volume.affine.numpy()
     corners = np.stack(np.meshgrid(*[(0, extent - 1) for extent in size], indexing="ij"), axis=-1).reshape(-1, 3)
     matrix = np.linalg.inv(affine) @ grid
@@ -230,4 +230,5 @@ def needed_part(volume: MetaTensor, grid: np.ndarray, size: Sequence[int]) -> Me
     part = volume.as_tensor()[:, first[0] : last[0], first[1] : last[1], first[2] : last[2]].float()
     shift = np.eye(4)
     shift[:3, 3] = first
-    return MetaTensor(part, affine=torch.as_tensor(affine @ shift), meta={key: value for key, value in volume.meta.items() if key != "affine"})
+    meta = {key: value for key, value in volume.meta.items() if key != "affine"}
+    return MetaTensor(part, affine=torch.as_tensor(affine @ shift), meta=meta)
