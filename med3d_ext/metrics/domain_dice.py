@@ -50,9 +50,8 @@ class DomainDice(Metric):
     def completed(self, engine: Any, name: str) -> None:
         """Write the metric, its domains' means and its details into the engine's state."""
         domains = string_list_all_gather(self.domains)
-        values = (
-            evenly_divisible_all_gather(torch.stack(self.values), concat=True) if self.values else torch.zeros(0, 1)
-        )
+        own = torch.stack(self.values) if self.values else torch.zeros(0, 1)  # a process without cases gathers, too
+        values = evenly_divisible_all_gather(own, concat=True)
         means = domain_means(domains, values[:, 0])
         engine.state.metrics.update({f"{name}/{domain}": mean for domain, mean in means.items()})
         engine.state.metrics[name] = sum(means.values()) / len(means) if means else 0.0

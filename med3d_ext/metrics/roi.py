@@ -29,9 +29,7 @@ def region_of_interest(
         first and one-past-last voxel, or None for an empty mask.
     """
     foreground = torch.as_tensor(mask) > 0
-    if not foreground.any():
-        return None
-    box = target_box(get_largest_connected_component_mask(foreground))
+    box = target_box(get_largest_connected_component_mask(foreground)) if foreground.any() else None
     if box is None:
         return None
     margin = np.ceil(margin_mm / np.asarray(spacing)).astype(int)

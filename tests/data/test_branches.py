@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from med3d_ext.data import branch_classes
+from med3d_ext.data.branches import DECATHLON_CLASSES
+
+
+def write_weights(folder: Path, classes: dict[str, int]) -> None:
+    folder.mkdir(parents=True)
+    (folder / "model.pt").touch()
+    domains = {name: {"classes": {str(value): "c" for value in range(count)}} for name, count in classes.items()}
+    (folder / "fingerprint.json").write_text(json.dumps({"domains": domains}))
+
+
+def test_without_weights_the_branches_are_the_decathlons(tmp_path: Path):
+    assert branch_classes(str(tmp_path)) == DECATHLON_CLASSES
+
+
+def test_trained_weights_win_over_released_ones(tmp_path: Path):
+    write_weights(tmp_path / "weights", {"liver": 2})
+    assert branch_classes(str(tmp_path)) == {"liver": 2}
+    write_weights(tmp_path / "models", {"liver": 2, "brain": 4})
+    assert branch_classes(str(tmp_path)) == {"liver": 2, "brain": 4}
+
+
+def test_another_folder_of_weights_can_be_named(tmp_path: Path):
+    write_weights(tmp_path / "elsewhere", {"heart": 3})
+    assert branch_classes(str(tmp_path), str(tmp_path / "elsewhere")) == {"heart": 3}
