@@ -129,7 +129,7 @@ class Curves:
 
     def _is_score(self, name: str) -> bool:
         if self.metrics is not None:
-            return any(name == metric or name.startswith(f"{metric}_") for metric in self.metrics)
+            return any(name == metric or name.startswith((f"{metric}_", f"{metric}/")) for metric in self.metrics)
         if any("dice" in other.lower() for other in self._names()):
             return "dice" in name.lower()
         key = key_metric(self.evaluator)
