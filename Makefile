@@ -4,7 +4,7 @@ VENV   ?= .venv
 RUN     = $(VENV)/bin/python
 DEMO   ?= build/demo
 BUNDLE  = bundles/lits_coarse
-DEMO_OPTIONS = --output_dir $(DEMO)/eval --ckpt_dir $(DEMO)/models --spatial_size "[64,64,32]"
+DEMO_OPTIONS = --output_dir $(DEMO)/eval --ckpt_dir $(DEMO)/models
 
 .PHONY: demo test test-slow lint docs clean
 
@@ -20,11 +20,11 @@ $(VENV)/test: $(VENV)/base
 
 demo: $(VENV)/base
 	rm -rf $(DEMO)
-	$(RUN) -m monai.bundle run --config_file $(BUNDLE)/configs/train.json --epochs 24 $(DEMO_OPTIONS)
+	$(RUN) -m monai.bundle run --config_file $(BUNDLE)/configs/train.json --epochs 24 --spatial_size "[64,64,32]" $(DEMO_OPTIONS)
 	$(RUN) -m monai.bundle run --config_file "['$(BUNDLE)/configs/train.json','$(BUNDLE)/configs/evaluate.json']" $(DEMO_OPTIONS)
 	$(RUN) -m med3d_ext phantoms lits --folder $(DEMO)/new_patient --cases 1 --seed 4711
 	$(RUN) -m monai.bundle run --config_file $(BUNDLE)/configs/inference.json --dataset_dir $(DEMO)/new_patient \
-	    --ckpt_dir $(DEMO)/models --output_dir $(DEMO)/segmentation --spatial_size "[64,64,32]"
+	    --ckpt_dir $(DEMO)/models --output_dir $(DEMO)/segmentation
 	@echo
 	@echo "curves             $(DEMO)/eval/loss.png, $(DEMO)/eval/dice.png"
 	@echo "test cases         $(DEMO)/eval/test/summary.json, $(DEMO)/eval/test/overlay_*.png"
