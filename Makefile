@@ -31,7 +31,7 @@ demo: $(VENV)/base
 	@echo "the new patient    $(DEMO)/segmentation"
 
 test: $(VENV)/test
-	$(RUN) -m pytest --cov --cov-report=term-missing:skip-covered
+	$(RUN) -m pytest -n 2 --cov --cov-report=term-missing:skip-covered
 
 test-slow: $(VENV)/test
 	$(RUN) -m pytest -m slow
