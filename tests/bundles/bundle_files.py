@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 REPOSITORY = Path(__file__).parents[2]
 BUNDLES = sorted(path.parents[1] for path in REPOSITORY.glob("bundles/*/configs/metadata.json"))
+SMALL = {"spatial_size": [32, 32, 32], "device": "cpu"}
 COMBINATIONS = (("train",), ("train", "evaluate"), ("train", "multi_gpu_train"), ("inference",))
 
 
@@ -36,3 +37,19 @@ def texts(config: Any) -> Iterator[tuple[str, str]]:
     for name, value in walk(config):
         if isinstance(value, str) and name.rpartition("::")[2] != "_desc_":
             yield name, value
+
+
+def workflow(bundle: Path, *names: str, **overrides: Any) -> ConfigWorkflow:
+    """What ``monai.bundle run`` makes of a command, initialized, in this process."""
+    kind = "infer" if "inference" in names else "train"
+    made = ConfigWorkflow(config_files(bundle, *names), logging_file=False, workflow_type=kind, **overrides)
+    made.initialize()
+    return made
+
+
+def run_bundle(bundle: Path, *names: str, **overrides: Any) -> ConfigWorkflow:
+    """:func:`workflow`, run to its end."""
+    made = workflow(bundle, *names, **overrides)
+    made.run()
+    made.finalize()
+    return made

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-from pathlib import Path
 
 import pytest
 from bundle_files import BUNDLES, REPOSITORY
@@ -36,15 +34,6 @@ def tested_versions():
     """Package to its versions in constraints.txt, one per range of Pythons."""
     lines = re.findall(r"^([\w.-]+)==([^;\s]+)", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE)
     return {package: {version for name, version in lines if name == package} for package, _ in lines}
-
-
-@pytest.fixture(scope="session")
-def schema():
-    default = REPOSITORY.parent / "shared" / "data"
-    path = Path(os.environ.get("MED3D_DATA", default)) / "schema" / "meta_schema_20240725.json"
-    if not path.is_file():
-        pytest.skip(f"needs the schema of MONAI's metadata in {path} (set MED3D_DATA)")
-    return json.loads(path.read_text())
 
 
 @each_bundle
@@ -95,7 +84,8 @@ def test_the_first_input_is_the_image_and_the_first_output_the_prediction(bundle
 def test_the_metadata_fits_the_schema(bundle, schema):
     jsonschema = pytest.importorskip("jsonschema")
     metadata = metadata_of(bundle)
-    jsonschema.validate(metadata, schema)
+    rules = json.loads(schema.read_text())
+    jsonschema.validate(metadata, rules)
     del metadata["network_data_format"]
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(metadata, schema)
+        jsonschema.validate(metadata, rules)

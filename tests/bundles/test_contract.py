@@ -1,0 +1,115 @@
+"""What MONAI's own tools ask of a bundle: its properties, its network's tensors, its export, its metadata."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from bundle_files import BUNDLES, SMALL, config_files, workflow
+from monai.bundle import ConfigParser, ckpt_export, scripts, verify_metadata, verify_net_in_out
+
+pytestmark = [
+    pytest.mark.usefixtures("clean_process"),
+    pytest.mark.filterwarnings("ignore:parsing config_file"),
+    pytest.mark.filterwarnings("ignore:Attempted to modify"),
+]
+each_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+
+SHAPE = "_meta_::network_data_format::inputs::image::spatial_shape"
+FACTS = {
+    "spacing_mean": [1.0, 1.0, 1.0],
+    "spacing_median": [1.0, 1.0, 1.0],
+    "hu_window": [-200, 250],
+    "intensity_range": None,
+    "channel": None,
+    "spatial_size": [32, 32, 32],
+}
+
+
+def metadata_file(bundle):
+    return str(bundle / "configs" / "metadata.json")
+
+
+@pytest.fixture
+def folders(bundle, tmp_path):
+    return {"bundle_root": str(bundle), "output_dir": str(tmp_path / "eval"), "ckpt_dir": str(tmp_path / "models")}
+
+
+@pytest.fixture
+def weights(bundle, folders, tmp_path):
+    """Random weights of the bundle's network with a fingerprint beside them, as a training leaves them."""
+    network = workflow(bundle, "inference", **folders).network_def
+    classes = dict(zip(getattr(network, "domains", ["liver"]), getattr(network, "num_classes", [2])))
+    facts = {name: {**FACTS, "classes": {str(i): str(i) for i in range(count)}} for name, count in classes.items()}
+    path = tmp_path / "models" / "model.pt"
+    path.parent.mkdir()
+    torch.save(network.state_dict(), path)
+    path.with_name("fingerprint.json").write_text(json.dumps({"domains": facts}))
+    return path
+
+
+@each_bundle
+def test_a_training_has_every_property(bundle, folders, phantoms):
+    training = workflow(bundle, "train", dataset_dir=str(phantoms(bundle)), **SMALL, **folders)
+    assert training.check_properties() == []
+    assert training.max_epochs == training.trainer.state.max_epochs > 0
+    assert len(training.train_dataset) > 0
+
+
+@each_bundle
+def test_an_inference_has_every_property(bundle, folders, weights, phantoms):
+    images = next(phantoms(bundle).rglob("imagesTr"))
+    inference = workflow(bundle, "inference", dataset_dir=str(images), device="cpu", **folders)
+    assert inference.check_properties() == []
+    assert len(inference.dataset) > 0
+
+
+@each_bundle
+def test_the_network_is_built_without_weights_or_data(bundle, folders):
+    network = workflow(bundle, "inference", dataset_dir="/nowhere", **folders).network_def
+    assert isinstance(network, torch.nn.Module)
+
+
+@each_bundle
+@pytest.mark.parametrize("name", ["train", "inference"])
+def test_the_network_takes_and_gives_what_the_metadata_says(bundle, name, folders, phantoms):
+    sizes = {**folders, SHAPE: [32, 32, 32]}
+    if name == "train":
+        sizes["dataset_dir"] = str(phantoms(bundle))
+    (config,) = config_files(bundle, name)
+    verify_net_in_out("network_def", metadata_file(bundle), config, device="cpu", **sizes)
+    channels = "_meta_::network_data_format::outputs::pred::num_channels"
+    with pytest.raises(ValueError, match="output channel number"):
+        verify_net_in_out("network_def", metadata_file(bundle), config, device="cpu", **sizes, **{channels: 9})
+
+
+@each_bundle
+def test_the_export_is_one_file_that_computes_the_same(bundle, folders, weights, tmp_path):
+    (config,) = config_files(bundle, "inference")
+    target = str(tmp_path / "model.ts")
+    ckpt_export("network_def", target, str(weights), metadata_file(bundle), config, **folders)
+    kept = {"metadata.json": "", "inference.json": ""}
+    exported = torch.jit.load(target, _extra_files=kept).eval()
+    assert json.loads(kept["inference.json"])["network_name"] == "resnet10"
+    assert json.loads(kept["metadata.json"]) == ConfigParser.load_config_file(metadata_file(bundle))
+    network = workflow(bundle, "inference", **folders).network_def.eval()
+    network.load_state_dict(torch.load(weights, weights_only=True))
+    image = torch.randn(1, 1, 32, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(exported(image), network(image))
+
+
+@each_bundle
+def test_the_metadata_passes_monais_check(bundle, schema, tmp_path, monkeypatch):
+    pytest.importorskip("jsonschema")
+    asked = []
+
+    def download(url, filepath, **_):
+        asked.append(url.rpartition("/")[2])
+        shutil.copyfile(schema, filepath)
+
+    monkeypatch.setattr(scripts, "download_url", download)
+    verify_metadata(metadata_file(bundle), tmp_path / "schema.json")
+    assert asked == [schema.name]

@@ -1,0 +1,185 @@
+"""Each bundle trains, evaluates and segments on small phantoms, in this process, and leaves what it promises."""
+
+from __future__ import annotations
+
+import csv
+import json
+from functools import cache
+from types import SimpleNamespace
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from bundle_files import BUNDLES, SMALL, run_bundle
+from monai.utils import set_determinism
+
+from med3d_ext.handlers.card import public_case
+from med3d_ext.networks import Segmenter
+from med3d_ext.networks.pretrained import InitialWeights
+from med3d_ext.networks.resnet import ResNetEncoder
+
+PNG = b"\x89PNG"
+EPOCHS = 2
+ORIENTATIONS = {"lits_coarse": 6, "pretrain_3dseg8": 2}
+
+pytestmark = [
+    pytest.mark.usefixtures("clean_process"),
+    pytest.mark.filterwarnings("ignore"),
+]
+
+
+@pytest.fixture(scope="module")
+def runs(phantoms, tmp_path_factory):
+    """A bundle trained for two epochs, evaluated, and run on the images that it was trained on."""
+
+    @cache
+    def run(bundle):
+        root, data = tmp_path_factory.mktemp(bundle.name), phantoms(bundle)
+        folders = {"bundle_root": str(bundle), "output_dir": str(root / "eval"), "ckpt_dir": str(root / "models")}
+        options = {"dataset_dir": str(data), "epochs": EPOCHS, "val_interval": 1}
+        training = run_bundle(bundle, "train", **options, **SMALL, **folders)
+        run_bundle(bundle, "train", "evaluate", dataset_dir=str(data), device="cpu", **folders)
+        images = next(path for path in [data, *sorted(data.iterdir())] if (path / "imagesTr").is_dir())
+        branch = {} if images == data else {"branch": images.name}
+        folders["output_dir"] = str(root / "segmentation")
+        run_bundle(bundle, "inference", dataset_dir=str(images), device="cpu", **branch, **folders)
+        set_determinism(None)
+        return SimpleNamespace(bundle=bundle, root=root, data=data, images=images / "imagesTr", training=training)
+
+    return run
+
+
+@pytest.fixture(params=BUNDLES, ids=lambda path: path.name)
+def run(request, runs):
+    return runs(request.param)
+
+
+@pytest.fixture
+def pretraining(runs):
+    return runs(next(bundle for bundle in BUNDLES if bundle.name == "pretrain_3dseg8"))
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def rows(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_training_leaves_weights_that_carry_their_facts(run):
+    models = run.root / "models"
+    state = torch.load(models / "model.pt", weights_only=True)
+    run.training.network_def.load_state_dict(state)
+    assert all(torch.isfinite(value).all() for value in state.values())
+    assert torch.load(models / "training_state.pt", weights_only=True)["epoch"] == EPOCHS
+    card = read(models / "card.json")
+    assert (card["epochs"], card["network"], card["init"]) == (EPOCHS, "resnet10", "scratch")
+    assert card["cases"]["training"]
+    assert all(len(case["sha256"]) == 64 for case in card["cases"]["training"])
+    for domain in read(models / "fingerprint.json")["domains"].values():
+        assert domain["spatial_size"] == [32, 32, 32]
+        assert domain["cases"] == [public_case(case) for case in domain["cases"]]
+
+
+def test_a_training_leaves_its_record_and_its_curves(run):
+    folder = run.root / "eval"
+    record = read(folder / "run.json")
+    assert (record["status"], record["epochs"]) == ("completed", EPOCHS)
+    assert str(run.root) not in json.dumps(record["data"])
+    history = rows(folder / "history.csv")
+    assert [row["epoch"] for row in history] == ["1", "2"]
+    assert all(float(row["loss"]) > 0 and 0 <= float(row["val_mean_dice"]) <= 1 for row in history)
+    assert len(rows(folder / "loss.csv")) == record["iterations"]
+    for name in ("loss.png", "dice.png"):
+        assert (folder / name).read_bytes().startswith(PNG)
+    assert list((folder / "tensorboard").rglob("events.out.tfevents.*"))
+    assert not list(run.root.rglob("*.tmp"))
+
+
+def test_an_evaluation_leaves_figures_and_pictures_of_the_test_cases(run):
+    folder = run.root / "eval" / "test"
+    test_cases = run.training.parser.get_parsed_content("data").test
+    summary = read(folder / "summary.json")
+    cases = rows(folder / "cases.csv")
+    assert (summary["split"], summary["n"], len(cases)) == ("test", len(test_cases), len(test_cases))
+    assert set(summary["domains"]) == {item["domain"] for item in test_cases}
+    for metrics in summary["domains"].values():
+        assert metrics["val_mean_dice"]["n"] > 0
+    pictures = list(folder.glob("overlay_*.png"))
+    assert 0 < len(pictures) <= len(test_cases)
+    assert all(picture.read_bytes().startswith(PNG) for picture in pictures)
+
+
+def test_no_test_case_was_trained_on(run):
+    card = read(run.root / "models" / "card.json")["cases"]
+    seen = {case["sha256"] for cases in card.values() for case in cases}
+    assert seen.isdisjoint(item["sha256"] for item in run.training.parser.get_parsed_content("data").test)
+
+
+def test_label_maps_lie_on_the_grid_of_their_images(run):
+    images = sorted(run.images.iterdir())
+    orientations = set()
+    for path in images:
+        image = nibabel.load(path)
+        segmented = nibabel.load(run.root / "segmentation" / path.name.replace(".nii", "_seg.nii"))
+        assert segmented.shape == image.shape[:3]
+        np.testing.assert_allclose(segmented.affine, image.affine, atol=1e-4)
+        assert segmented.get_data_dtype() == np.uint8
+        orientations.add("".join(nibabel.aff2axcodes(image.affine)))
+    assert len(orientations) == ORIENTATIONS[run.bundle.name]
+
+
+def without_domains(training):
+    """The items as a labelling server sends them."""
+    return [
+        {key: item[key] for key in ("image", "label")} for item in training.parser.get_parsed_content("data").training
+    ]
+
+
+def test_items_of_a_labelling_server_train(run, tmp_path):
+    items = without_domains(run.training)[:2]
+    if run.bundle.name == "pretrain_3dseg8":  # 4D images name their channel: the server's are 3D
+        spleens = sorted((run.data / "Task09_Spleen" / "imagesTr").iterdir())
+        items = [{"image": str(path), "label": str(path).replace("imagesTr", "labelsTr")} for path in spleens]
+    folders = {
+        "bundle_root": str(run.bundle),
+        "output_dir": str(tmp_path / "eval"),
+        "ckpt_dir": str(tmp_path / "models"),
+    }
+    data = {"train::dataset::data": items, "validate::dataset::data": items, "train::trainer::max_epochs": 1}
+    trained = run_bundle(run.bundle, "train", dataset_dir=str(run.data), **data, **SMALL, **folders)
+    assert trained.trainer.state.epoch == 1
+    card = read(tmp_path / "models" / "card.json")
+    assert [case["image"] for case in card["cases"]["training"]] == [item["image"].rpartition("/")[2] for item in items]
+
+
+def test_the_pretrained_encoder_goes_into_the_liver_network_whole(pretraining):
+    path = pretraining.root / "models" / "encoder.pt"
+    state = torch.load(path, weights_only=True)
+    ResNetEncoder("resnet10").load_state_dict(state, strict=True)
+    network = Segmenter("resnet10", in_channels=1, num_classes=2, output_stride=8)
+    initial = InitialWeights(network, str(path))
+    assert (initial.report.share, initial.learning_rate) == (1.0, 0.001)
+    best = torch.load(pretraining.root / "models" / "model.pt", weights_only=True)
+    for name, value in network.encoder.state_dict().items():
+        assert torch.equal(value, best[f"encoder.{name}"]), name
+
+
+def test_every_domain_has_its_own_loss_and_dice_from_the_first_epoch(pretraining):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    domains = read(pretraining.root / "models" / "fingerprint.json")["domains"]
+    assert len(domains) == 8
+    first = rows(pretraining.root / "eval" / "history.csv")[0]
+    assert all(float(first[f"loss/{domain}"]) > 0 for domain in domains)
+    assert all(0 <= float(first[f"val_mean_dice/{domain}"]) <= 1 for domain in domains)
+    folder = next((pretraining.root / "eval" / "tensorboard").rglob("events.out.tfevents.*")).parent
+    events = EventAccumulator(str(folder)).Reload()
+    tags = events.Tags()["scalars"]
+    for domain in domains:
+        for name in (f"loss/{domain}", f"val_mean_dice/{domain}"):
+            assert name in tags
+            assert [event.step for event in events.Scalars(name)] == [1, 2]
