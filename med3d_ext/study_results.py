@@ -73,7 +73,7 @@ def study_record(
 def arm_rows(arm: Arm, data: PreparedData) -> list[dict[str, Any]]:
     """One row per domain of a finished arm: value, seed, domain, training cases, metrics, epochs, seconds.
 
-    ``seconds`` is the time of the training's last session; ``sessions`` counts them.
+    ``seconds`` is the time of the training since its last start; ``starts`` counts them.
 
     Raises:
         InputError: when the arm was not evaluated on the study's test cases.
@@ -83,7 +83,7 @@ def arm_rows(arm: Arm, data: PreparedData) -> list[dict[str, Any]]:
     facts = {
         "epochs": run["epochs"],
         "seconds": run["duration_seconds"],
-        "sessions": 1 + len(run["earlier"]),
+        "starts": 1 + len(run["earlier"]),
         "device": run["device"],
     }
     rows = []

@@ -137,7 +137,7 @@ def test_the_json_has_a_row_per_arm_and_domain_with_n_and_interval(make, runner,
     ]
     row = record["rows"][0]
     assert row["val_mean_dice"] == {"n": 2, "mean": 0.5, "interval_95": [0.4, 0.6]}
-    assert (row["seed"], row["epochs"], row["seconds"], row["sessions"]) == (0, 3, 1.5, 1)
+    assert (row["seed"], row["epochs"], row["seconds"], row["starts"]) == (0, 3, 1.5, 1)
     assert record["data"]["test"]["Mine"]["n"] == 2
     assert (tmp_path / "eval" / "study_share.png").read_bytes().startswith(b"\x89PNG")
 
