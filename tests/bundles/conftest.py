@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -38,11 +39,13 @@ def phantoms(tmp_path_factory) -> Callable[[Path], Path]:
 
 
 @pytest.fixture
-def clean_process():
-    """A run adds the bundle to sys.path and fixes torch's random numbers."""
-    path = list(sys.path)
+def clean_process(monkeypatch):
+    """A run adds the bundle to sys.path, fixes torch's random numbers and, as a command, changes how errors look."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    factory = logging.getLogRecordFactory()
     yield
-    sys.path[:] = path
+    logging.setLogRecordFactory(factory)
     set_determinism(None)
 
 

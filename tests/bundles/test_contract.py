@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 
 import pytest
 import torch
-from bundle_files import BUNDLES, SMALL, config_files, workflow
+from bundle_files import BUNDLES, SMALL, config_files, merged, run_bundle, workflow
 from monai.bundle import ConfigParser, ckpt_export, scripts, verify_metadata, verify_net_in_out
+
+from med3d_ext.bundle import check_overrides
+from med3d_ext.one_line import input_error_message
 
 pytestmark = [
     pytest.mark.usefixtures("clean_process"),
@@ -113,3 +118,25 @@ def test_the_metadata_passes_monais_check(bundle, schema, tmp_path, monkeypatch)
     monkeypatch.setattr(scripts, "download_url", download)
     verify_metadata(metadata_file(bundle), tmp_path / "schema.json")
     assert asked == [schema.name]
+
+
+@each_bundle
+@pytest.mark.parametrize("names", [("train",), ("train", "evaluate"), ("inference",)], ids="+".join)
+def test_an_option_without_effect_stops_the_command_before_it_writes(bundle, names, folders, tmp_path, monkeypatch):
+    files = str(config_files(bundle, *names))
+    command = os.path.join("monai", "bundle", "__main__.py")
+    monkeypatch.setattr(sys, "argv", [command, "run", "--config_file", files, "--dataset_dirs", "x"])
+    with pytest.raises(RuntimeError) as caught:
+        run_bundle(bundle, *names, dataset_dirs="x", **folders)
+    message = input_error_message(caught.value)
+    assert message is not None
+    assert message.endswith("did you mean 'dataset_dir'?")
+    assert os.listdir(tmp_path) == []
+
+
+@each_bundle
+def test_the_promised_options_and_those_of_a_labelling_server_are_accepted(bundle):
+    options = ["epochs", "network_name", "init", "num_workers", "dataset_dir", "output_dir", "ckpt_dir", "resume"]
+    server = ["bundle_root", "device", "train::dataset::data", "validate::dataset::data", "train::trainer::max_epochs"]
+    check_overrides(merged(bundle, "train"), dict.fromkeys(options + server, 1))
+    check_overrides(merged(bundle, "inference"), dict.fromkeys(["bundle_root", "device", "dataset_dir", "output_dir"]))
