@@ -94,7 +94,7 @@ def _digest(file: Any) -> str:
 
 
 def repair_spacing(headers: list[dict[str, Any]]) -> list[int]:
-    """Give headers without usable spacing the mean of the others (paper, section 4.2) and return their numbers.
+    """Give headers without usable spacing the mean of the others (paper, section 4.3) and return their numbers.
 
     Raises:
         InputError: when no header has a usable spacing.

@@ -147,9 +147,9 @@ def _write_ct_domains(folder: Path, cases: int, seed: list[int]) -> None:
     entries: dict[str, list[dict[str, str]]] = {name: [] for name in CT_DOMAINS}
     for index in range(cases):
         rng = np.random.default_rng([*seed, index])
-        grid = _small_grid(rng, index, (56, 44, 44), (5.4, 5.4, 4.8), shift=8)
+        grid = _small_grid(rng, index, (54, 42, 38), (5.2, 5.0, 4.4), shift=6)
         points = grid.points()
-        tissues = torso(points, rng, thin_scale=1.8)
+        tissues = torso(points, rng, thin_scale=2.6)
         image = ct_image(tissues, points, rng, phase=rng.uniform(0.6, 1))
         first = None
         for name, (_, parts) in CT_DOMAINS.items():

@@ -16,7 +16,7 @@ from pathlib import Path
 from med3d_ext.data.phantom_kinds import KINDS
 from med3d_ext.errors import InputError
 
-VERSION = 3  # raised whenever the voxels of a seed change, so that old caches are left alone
+VERSION = 4  # raised whenever the voxels of a seed change, so that old caches are left alone
 MARK = "phantoms.json"
 
 

@@ -20,7 +20,7 @@ from med3d_ext.data.subsets import choose_domains, nested_share
 from med3d_ext.errors import InputError
 
 logger = logging.getLogger("med3d_ext.prepare")
-LITS_WINDOW = (-200.0, 250.0)  # paper, section 4.2
+LITS_WINDOW = (-200.0, 250.0)  # paper, section 4.3
 
 
 def prepare_lits(

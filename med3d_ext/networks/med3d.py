@@ -47,7 +47,7 @@ class Segmenter(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Encoder, global average pooling, 1x1x1 convolution as fully connected layer (section 4.3, nodules).
+    """Encoder, global average pooling, 1x1x1 convolution as fully connected layer (sections 3.3 and 4.2, nodules).
 
     Args:
         network_name: depth of the encoder, see :class:`~med3d_ext.networks.resnet.ResNetEncoder`. Defaults to
