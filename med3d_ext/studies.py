@@ -16,10 +16,10 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from med3d_ext.bundle import run_arguments
-from med3d_ext.data.datalists import read_json, write_json
 from med3d_ext.data.prepare import PreparedData
 from med3d_ext.data.subsets import choose_domains, nested_share
 from med3d_ext.errors import InputError
+from med3d_ext.files import read_json, write_json
 from med3d_ext.networks import ResNetEncoder
 from med3d_ext.overrides import split_id
 from med3d_ext.study_results import Arm, arm_rows, draw_study, study_record

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from med3d_ext.data.datalists import read_json
 from med3d_ext.data.prepare import PreparedData
 from med3d_ext.errors import InputError
-from med3d_ext.handlers.atomic import write_atomically
+from med3d_ext.files import read_json, write_atomically
 from med3d_ext.provenance import command_line, git_state, versions
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from med3d_ext.errors import InputError
+from med3d_ext.files import read_json
 
 SPLITS = ("training", "validation", "test")
 _LINK_BYTES = 1024  # a link that was checked out as text is one short line; no image is this small
@@ -107,32 +107,6 @@ def existing_file(path: Path, listed_in: Path | None = None) -> Path:
             if os.path.isfile(target):  # unlike Path.is_file, no error for a text that is no path at all
                 return target.resolve()
     return path
-
-
-def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        InputError: when the file is missing, is not JSON or holds no object.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"'{path}' cannot be read ({error.strerror}); check the path.") from error
-    except ValueError as error:
-        raise InputError(f"'{path}' is not valid JSON ({error}); repair it.") from error
-    if not isinstance(content, dict):
-        raise InputError(f"'{path}' holds no JSON object; it must begin with '{{'.")
-    return content
-
-
-def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
-    """Write a JSON object atomically: a reader sees the old file or the new one, never half of one."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, target)
 
 
 @cache

@@ -17,8 +17,8 @@ import nibabel
 import numpy as np
 from monai.data import NibabelReader
 
-from med3d_ext.data.datalists import read_json
 from med3d_ext.errors import InputError
+from med3d_ext.files import read_json
 from med3d_ext.transforms.load import LoadVolumed, stated_spacing, usable_spacing
 from med3d_ext.transforms.sampling import target_box
 

@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from med3d_ext.data.datalists import SPLITS, existing_file, read_json
+from med3d_ext.data.datalists import SPLITS, existing_file
 from med3d_ext.data.fingerprint import sha256
 from med3d_ext.errors import InputError
+from med3d_ext.files import read_json
 
 
 def seen_cases(card: str | os.PathLike) -> dict[str, str]:

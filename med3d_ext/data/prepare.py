@@ -11,13 +11,14 @@ from typing import Any
 
 from filelock import FileLock
 
-from med3d_ext.data.datalists import list_images, read_json, read_source, split_cases
+from med3d_ext.data.datalists import list_images, read_source, split_cases
 from med3d_ext.data.fingerprint import summarize
 from med3d_ext.data.phantoms import phantom_dataset
 from med3d_ext.data.prepare_3dseg8 import prepare_3dseg8
 from med3d_ext.data.prepared_files import DATALIST, FINGERPRINT, fingerprint_domain, known_cases, write_prepared
 from med3d_ext.data.subsets import choose_domains, nested_share
 from med3d_ext.errors import InputError
+from med3d_ext.files import read_json
 
 logger = logging.getLogger("med3d_ext.prepare")
 LITS_WINDOW = (-200.0, 250.0)  # paper, section 4.3

@@ -12,8 +12,8 @@ import torch
 from ignite.engine import Events
 
 import med3d_ext
-from med3d_ext.data.datalists import write_json
 from med3d_ext.data.prepare import PreparedData
+from med3d_ext.files import write_json
 from med3d_ext.transforms.sampling import size_of
 
 

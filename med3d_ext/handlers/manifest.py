@@ -15,11 +15,11 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 
 from med3d_ext.bundle import effective_config, run_arguments
-from med3d_ext.handlers.atomic import write_atomically
-from med3d_ext.handlers.rank import rank
+from med3d_ext.files import write_atomically
 from med3d_ext.handlers.values import key_metric, scalar_metrics
 from med3d_ext.one_line import input_error_message
 from med3d_ext.provenance import command_line, git_state, portable, versions
+from med3d_ext.rank import rank
 
 
 class RunManifest:

@@ -10,10 +10,12 @@ from typing import Any
 from torch import nn
 
 from med3d_ext.errors import InputError
+from med3d_ext.files import write_atomically
 from med3d_ext.networks.encoder_loading import adapt_stem, encoder_of, load_encoder, read_weights
 from med3d_ext.networks.load_report import LoadReport
 from med3d_ext.networks.weight_files import check_sha256, download_weights, write_state
 from med3d_ext.networks.weight_sources import SOURCES, Description, describe_weights
+from med3d_ext.rank import rank
 
 __all__ = [
     "SOURCES",
@@ -105,9 +107,6 @@ class InitialWeights:
         self._tell(report_path)
 
     def _tell(self, report_path: str | os.PathLike | None) -> None:
-        from med3d_ext.handlers.atomic import write_atomically  # the package imports encoder_loading
-        from med3d_ext.handlers.rank import rank
-
         if rank() != 0:
             return
         text = self.report.table() if self.report else "from scratch"

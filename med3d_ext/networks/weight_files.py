@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from med3d_ext.errors import InputError
+from med3d_ext.files import write_atomically
 
 STATE_KEYS = ("state_dict", "model", "network", "net", "model_state_dict")
 """Under which of its keys a checkpoint keeps the state dict, first come first taken."""
@@ -115,8 +116,6 @@ def write_state(state: Mapping[str, Tensor], path: str | os.PathLike, overwrite:
     Raises:
         InputError: another suffix, or the file exists and ``overwrite`` is False.
     """
-    from med3d_ext.handlers.atomic import write_atomically  # the package imports this module
-
     path = Path(path)
     if path.suffix not in (".pt", ".pth", ".safetensors"):
         raise InputError(f"'{path}' must end with .pt, .pth or .safetensors.")

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from med3d_ext.data import datalists
-from med3d_ext.data.datalists import existing_file, list_images, read_json, read_source, split_cases, write_json
+from med3d_ext.data.datalists import existing_file, list_images, read_source, split_cases
 from med3d_ext.errors import InputError
+from med3d_ext.files import read_json, write_json
 
 
 def names(cases: list[dict], key: str) -> list[str]:

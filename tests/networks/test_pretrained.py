@@ -359,7 +359,7 @@ def test_init_med3d_takes_the_released_encoder_beside_the_bundle(encoder, tmp_pa
 
 def test_one_process_of_many_tells(encoder, tmp_path, caplog, monkeypatch):
     write_state(encoder.state_dict(), tmp_path / "model.pt")
-    monkeypatch.setattr("med3d_ext.handlers.rank.rank", lambda: 1)
+    monkeypatch.setattr("med3d_ext.networks.pretrained.rank", lambda: 1)
     with caplog.at_level(logging.INFO):
         start = InitialWeights(Segmenter("resnet10"), tmp_path / "model.pt", report_path=tmp_path / "weights.json")
     assert start.report.share == 1.0

@@ -1,12 +1,15 @@
-"""Files that are either the old one or the new one, whenever the process or the machine stops."""
+"""JSON in and out, and files that are either the old one or the new one, whenever the process or the machine stops."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from med3d_ext.errors import InputError
 
 
 @contextmanager
@@ -36,3 +39,26 @@ def write_atomically(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        InputError: when the file is missing, is not JSON or holds no object.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be read ({error.strerror}); check the path.") from error
+    except ValueError as error:
+        raise InputError(f"'{path}' is not valid JSON ({error}); repair it.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"'{path}' holds no JSON object; it must begin with '{{'.")
+    return content
+
+
+def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
+    """Write a JSON object atomically."""
+    with write_atomically(Path(path), "w") as file:
+        file.write(json.dumps(content, indent=1) + "\n")
