@@ -58,10 +58,9 @@ class GridBatchSampler(Sampler[list[int]]):
             if len(batch) == self.batch_size:
                 batches.append(open_batches.pop(size))
         batches += open_batches.values()
+        # Ends: the sampler's total is a multiple of the processes, so at the latest batches of one sample fit.
         while len(batches) % self.sampler.num_replicas:
             longest = max(batches, key=len)
-            if len(longest) == 1:  # BalancedSampler's total is a multiple of the processes: then nothing is left over
-                break
             half = len(longest) // 2
             batches.append(longest[half:])
             del longest[half:]
