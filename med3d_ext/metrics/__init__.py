@@ -2,6 +2,18 @@ from __future__ import annotations
 
 from med3d_ext.metrics.domain_dice import DomainDice
 from med3d_ext.metrics.intervals import bootstrap_interval, describe_metric
+from med3d_ext.metrics.paired import paired_test
 from med3d_ext.metrics.roi import ROIMetric, region_of_interest
+from med3d_ext.metrics.segmentation import ClassMeasures, global_dice, measure_class
 
-__all__ = ["DomainDice", "ROIMetric", "bootstrap_interval", "describe_metric", "region_of_interest"]
+__all__ = [
+    "ClassMeasures",
+    "DomainDice",
+    "ROIMetric",
+    "bootstrap_interval",
+    "describe_metric",
+    "global_dice",
+    "measure_class",
+    "paired_test",
+    "region_of_interest",
+]

@@ -180,8 +180,8 @@ def test_equal_pairs_do_not_count_for_the_test():
 
 
 def test_pairs_with_one_value_are_excluded_and_counted():
-    found = paired_test([1, math.nan, math.nan], [0, 1, math.nan])
-    assert (found["n"], found["excluded"], found["interval_95"]) == (1, 1, None)
+    found = paired_test([1, math.nan, 2, math.nan], [0, 1, math.nan, math.nan])
+    assert (found["n"], found["excluded"], found["interval_95"]) == (1, 2, None)
     nothing = paired_test([math.nan], [math.nan])
     assert (nothing["n"], nothing["mean_difference"], nothing["p_value"]) == (0, None, None)
 

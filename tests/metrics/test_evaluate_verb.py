@@ -1,0 +1,250 @@
+"""The verb ``evaluate`` on small label maps: matching, refusals, files and table."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+
+from med3d_ext import cli
+from med3d_ext.errors import InputError
+from med3d_ext.metrics.evaluate_verb import evaluate, parse_classes
+from med3d_ext.metrics.label_files import case_name, pair_cases, read_pair
+from med3d_ext.metrics.paired import paired_test
+
+AFFINE = np.diag([1.0, 2.0, 5.0, 1.0])
+SHAPE = (6, 6, 8)
+
+
+def bar(*values: int) -> np.ndarray:
+    """A label map with these values along z, one voxel thick."""
+    voxels = np.zeros(SHAPE, dtype=np.uint8)
+    voxels[2, 2, : len(values)] = values
+    return voxels
+
+
+@pytest.fixture
+def run(tmp_path, nifti):
+    """Four cases: found, missed, falsely found and empty in class 1; class 2 only in the first label."""
+    labels = {"a": bar(0, 1, 1, 1, 1, 0, 2), "b": bar(1, 1), "c": bar(), "d": bar()}
+    predictions = {"a": bar(0, 0, 1, 1, 1, 1), "b": bar(), "c": bar(0, 1), "d": bar()}
+    for name in labels:
+        nifti(tmp_path / "labels" / f"{name}.nii.gz", labels[name], AFFINE)
+        nifti(tmp_path / "out" / f"{name}_seg.nii.gz", predictions[name], AFFINE)
+    return tmp_path
+
+
+def rows(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ("file", "case"),
+    [
+        ("x/abdomen_20_seg.nii.gz", "abdomen_20"),
+        ("abdomen_20.nii", "abdomen_20"),
+        ("segmentation-12.nii", "volume-12"),
+        ("volume-12_seg.nii.gz", "volume-12"),
+        ("case.1.nrrd", "case.1"),
+        ("seg.mha", "seg"),
+    ],
+)
+def test_a_case_is_known_by_its_files_name(file, case):
+    assert case_name(file) == case
+
+
+def test_a_run_from_the_command_line(run, capsys):
+    words = ["evaluate", str(run / "out"), str(run / "labels"), "--output", str(run / "report"), "--tolerance_mm", "2"]
+    assert cli.main(words) == 0
+    table = capsys.readouterr().out
+    assert "4 cases; surface Dice at 2 mm; missed" in table
+    assert "1 found, 1 missed, 1 falsely found, 1 empty" in table
+    summary = json.loads((run / "report" / "summary.json").read_text())
+    one = summary["classes"]["1"]
+    diagonal = math.sqrt(6**2 + 12**2 + 40**2)
+    assert (summary["n"], summary["tolerance_mm"]) == (4, 2)
+    assert one["dice"]["mean"] == pytest.approx((0.75 + 0 + 0) / 3) and one["dice"]["n"] == 3
+    assert one["dice"]["undefined"] == 1 and one["dice"]["interval_95"] == [0, 0.75]
+    assert one["global_dice"] == 2 * 3 / (8 + 2 + 1)
+    assert one["assd_mm"]["mean"] == pytest.approx((10 / 8 + 2 * diagonal) / 3, abs=1e-4)
+    assert one["volume_error_relative"]["n"] == 2
+    assert (one["found"], one["missed"], one["falsely_found"], one["empty"]) == (1, 1, 1, 1)
+    two = summary["classes"]["2"]
+    assert (two["found"], two["missed"], two["falsely_found"], two["empty"]) == (0, 1, 0, 3)
+    written = rows(run / "report" / "cases.csv")
+    assert [(row["case"], row["class"]) for row in written] == [(case, name) for name in "12" for case in "abcd"]
+    assert [row["outcome"] for row in written[:4]] == ["found", "missed", "falsely_found", "empty"]
+    assert float(written[0]["surface_dice"]) == 0.75 and float(written[0]["label_ml"]) == 0.04
+    assert not (run / "report" / "cases_compare.csv").exists()
+
+
+def test_nothing_is_written_without_output(run):
+    before = sorted(run.rglob("*"))
+    evaluate(str(run / "out"), str(run / "labels"))
+    assert sorted(run.rglob("*")) == before
+
+
+def test_classes_are_named_and_merged(run):
+    table = evaluate(str(run / "out"), str(run / "labels"), classes="whole=1+2,tumor=2,9", output=str(run / "report"))
+    classes = json.loads((run / "report" / "summary.json").read_text())["classes"]
+    assert list(classes) == ["whole", "tumor", "9"] and "\nwhole  1 found" in table
+    assert float(rows(run / "report" / "cases.csv")[0]["dice"]) == pytest.approx(2 * 3 / 9)
+    assert classes["9"]["empty"] == 4 and classes["9"]["dice"]["mean"] is None and classes["9"]["global_dice"] is None
+
+
+@pytest.mark.parametrize("text", ["", "liver", "1,", "liver=", "1;2", "a=1,a=2", "1.5", "-1"])
+def test_classes_of_another_form_are_refused(text):
+    with pytest.raises(InputError, match="--classes must be like"):
+        parse_classes(text)
+
+
+def test_classes_reach_the_verb_as_they_were_typed(run, capsys):
+    assert cli.main(["evaluate", str(run / "out"), str(run / "labels"), "--classes", "1,2"]) == 0
+    assert "\n2  0 found, 1 missed" in capsys.readouterr().out
+
+
+def test_two_runs_are_compared_case_by_case(run, nifti):
+    for name, voxels in {"a": bar(0, 1, 1, 1, 1, 0, 2), "b": bar(0, 1), "d": bar(1)}.items():
+        nifti(run / "other" / f"{name}.nii.gz", voxels, AFFINE)
+    table = evaluate(
+        str(run / "out"), str(run / "labels"), compare=str(run / "other"), output=str(run / "report"), classes="1"
+    )
+    comparison = json.loads((run / "report" / "summary.json").read_text())["comparison"]
+    assert (comparison["n"], comparison["in_one_run_only"]) == (3, ["c"])
+    found = comparison["classes"]["1"]["dice"]
+    # d: this run has no value (empty), the other a false find
+    assert found == paired_test([0.75, 0, math.nan], [1, 2 / 3, 0]) and (found["n"], found["excluded"]) == (2, 1)
+    assert found["mean_difference"] == pytest.approx((-0.25 - 2 / 3) / 2)
+    assert comparison["classes"]["1"]["assd_mm"]["mean_difference"] > 0
+    assert "minus " in table and "in one run only, not compared: c" in table
+    assert "n=2, 1 excluded  Wilcoxon p=0.5000  (2 differing pairs: fewer than 6 cannot reach p < 0.05)" in table
+    assert [row["case"] for row in rows(run / "report" / "cases_compare.csv")] == ["a", "b", "d"]
+
+
+def test_a_class_of_the_other_run_alone_is_compared_too(run, nifti):
+    nifti(run / "other" / "b.nii.gz", bar(3), AFFINE)
+    assert "\n3  0 found, 0 missed, 0 falsely found, 4 empty" in evaluate(
+        str(run / "out"), str(run / "labels"), compare=str(run / "other")
+    )
+
+
+def test_runs_without_a_common_case_are_refused(run, nifti):
+    nifti(run / "first" / "a.nii.gz", bar(1), AFFINE)
+    nifti(run / "second" / "b.nii.gz", bar(1), AFFINE)
+    with pytest.raises(InputError, match="shares no case"):
+        evaluate(str(run / "first"), str(run / "labels"), compare=str(run / "second"))
+
+
+def test_cases_without_partner_are_named(run, nifti):
+    (run / "out" / "b_seg.nii.gz").unlink()
+    nifti(run / "out" / "e_seg.nii.gz", bar(1), AFFINE)
+    table = evaluate(str(run / "out"), str(run / "labels"), output=str(run / "report"))
+    assert "unmatched predictions, not counted: e" in table and "unmatched labels, not counted: b" in table
+    summary = json.loads((run / "report" / "summary.json").read_text())
+    assert (summary["n"], summary["unmatched_predictions"], summary["unmatched_labels"]) == (3, ["e"], ["b"])
+
+
+def test_two_files_belong_together_whatever_their_names(run):
+    table = evaluate(str(run / "out" / "a_seg.nii.gz"), str(run / "labels" / "b.nii.gz"), classes="1")
+    assert table.startswith("1 cases") and "1 found" in table
+
+
+def test_labels_of_a_decathlon_folder_are_not_its_images(run, nifti):
+    nifti(run / "set" / "imagesTr" / "a.nii.gz", bar(7), AFFINE)
+    path = nifti(run / "set" / "labelsTr" / "a.nii.gz", bar(1), AFFINE)
+    nifti(run / "set" / "labelsTr" / "._a.nii.gz", bar(1), AFFINE)
+    assert pair_cases(run / "out", run / "set").files == {"a": (run / "out" / "a_seg.nii.gz", path)}
+
+
+def test_lits_labels_belong_to_its_volumes(run, nifti):
+    nifti(run / "lits" / "volume-3.nii", bar(7), AFFINE)
+    label = nifti(run / "lits" / "segmentation-3.nii", bar(1), AFFINE)
+    pred = nifti(run / "new" / "volume-3" / "volume-3_seg.nii.gz", bar(1), AFFINE)
+    assert pair_cases(run / "new", run / "lits").files == {"volume-3": (pred, label)}
+
+
+def test_a_list_of_cases_names_labels_by_their_images(run):
+    entries = [{"image": "images/c.nii.gz", "label": "labels/a.nii.gz"}, {"image": "images/d.nii.gz"}]
+    (run / "datalist.json").write_text(json.dumps({"test": entries}))
+    pairs = pair_cases(run / "out", run / "datalist.json")
+    assert pairs.files == {"c": (run / "out" / "c_seg.nii.gz", run / "labels" / "a.nii.gz")}
+    (run / "datalist.json").write_text(json.dumps({"test": ["images/d.nii.gz"]}))
+    with pytest.raises(InputError, match="no image with a label"):
+        pair_cases(run / "out", run / "datalist.json")
+
+
+def test_two_files_of_one_case_are_refused(run, nifti):
+    nifti(run / "out" / "more" / "a.nii.gz", bar(1), AFFINE)
+    with pytest.raises(InputError, match="two label maps of case a"):
+        pair_cases(run / "out", run / "labels")
+
+
+def test_folders_that_hold_nothing_are_refused(run, nifti):
+    (run / "empty").mkdir()
+    with pytest.raises(InputError, match="PRED .* holds no label map"):
+        pair_cases(run / "empty", run / "labels")
+    with pytest.raises(InputError, match="LABEL .* does not exist"):
+        pair_cases(run / "out", run / "nowhere")
+    nifti(run / "strange" / "x.nii.gz", bar(1), AFFINE)
+    with pytest.raises(InputError, match="No prediction of .*x, .*name them alike"):
+        pair_cases(run / "strange", run / "labels")
+
+
+SHIFTED = AFFINE.copy()
+SHIFTED[0, 3] = 1.0
+THICKER = np.diag([1.0, 2.0, 5.1, 1.0])
+MIRRORED = np.diag([-1.0, 2.0, 5.0, 1.0])
+
+
+@pytest.mark.parametrize("affine", [SHIFTED, THICKER, MIRRORED])
+def test_another_grid_is_refused(tmp_path, nifti, affine):
+    files = nifti(tmp_path / "pred.nii.gz", bar(1), affine), nifti(tmp_path / "label.nii.gz", bar(1), AFFINE)
+    with pytest.raises(InputError, match="mm off its label"):
+        read_pair(*files)
+
+
+def test_another_shape_is_refused_in_one_line(run, nifti, capsys):
+    nifti(run / "out" / "a_seg.nii.gz", bar(1)[1:], AFFINE)
+    assert cli.main(["evaluate", str(run / "out"), str(run / "labels")]) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "is 5x6x8, its label" in message and "bring both on one grid" in message
+
+
+def test_rounding_in_a_header_is_no_other_grid(tmp_path, nifti):
+    files = nifti(tmp_path / "pred.nii.gz", bar(1), AFFINE + 1e-3), nifti(tmp_path / "label.nii.gz", bar(1), AFFINE)
+    assert read_pair(*files)[2].tolist() == [1, 2, 5]
+
+
+def test_an_image_is_no_label_map(tmp_path, nifti):
+    label = nifti(tmp_path / "label.nii.gz", bar(1), AFFINE)
+    for voxels in (bar(1).astype(np.float32) / 2, bar(1).astype(np.int16) - 1000):
+        with pytest.raises(InputError, match="no classes"):
+            read_pair(nifti(tmp_path / "image.nii.gz", voxels, AFFINE), label)
+
+
+def test_a_label_without_spacing_is_refused(tmp_path, nifti):
+    path = nifti(tmp_path / "label.nii.gz", bar(1), pixdim=(0.0, 1.0, 1.0))
+    with pytest.raises(InputError, match="no usable voxel spacing"):
+        read_pair(path, path)
+
+
+def test_background_alone_is_refused(tmp_path, nifti):
+    path = str(nifti(tmp_path / "label.nii.gz", bar(), AFFINE))
+    with pytest.raises(InputError, match="background only"):
+        evaluate(path, path)
+
+
+@pytest.mark.parametrize("tolerance", [-1.0, math.inf, math.nan])
+def test_a_tolerance_that_is_none_is_refused(run, tolerance):
+    with pytest.raises(InputError, match="--tolerance_mm"):
+        evaluate(str(run / "out"), str(run / "labels"), tolerance_mm=tolerance)
+
+
+def test_real_labels_are_their_own_perfect_prediction(real_data):
+    label = str(min((real_data / "msd").rglob("labelsTr/*.nii.gz")))
+    found = evaluate(label, label)
+    assert "1 found, 0 missed" in found and "global_dice               1.0000" in found
