@@ -22,7 +22,7 @@ from med3d_ext.metrics.segmentation import MEASURES, OUTCOMES, PENALTIES, ClassM
 
 logger = logging.getLogger("med3d_ext.evaluate")
 
-Classes = dict[str, tuple[int, ...]]  # class name to the values that belong to it
+Classes = dict[str, tuple[list[int], list[int]]]  # class name to its values in predictions and in labels
 Run = dict[str, dict[str, ClassMeasures]]  # case name to class name to measures
 COMPARED = ("dice", "surface_dice", "assd_mm", "hd95_mm")
 
@@ -47,7 +47,8 @@ def evaluate(
         output: folder for `cases.csv` and `summary.json`. Defaults to none.
         compare: label maps of another run on the same cases, for a paired test.
         tolerance_mm: distance (mm) within which a surface counts as right for the surface Dice.
-        classes: classes to measure, as `1,2` or `liver=1+2,tumor=2`. Defaults to every value that occurs.
+        classes: classes to measure, as `1,2` or `liver=1+2,tumor=2`; `liver=1:6` where the prediction's 1 is the
+            label's 6. Defaults to every value that occurs.
     """
     if not (math.isfinite(tolerance_mm) and tolerance_mm >= 0):
         raise InputError(f"--tolerance_mm must be a number of at least 0, got {tolerance_mm}.")
@@ -71,17 +72,21 @@ def evaluate(
 
 
 def parse_classes(text: str) -> Classes:
-    """Class names and their values: ``"1,2"`` or ``"liver=1+2,tumor=2"``.
+    """Class names and their values in predictions and labels: ``"1,2"``, ``"liver=1+2,tumor=2"`` or ``"liver=1:6"``.
 
     Raises:
         InputError: when the text has another form or names a class twice.
     """
+    values = r"\d+(?:\+\d+)*"
     classes: Classes = {}
     for part in text.replace(" ", "").strip("()[]").split(","):
-        match = re.fullmatch(r"(?:([^=]+)=)?(\d+(?:\+\d+)*)", part)
+        match = re.fullmatch(rf"(?:([^=]+)=)?({values})(?::({values}))?", part)
         if match is None or (match[1] or match[2]) in classes:
-            raise InputError(f"--classes must be like '1,2' or 'liver=1+2,tumor=2', each name once, got '{text}'.")
-        classes[match[1] or match[2]] = tuple(int(value) for value in match[2].split("+"))
+            raise InputError(
+                f"--classes must be like '1,2', 'liver=1+2,tumor=2' or 'liver=1:6', each name once, got '{text}'."
+            )
+        pred, label = ([int(value) for value in side.split("+")] for side in (match[2], match[3] or match[2]))
+        classes[match[1] or match[2]] = pred, label
     return classes
 
 
@@ -92,8 +97,8 @@ def _measure(pairs: CasePairs, classes: Classes | None, tolerance_mm: float) -> 
         prediction, truth, spacing = read_pair(pred, label)
         present = sorted({*np.unique(prediction).tolist(), *np.unique(truth).tolist()} - {0})
         run[case] = {
-            name: measure_class(np.isin(prediction, values), np.isin(truth, values), spacing.tolist(), tolerance_mm)
-            for name, values in (classes or {str(value): (value,) for value in present}).items()
+            name: measure_class(np.isin(prediction, ours), np.isin(truth, theirs), spacing.tolist(), tolerance_mm)
+            for name, (ours, theirs) in (classes or {str(value): ([value], [value]) for value in present}).items()
         }
     for what, cases in (("label", pairs.unmatched_predictions), ("prediction", pairs.unmatched_labels)):
         if cases:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -102,9 +103,11 @@ def surface_measures(
     pred: np.ndarray, label: np.ndarray, spacing: Sequence[float], tolerance_mm: float
 ) -> tuple[float, float, float]:
     """Surface Dice, ASSD (mm) and HD95 (mm) of two masks with voxels in both, from one pass over the distances."""
-    _, distances, _ = get_edge_surface_distance(
-        torch.from_numpy(pred), torch.from_numpy(label), spacing=list(map(float, spacing)), symmetric=True
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # about an argument that MONAI gives itself
+        _, distances, _ = get_edge_surface_distance(
+            torch.from_numpy(pred), torch.from_numpy(label), spacing=list(map(float, spacing)), symmetric=True
+        )
     there, back = (np.asarray(each, dtype=float) for each in distances)
     both = np.concatenate([there, back])
     # The distances are float32: a step of exactly the tolerance must not fall out by rounding.

@@ -96,7 +96,14 @@ def test_classes_are_named_and_merged(run):
     assert classes["9"]["empty"] == 4 and classes["9"]["dice"]["mean"] is None and classes["9"]["global_dice"] is None
 
 
-@pytest.mark.parametrize("text", ["", "liver", "1,", "liver=", "1;2", "a=1,a=2", "1.5", "-1"])
+def test_a_class_may_have_another_value_in_the_labels(run):
+    evaluate(str(run / "out"), str(run / "labels"), classes="end=1:2", output=str(run / "report"))
+    row = rows(run / "report" / "cases.csv")[0]
+    assert (row["class"], row["pred_voxels"], row["label_voxels"], row["overlap_voxels"]) == ("end", "4", "1", "0")
+    assert parse_classes("liver=1:6+7, 2") == {"liver": ([1], [6, 7]), "2": ([2], [2])}
+
+
+@pytest.mark.parametrize("text", ["", "liver", "liver=1:", "1:2:3", "1,", "liver=", "1;2", "a=1,a=2", "1.5", "-1"])
 def test_classes_of_another_form_are_refused(text):
     with pytest.raises(InputError, match="--classes must be like"):
         parse_classes(text)
