@@ -16,9 +16,9 @@ from med3d_ext.provenance import command_line, git_state, portable, versions
 @pytest.fixture
 def work(tmp_path, monkeypatch):
     """A working folder and a home beside each other."""
-    for name in ("work", "home"):
+    for name in ("here", "home"):
         (tmp_path / name).mkdir()
-    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     return tmp_path
 
@@ -38,13 +38,13 @@ def checkout(tmp_path, monkeypatch):
 
 def test_paths_become_relative_to_the_working_folder_or_the_home(work):
     value = {
-        "inside": f"{work}/work/bundles/a/models",
+        "inside": f"{work}/here/bundles/a/models",
         "home": f"{work}/home/data",
         "elsewhere": f"{work}/data",
-        "list": [f"{work}/work", Path(work / "home"), 3, None],
-        f"{work}/work/key": f"$@x + '{work}/work/a'",
+        "list": [f"{work}/here", Path(work / "home"), 3, None],
+        f"{work}/here/key": f"$@x + '{work}/here/a'",
         "expression": "$@bundle_root + '/models'",
-        "sentence": f"{work}/work/a.nii is truncated; copy it to {work}/home.",
+        "sentence": f"{work}/here/a.nii is truncated; copy it to {work}/home.",
     }
     assert portable(value) == {
         "inside": "bundles/a/models",
@@ -72,7 +72,7 @@ def test_the_root_as_working_folder_is_no_prefix(work, monkeypatch):
     ],
 )
 def test_the_command_is_the_one_that_a_user_types(work, monkeypatch, program, command):
-    monkeypatch.setattr(sys, "argv", [program, "run", "--config_file", f"{work}/work/a.json", "--name", "x y"])
+    monkeypatch.setattr(sys, "argv", [program, "run", "--config_file", f"{work}/here/a.json", "--name", "x y"])
     assert command_line() == {"command": command, "folder": "."}
 
 
