@@ -1,4 +1,4 @@
-# make demo: train, evaluate and segment on generated data in about four minutes.   make test: the fast tests.
+# make demo: train, evaluate and segment on generated data in one to four minutes.   make test: the fast tests.
 PYTHON ?= python3
 VENV   ?= .venv
 RUN     = $(VENV)/bin/python
