@@ -17,6 +17,8 @@ from monai.data import MetaTensor
 from monai.transforms import InvertibleTransform, MapTransform, RandomizableTransform, SpatialResample, create_rotate
 from monai.utils import ensure_tuple_rep
 
+from med3d_ext.transforms.per_domain import value_of
+
 
 def target_box(label: torch.Tensor) -> tuple[np.ndarray, np.ndarray] | None:
     """First and one-past-last voxel of the foreground of ``label`` (1, X, Y, Z); None when it has none."""
@@ -119,7 +121,7 @@ class ResampleToGridd(MapTransform, InvertibleTransform):
 
 def size_of(spatial_size: Sequence[int] | Mapping[str, Sequence[int]], item: Mapping[Any, Any]) -> list[int]:
     """The grid's size for an item: the same for all, or its domain's."""
-    return list(spatial_size[item["domain"]] if isinstance(spatial_size, Mapping) else spatial_size)
+    return list(value_of("spatial_size", spatial_size, item))
 
 
 class RandTargetCropd(RandomizableTransform, MapTransform):
