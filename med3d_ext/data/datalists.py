@@ -1,19 +1,16 @@
-"""Source folders as they come (Decathlon, LiTS, already prepared) read into one list of cases, and the seeded split."""
+"""Source folders as they come (Decathlon, LiTS, already prepared) read into one list of cases."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from med3d_ext.errors import InputError
 from med3d_ext.files import read_json
 
-SPLITS = ("training", "validation", "test")
 _LINK_BYTES = 1024  # a link that was checked out as text is one short line; no image is this small
 
 
@@ -107,53 +104,6 @@ def existing_file(path: Path, listed_in: Path | None = None) -> Path:
             if os.path.isfile(target):  # unlike Path.is_file, no error for a text that is no path at all
                 return target.resolve()
     return path
-
-
-@cache
-def held_out() -> frozenset[str]:
-    """SHA-256 of the images that are test cases wherever they occur, so that no released encoder has seen them."""
-    content = read_json(Path(__file__).with_name("held_out.json"))
-    return frozenset(content["sha256"])
-
-
-def split_cases(domains: dict[str, list[dict[str, Any]]], seed: int = 0, share: float = 0.1) -> None:
-    """Give every case a ``split``: 90 % training and 10 % test per domain (paper section 4.1), by subject.
-
-    A subject is the case's ``subject`` where the list states one, else the content of its image: one scan that serves
-    several domains is on one side in all of them. Images in ``held_out.json`` are test; a domain with none of them
-    gives ``max(1, round(share * n))`` cases, a domain with a single subject only trains. Of the cases that are left
-    for training, the same share (from five cases on) becomes ``validation``, for the choice of the best epoch. The
-    order of the domains and of their cases does not matter.
-
-    Args:
-        domains: domain name to cases; each case needs ``sha256``. The key ``split`` is written into each case.
-        seed: seed of the draw.
-        share: share of the test cases and of the validation cases.
-    """
-    subjects = {name: {_subject(case) for case in domains[name]} for name in sorted(domains)}
-    reserved = {_subject(case) for cases in domains.values() for case in cases if case["sha256"] in held_out()}
-    test, validation = set(reserved), set[str]()
-    for members in subjects.values():
-        if len(members) > 1 and not members & reserved:
-            test |= _draw(members, test, share, seed)
-    for members in subjects.values():
-        if len(members - test) >= 10:
-            validation |= _draw(members - test, validation, share, seed + 1)
-    for cases in domains.values():
-        for case in cases:
-            subject = _subject(case)
-            case["split"] = "test" if subject in test else "validation" if subject in validation else "training"
-
-
-def _draw(subjects: set[str], chosen: set[str], share: float, seed: int) -> set[str]:
-    """What ``subjects`` lack of their share in ``chosen``, which other domains with the same scans have drawn."""
-    lacking = max(1, round(share * len(subjects))) - len(subjects & chosen)
-    order = sorted(subjects - chosen, key=lambda subject: hashlib.sha256(f"{seed}/{subject}".encode()).hexdigest())
-    return set(order[: max(0, lacking)])
-
-
-def _subject(case: dict[str, Any]) -> str:
-    return str(case.get("subject", case["sha256"]))
 
 
 def list_images(folder: str | os.PathLike, suffixes: Sequence[str] = (".nii", ".nii.gz")) -> list[dict[str, str]]:

@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from med3d_ext.data.datalists import SPLITS, existing_file
+from med3d_ext.data.datalists import existing_file
 from med3d_ext.data.fingerprint import sha256
+from med3d_ext.data.splits import SPLITS
 from med3d_ext.errors import InputError
 from med3d_ext.files import read_json
 

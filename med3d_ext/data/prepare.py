@@ -11,11 +11,12 @@ from typing import Any
 
 from filelock import FileLock
 
-from med3d_ext.data.datalists import list_images, read_source, split_cases
+from med3d_ext.data.datalists import list_images, read_source
 from med3d_ext.data.fingerprint import summarize
 from med3d_ext.data.phantoms import phantom_dataset
 from med3d_ext.data.prepare_3dseg8 import prepare_3dseg8
 from med3d_ext.data.prepared_files import DATALIST, FINGERPRINT, fingerprint_domain, known_cases, write_prepared
+from med3d_ext.data.splits import split_cases
 from med3d_ext.data.subsets import choose_domains, nested_share
 from med3d_ext.errors import InputError
 from med3d_ext.files import read_json

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from med3d_ext.data.datalists import Source, read_source, split_cases
+from med3d_ext.data.datalists import Source, read_source
 from med3d_ext.data.domains import (
     DOMAINS,
     OTHER_TASKS,
@@ -25,6 +25,7 @@ from med3d_ext.data.download import download_tasks
 from med3d_ext.data.fingerprint import summarize
 from med3d_ext.data.left_atrium import is_left_atrium, read_left_atrium
 from med3d_ext.data.prepared_files import fingerprint_domain, header_of, known_cases, write_prepared
+from med3d_ext.data.splits import split_cases
 from med3d_ext.data.subsets import choose_domains
 from med3d_ext.errors import InputError
 from med3d_ext.files import read_json

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from med3d_ext.data.datalists import SPLITS, Source
+from med3d_ext.data.datalists import Source
 from med3d_ext.data.fingerprint import read_header, repair_spacing, scan_cases
 from med3d_ext.data.left_atrium import read_itk_header
+from med3d_ext.data.splits import SPLITS
 from med3d_ext.errors import InputError
 from med3d_ext.files import read_json, write_json
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from monai.data import MetaTensor
 
-from med3d_ext.data.datalists import SPLITS, existing_file
+from med3d_ext.data.datalists import existing_file
+from med3d_ext.data.splits import SPLITS
 from med3d_ext.errors import InputError
 from med3d_ext.files import read_json
 from med3d_ext.transforms.load import load_volume, stated_spacing, usable_spacing
