@@ -28,6 +28,7 @@ __all__ = [
     "download_weights",
     "encoder_of",
     "find_weights",
+    "initial_weights_path",
     "load_encoder",
     "read_weights",
     "write_state",
@@ -98,7 +99,7 @@ class InitialWeights:
         scratch_learning_rate: float = 0.01,
         pretrained_learning_rate: float = 0.001,
     ) -> None:
-        path = _weights_path(str(init), bundle_root, released)
+        path = initial_weights_path(str(init), bundle_root, released)
         self.network = network
         self.report = load_encoder(network, path, minimum_share) if path else None
         if learning_rate is None:
@@ -132,7 +133,14 @@ class InitialWeights:
         return [group for group in groups if group["params"]]
 
 
-def _weights_path(init: str, bundle_root: str | os.PathLike | None, released: str | os.PathLike | None) -> Path | None:
+def initial_weights_path(
+    init: str, bundle_root: str | os.PathLike | None = None, released: str | os.PathLike | None = None
+) -> Path | None:
+    """The weights file that a config's ``init`` means, None from scratch; arguments as of :class:`InitialWeights`.
+
+    Raises:
+        InputError: ``init`` names no weights.
+    """
     if init == "scratch":
         return None
     if init == "kinetics":
