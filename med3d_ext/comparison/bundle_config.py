@@ -52,8 +52,8 @@ class BundleConfig:
                 raise InputError(f"bundle '{bundle}' has no '{file}', without which nothing can be compared.")
         self.content = ConfigParser.load_config_file(self.train)
         self.options = dict(options)
-        for option in options:
-            if "::".join(split_id(option)) in OWN:
+        for option in ("::".join(split_id(name)) for name in options):
+            if option in OWN:
                 raise InputError(f"a comparison sets {option} of each arm itself; give {OWN[option]}.")
         for name in NEEDED:
             self.require(name, "a comparison")

@@ -80,17 +80,24 @@ class CaseMetric:
         for arm in self.values:
             values = self.of_cases(arm, domain)
             seeds = {str(seed): _mean(self.of_cases(arm, domain, seed)) for seed in self.seeds(arm)}
-            figures[arm] = {**describe_metric(values), "per_seed": _plain(seeds)}
+            cases = {name: value for (_, name), value in zip(self.cases(arm, domain), values)}
+            figures[arm] = {**describe_metric(values), "per_seed": _plain(seeds), "cases": _plain(cases)}
             if arm != reference:
                 test = {"test": "Wilcoxon signed-rank", **paired_test(values, base)}
                 figures[arm]["against_reference"] = test
         return figures
 
+    def cases(self, arm: str, domain: str) -> list[Case]:
+        """The cases of a domain, in an order that is the same for all arms."""
+        return [case for case in sorted(self.values[arm]) if domain in (ALL, case[0])]
+
     def of_cases(self, arm: str, domain: str, seed: int | None = None) -> list[float]:
-        chosen = [seeds for case, seeds in sorted(self.values[arm].items()) if domain in (ALL, case[0])]
+        """A value per case of :meth:`cases`: of one seed, or the mean over all."""
+        chosen = [self.values[arm][case] for case in self.cases(arm, domain)]
         return [_mean(list(seeds.values())) if seed is None else seeds.get(seed, math.nan) for seeds in chosen]
 
     def seeds(self, arm: str) -> list[int]:
+        """The arm's seeds."""
         return list(dict.fromkeys(seed for seeds in self.values[arm].values() for seed in seeds))
 
 

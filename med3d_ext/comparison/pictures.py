@@ -27,8 +27,9 @@ def draw_curves(path: Path, rows: Sequence[Sequence[Panel]]) -> None:
     for axes, (title, label, curves, reach) in zip(grid.flat, (panel for row in rows for panel in row)):
         for name, curve in curves.items():
             n = len(curve.seeds)
+            seeds = "1 seed" if n == 1 else f"{n} seeds"
             marker = "." if len(curve.iterations) < 50 else None
-            (line,) = axes.plot(curve.iterations, curve.mean, marker=marker, label=f"{name} (n={n} seeds)")
+            (line,) = axes.plot(curve.iterations, curve.mean, marker=marker, label=f"{name} ({seeds})")
             if n > 1:
                 low, high = curve.values.min(axis=0), curve.values.max(axis=0)
                 axes.fill_between(curve.iterations, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
