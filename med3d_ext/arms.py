@@ -75,12 +75,14 @@ class Recipe:
         train: the config files of a training; edited ones make other arms.
         evaluate: the overlay that makes an evaluation of them.
         overlays: further overlays of the training that leave its outcome as it is.
+        keep_weights: whether a finished arm keeps its weights.
     """
 
     title: str
     train: Sequence[str]
     evaluate: str
     overlays: Sequence[str] = ()
+    keep_weights: bool = True
 
 
 def arm_mark(arm: Arm, recipe: Recipe, data: PreparedData) -> dict[str, Any]:
@@ -116,7 +118,8 @@ def run_arm(arm: Arm, recipe: Recipe, data: PreparedData) -> None:
         if not _is_trained(arm):
             _step(arm, "train", [*recipe.train, *recipe.overlays], recipe.title, descriptors)
         _step(arm, "evaluate", [*recipe.train, recipe.evaluate], recipe.title, descriptors)
-        arm.state.unlink(missing_ok=True)
+        for file in (arm.state,) if recipe.keep_weights else (arm.state, arm.model):
+            file.unlink(missing_ok=True)
 
 
 def _is_trained(arm: Arm) -> bool:

@@ -23,6 +23,7 @@ def compare(
     shares: str | None = None,
     folds: int | None = None,
     metric: str | None = None,
+    drop_weights: bool = False,
     **options: Any,
 ) -> str:
     """Train a bundle from several initial weights under equal budgets and tell what they are worth.
@@ -42,6 +43,7 @@ def compare(
         shares: shares of the training cases, as 0.25,1.0. Defaults to all cases.
         folds: test in this many parts, every case once. Defaults to the bundle's own split.
         metric: metric of the validation to compare by. Defaults to the one that picks the best epoch.
+        drop_weights: remove each arm's weights when it is finished.
     """
     from med3d_ext.comparison.experiment import Comparison
 
@@ -56,6 +58,7 @@ def compare(
         shares=None if shares is None else parse_list("shares", shares, float),
         folds=folds,
         metric=metric,
+        keep_weights=not drop_weights,
     )
     comparison.run()
     return (comparison.output / "table.md").read_text(encoding="utf-8") + f"\nfigures are in {comparison.output}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from med3d_ext.arms import PLACES, Arm, Recipe, arm_mark, run_arm
-from med3d_ext.comparison.arm_results import ArmResult, read_result
+from med3d_ext.comparison.arm_results import ArmResult, check_budgets, read_result
 from med3d_ext.comparison.bundle_config import BundleConfig
 from med3d_ext.comparison.initial import Start, parse_starts, seen_by, start_facts
 from med3d_ext.comparison.report import write_report
@@ -40,6 +40,7 @@ class Comparison:
         shares: shares of the training cases. Defaults to None, all cases.
         folds: how many parts the cases are tested in, one after the other. Defaults to None, the bundle's own split.
         metric: the metric that the arms are compared by. Defaults to None, the one that picks the best epoch.
+        keep_weights: whether finished arms keep their weights. Defaults to True.
 
     Raises:
         InputError: when something cannot be, or ``output`` holds arms of other settings.
@@ -55,6 +56,7 @@ class Comparison:
         shares: Sequence[float] | None = None,
         folds: int | None = None,
         metric: str | None = None,
+        keep_weights: bool = True,
     ) -> None:
         _check_numbers(seeds, shares, folds)
         self.output, self.seeds, self.metric = output, list(seeds), metric
@@ -76,7 +78,7 @@ class Comparison:
             names = ", ".join(sorted(name for _, name in self.excluded))
             logger.warning(f"seen in pretraining and therefore counted in no arm: {names}")
         overlay = self._write_overlay()
-        self.recipe = Recipe("the comparison", [self.config.train], self.config.evaluate, [overlay])
+        self.recipe = Recipe("the comparison", [self.config.train], self.config.evaluate, [overlay], keep_weights)
         self._check_unmixed()
 
     def _ask_for(self, shares: Sequence[float] | None, folds: int | None) -> None:
@@ -185,6 +187,7 @@ class Comparison:
                 data = self.data[arm.facts["fold"]]
                 run_arm(arm, self.recipe, data)
                 results.append(read_result(arm, data))
+                check_budgets(results)  # now, not after hours
             record = write_report(self, results, complete=number == len(self.seeds) - 1)
         return record
 
@@ -197,6 +200,8 @@ def snapshot_epochs(epochs: int, interval: int) -> list[int]:
 
 
 def _check_numbers(seeds: Sequence[int], shares: Sequence[float] | None, folds: int | None) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("a comparison starts its own processes; run it without torchrun.")
     if not seeds or len(set(seeds)) < len(seeds) or any(type(seed) is not int or seed < 0 for seed in seeds):
         raise InputError(f"seeds must be one or more different integers >= 0, got {list(seeds)}.")
     if shares is not None:

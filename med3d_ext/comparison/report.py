@@ -44,10 +44,11 @@ def write_report(comparison: Comparison, results: Sequence[ArmResult], complete:
         losses, window[_words(share)] = loss_curves(members)
         scores = metric_curves(members, metric)
         row: list[Panel] = []
-        for curves, quantity in ((losses, LOSS), (scores, metric)):
+        smooth = f"{LOSS}, mean of {window[_words(share)]} iterations"
+        for curves, quantity, label in ((losses, LOSS, smooth), (scores, metric, f"{metric} (validation)")):
             reach = iterations_to_reach(curves, quantity)
             reaches.append({"share": share, **reach})
-            row.append((_words(share), quantity, curves, reach))
+            row.append((_words(share), label, curves, reach))
         panels.append(row)
     record = {
         **_origin(comparison),

@@ -106,6 +106,23 @@ def test_other_weights_of_the_same_name_are_not_mixed_in(make, tmp_path) -> None
         make(seeds=[0], inits=["scratch", f"med3d={other}"])
 
 
+def test_weights_are_kept_unless_told_otherwise(make, runner, tmp_path) -> None:
+    make(seeds=[0]).run()
+    make(seeds=[0, 1], keep_weights=False).run()
+    kept = {path.parents[1].name.rpartition("_")[2] for path in (tmp_path / "out").rglob("model.pt")}
+    assert kept == {"seed0"}
+    assert not list((tmp_path / "out").rglob("training_state.pt"))
+    runner.calls.clear()
+    make(keep_weights=False).run()
+    assert runner.calls == []
+
+
+def test_several_processes_are_refused(make, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="without torchrun"):
+        make()
+
+
 def test_a_comparison_may_be_moved(make, runner, tmp_path) -> None:
     make(seeds=[0]).run()
     shutil.move(tmp_path / "out", tmp_path / "moved")
