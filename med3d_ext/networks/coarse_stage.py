@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ignite.engine import Engine, Events
 from torch import Tensor
 
@@ -39,6 +41,7 @@ class CoarseStage:
             trained, else released weights are taken where they fit; or None for no coarse stage.
         hu_window: the fine network's intensity window (HU).
         bundle_root: this bundle's folder. Defaults to the working directory.
+        test_items: items that nothing may be trained on; the log tells where the coarse network has seen some.
 
     Attributes:
         network: the two-stage network, the coarse weights in it.
@@ -55,9 +58,11 @@ class CoarseStage:
         weights: str | os.PathLike | None,
         hu_window: Sequence[float],
         bundle_root: str | os.PathLike = ".",
+        test_items: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.network = network
         self.hu_window = [float(limit) for limit in hu_window]
+        self.test_items = test_items
         self.facts: dict[str, Any] = {"coarse_size": None}
         self.seen: dict[str, list[dict[str, Any]]] = {}
         self.tensors: dict[str, Tensor] = {}
@@ -83,22 +88,17 @@ class CoarseStage:
             self._warn(str(error))
 
     def _load(self, path: Path) -> None:
-        domain = weights_domain(path)
-        window = [float(limit) for limit in domain.get("hu_window") or []]
-        if window != self.hu_window:
-            raise InputError(
-                f"'{path}' was trained with the window {window} HU and this run's is {self.hu_window}; give "
-                f'--hu_window "{window}" or train the coarse stage on these data.'
-            )
-        self.tensors = coarse_tensors(path, self.network.coarse.state_dict())
-        self.network.coarse.load_state_dict(self.tensors)
-        self.facts = {"coarse_size": domain.get("coarse_size") or domain["spatial_size"]}
-        card = path.with_name("card.json")
-        cases = read_json(card)["cases"] if card.is_file() else {}
-        self.seen = {name if name.startswith("coarse") else f"coarse_{name}": each for name, each in cases.items()}
-        if rank() == 0:
-            count = len(cases.get("training", []))
-            logger.info(f"Coarse stage: '{path}', grid {self.facts['coarse_size']}, trained on {count} cases.")
+        found = read_coarse(path, self.network.coarse.state_dict(), self.hu_window)
+        self.network.coarse.load_state_dict(found.tensors)
+        self.tensors, self.facts, self.seen = found.tensors, found.facts, found.seen
+        if rank() != 0:
+            return
+        hashes = {case.get("sha256") for cases in found.seen.values() for case in cases}
+        count = len(found.seen.get("coarse_training", []))
+        logger.info(f"Coarse stage: '{path}', grid {self.facts['coarse_size']}, trained on {count} cases.")
+        leaked = sum(item.get("sha256") in hashes for item in self.test_items)
+        if leaked:
+            logger.warning(f"'{path}' has seen {leaked} of the {len(self.test_items)} test cases: figures flatter it.")
 
     def _warn(self, reason: str) -> None:
         if rank() == 0:
@@ -126,25 +126,59 @@ class CoarseRestart:
             self.stage.network.coarse.load_state_dict(self.stage.tensors)
 
 
-def coarse_tensors(path: str | os.PathLike, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The coarse network's tensors in a file of its own or of a whole cascade, under its own names.
+@dataclass(frozen=True)
+class CoarseWeights:
+    """What a coarse network's file and its neighbors hold.
 
     Args:
-        path: the weights file.
-        expected: the state dict that they must fit.
+        tensors: its state dict.
+        facts: ``coarse_size``, its grid.
+        seen: the cases that it has seen, as ``card.json`` lists them, the names beginning with ``coarse``.
+    """
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+    seen: dict[str, list[dict[str, Any]]]
+
+
+def read_coarse(path: str | os.PathLike, expected: Mapping[str, Tensor], hu_window: Sequence[float]) -> CoarseWeights:
+    """Read the coarse network from a file of its own or of a whole cascade, and check that it fits.
+
+    Args:
+        path: the weights file, ``fingerprint.json`` beside it.
+        expected: the state dict that its tensors must fit.
+        hu_window: the window (HU) that the cascade gives both networks.
 
     Raises:
-        InputError: names or shapes differ.
+        InputError: the file is of another network, of none, or was trained with another window.
     """
+    domain = weights_domain(path)
+    window = [float(limit) for limit in domain.get("hu_window") or []]
+    if len(window) != 2 or not np.allclose(window, hu_window, atol=0.01):
+        raise InputError(
+            f"'{path}' was trained with the window {window} HU, the fine network has {list(hu_window)}; give "
+            f'--hu_window "{window}" or train the coarse network on the same data.'
+        )
     state, _ = read_checkpoint(path)
     inside = {name.removeprefix("coarse."): each for name, each in state.items() if name.startswith("coarse.")}
-    tensors = inside or state
+    size = domain.get("coarse_size") if inside else domain.get("spatial_size")
+    if size is None:
+        raise InputError(f"'{path}' holds no trained coarse network; give the weights of lits_coarse.")
+    _check_tensors(inside or state, expected, path)
+    card = Path(path).with_name("card.json")
+    cases = read_json(card).get("cases", {}) if card.is_file() else {}
+    if inside:  # of a cascade, what its coarse network has seen
+        cases = {name.removeprefix("coarse_"): each for name, each in cases.items() if name.startswith("coarse_")}
+    return CoarseWeights(inside or state, {"coarse_size": size}, {f"coarse_{name}": cases[name] for name in cases})
+
+
+def _check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Any) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     wanted = {name: tuple(tensor.shape) for name, tensor in expected.items()}
-    if shapes != wanted:
-        first = sorted(name for name in {*shapes, *wanted} if shapes.get(name) != wanted.get(name))[0]
+    wrong = sorted(name for name in {*shapes, *wanted} if shapes.get(name) != wanted.get(name))
+    if wrong:
+        theirs, ours = shapes.get(wrong[0], "missing"), wanted.get(wrong[0], "not known")
         raise InputError(
-            f"'{path}' holds {describe_weights(tensors)}, and {first} is {shapes.get(first, 'missing')} where the coarse "
-            f"network has {wanted.get(first, 'none')}; set --coarse_network_name or give other weights."
+            f"'{path}' ({describe_weights(tensors)}) does not fit the coarse network: {wrong[0]} is {theirs} there and "
+            f"{ours} here; set --coarse_network_name or give other weights."
         )
-    return tensors
