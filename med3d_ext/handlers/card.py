@@ -13,7 +13,7 @@ from ignite.engine import Events
 
 import med3d_ext
 from med3d_ext.data.prepare import PreparedData
-from med3d_ext.files import write_json
+from med3d_ext.files import case_name, write_json
 from med3d_ext.transforms.sampling import size_of
 
 
@@ -104,9 +104,9 @@ class WeightsCard:
 def public_case(case: dict[str, Any]) -> dict[str, Any]:
     """A fingerprint's case without what belongs to one machine."""
     kept = {key: value for key, value in case.items() if key != "stamp"}
-    return {**kept, "image": os.path.basename(case["image"]), "label": os.path.basename(case["label"])}
+    return {**kept, "image": case_name(case["image"]), "label": os.path.basename(case["label"])}
 
 
 def named_hash(item: dict[str, Any]) -> dict[str, Any]:
     """File name, domain and SHA-256 of a dataset item."""
-    return {"image": os.path.basename(item["image"]), "domain": item.get("domain"), "sha256": item.get("sha256")}
+    return {"image": case_name(item["image"]), "domain": item.get("domain"), "sha256": item.get("sha256")}
