@@ -22,6 +22,7 @@ _TAGS = {
     "0008|0018": "SOP instance UID",
     "0008|0060": "Modality",
     "0008|103e": "Series Description",
+    "0010|0020": "Patient ID",
     "0020|000e": "Series Instance UID",
     "0020|0032": "Image Position (Patient)",
     "0020|0037": "Image Orientation (Patient)",
@@ -129,11 +130,16 @@ def read_tags(reader: Any, path: Path) -> Tags:
     return tags
 
 
+def looks_like_dicom(path: Path) -> bool:
+    """Whether a file calls itself DICOM, by its first bytes or its name."""
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM" or path.suffix.lower() == ".dcm"
+
+
 def _refuse_damaged(path: Path) -> None:
     with open(path, "rb") as file:
         start = file.read(4096)
-    is_dicom = start[128:132] == b"DICM" or path.suffix.lower() == ".dcm"
-    if is_dicom and not _NO_IMAGE.search(start):
+    if looks_like_dicom(path) and not _NO_IMAGE.search(start):
         raise InputError(f"'{path}' cannot be read as a DICOM image; it is damaged: restore or remove it.")
 
 
