@@ -45,8 +45,8 @@ class Chest:
         patient: patient's ID.
     """
 
-    shape: tuple[int, int, int] = (72, 72, 32)
-    spacing: tuple[float, float, float] = (0.7, 0.7, 2.0)
+    shape: tuple[int, int, int] = (64, 64, 20)
+    spacing: tuple[float, float, float] = (0.8, 0.8, 2.5)
     directions: np.ndarray = field(default_factory=lambda: np.eye(3))
     origin: tuple[float, float, float] = (-30.0, -20.0, -130.0)
     uid: str = "1.2.3"

@@ -170,6 +170,10 @@ def test_files_without_position_or_with_a_senseless_one_are_refused(tmp_path: Pa
     assert "0.dcm' states no position" in refusal(tmp_path / "a")
     write_series(tmp_path / "b", VOXELS, tags={"ImagePositionPatient": ["1", "2"]})
     assert "0.dcm' states '1\\2' as Image Position (Patient), which must be 3 number(s)" in refusal(tmp_path / "b")
+    write_series(tmp_path / "d", VOXELS, origin=(-12.25, 0, 0))
+    for file in (tmp_path / "d").iterdir():
+        file.write_bytes(file.read_bytes().replace(b"-12.25", b"minus9"))
+    assert "0.dcm' states 'minus9\\0.0\\0.0'" in refusal(tmp_path / "d")
     write_series(tmp_path / "c", VOXELS, tags={"SeriesInstanceUID": None})
     assert "without a series UID" in refusal(tmp_path / "c")
 

@@ -132,7 +132,7 @@ def test_of_two_series_in_one_folder_the_one_that_was_read_is_taken(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = write_patient(tmp_path / "src", Chest())
-    Chest((72, 72, 5), uid="1.2.1").write(folder, names="0{}.dcm")
+    Chest((64, 64, 5), uid="1.2.1").write(folder, names="0{}.dcm")
     with caplog.at_level(logging.INFO):
         (row,) = prepared(tmp_path / "src", tmp_path / "out")
     assert row["series_uid"] == "1.2.3"
@@ -160,17 +160,18 @@ def test_values_outside_of_ct_are_clipped(tmp_path: Path) -> None:
     assert (image.min(), image.max()) == (-1024, 3071)
 
 
-def test_a_nodule_below_a_voxel_of_the_cube_keeps_its_middle(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("edge", "middle"), [(9, [4, 4, 4]), (10, [5, 5, 5])])
+def test_a_nodule_below_a_voxel_of_the_cube_keeps_its_middle(tmp_path: Path, edge: int, middle: list[int]) -> None:
     chest = Chest((40, 40, 12), (0.5, 0.5, 0.5))
     chest.write(tmp_path / "src")
     cross = [(20, 19), (21, 20), (20, 21), (19, 20)]
     chest.write_xml(tmp_path / "src" / "1.xml", [Drawn([Roi(6, cross)])])
-    (row,) = prepared(tmp_path / "src", tmp_path / "out", size_mm=9)
+    (row,) = prepared(tmp_path / "src", tmp_path / "out", size_mm=edge)
     mask = np.asarray(nibabel.load(tmp_path / "out" / "masks" / f"{row['nodule']}.nii.gz").dataobj)
-    assert np.argwhere(mask).tolist() == [[4, 4, 4]]
+    assert np.argwhere(mask).tolist() == [middle]
 
 
-# --- bad input: refused in one sentence, left out with skip_bad --------------------------------------------------------
+# --- bad input: refused in one sentence, left out with skip_bad -------------------------------------------------
 
 
 def damage_xml(folder: Path, chest: Chest) -> None:
@@ -194,11 +195,15 @@ def remove_slice(folder: Path, chest: Chest) -> None:
 
 def space_unevenly(folder: Path, chest: Chest) -> None:
     shifted = Chest(chest.shape, chest.spacing, origin=(-30, -20, -129.2), uid=chest.uid, patient=chest.patient)
-    shifted.write(folder, skip=[number for number in range(32) if number != 12])
+    shifted.write(folder, skip=[number for number in range(20) if number != 12])
 
 
 def damage_slice(folder: Path, chest: Chest) -> None:
     (folder / "15.dcm").write_bytes((folder / "15.dcm").read_bytes()[:900])
+
+
+def damage_first_slice(folder: Path, chest: Chest) -> None:
+    (folder / "0.dcm").write_bytes((folder / "0.dcm").read_bytes()[:900])
 
 
 def change_modality(folder: Path, chest: Chest) -> None:
@@ -218,7 +223,7 @@ def drop_rating(folder: Path, chest: Chest) -> None:
 
 
 def draw_outside(folder: Path, chest: Chest) -> None:
-    chest.write_xml(folder / "069.xml", [Drawn([Roi(9, [(70, 9), (75, 12), (70, 15)])])])
+    chest.write_xml(folder / "069.xml", [Drawn([Roi(9, [(60, 9), (65, 12), (60, 15)])])])
 
 
 def draw_above(folder: Path, chest: Chest) -> None:
@@ -226,7 +231,7 @@ def draw_above(folder: Path, chest: Chest) -> None:
 
 
 def draw_at_the_border(folder: Path, chest: Chest) -> None:
-    chest.write_xml(folder / "069.xml", [drawn(chest.ball(chest.middle() + [0, 0, 29], 6))])
+    chest.write_xml(folder / "069.xml", [drawn(chest.ball(chest.middle() + [0, 0, 23], 6))])
 
 
 def draw_too_large(folder: Path, chest: Chest) -> None:
@@ -240,12 +245,13 @@ BAD = {
     remove_slice: "misses 1 slice between '14.dcm' and '16.dcm'",
     space_unevenly: "has uneven slice spacing",
     damage_slice: "15.dcm' cannot be read as a DICOM image",
+    damage_first_slice: "0.dcm' cannot be read as a DICOM image",
     change_modality: "is no CT",
     drop_spacing: "states no pixel spacing",
     drop_patient: "states no patient ID",
     drop_rating: "has no rating of malignancy",
-    draw_outside: "outside of the volume: x 70 to 75",
-    draw_above: "outside of the volume, at z = -50 mm",
+    draw_outside: "outside of the volume: x 60 to 65",
+    draw_above: "outside of the volume, at z = -30 mm",
     draw_at_the_border: "lies in the last slice of the scan",
     draw_too_large: "the nodule does not fit into a cube of 24 mm",
 }
