@@ -324,9 +324,10 @@ def test_an_interrupted_call_goes_on_where_it_stopped(tmp_path: Path, monkeypatc
 def test_what_changed_is_read_again(tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     chest = Chest()
     folder = write_patient(tmp_path / "src", chest, (2,))
+    (folder / "069.xml").rename(tmp_path / "src" / "069.xml")
     prepared(tmp_path / "src", tmp_path / "out")
     if change == "readings":
-        chest.write_xml(folder / "069.xml", [drawn(chest.ball(chest.middle(), 6), 5)])
+        chest.write_xml(tmp_path / "src" / "069.xml", [drawn(chest.ball(chest.middle(), 6), 5)])
     elif change == "slices":
         os.utime(folder / "3.dcm", (1, 1))
     elif change == "cube":
