@@ -144,8 +144,7 @@ _PARTS = ("images", "masks")
 def _key(scan: Scan, settings: Settings) -> str:
     """Changes with all that a scan's cubes and rows depend on."""
     files = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in scan.folder.iterdir())
-    reading = hashlib.sha256(scan.reading.file.read_bytes()).hexdigest()
-    content = repr((_FORMAT, scan.name, reading, files, settings.size_mm, settings.spacing_mm))
+    content = repr((_FORMAT, scan.name, scan.reading.digest, files, settings.size_mm, settings.spacing_mm))
     return hashlib.sha256(content.encode()).hexdigest()
 
 

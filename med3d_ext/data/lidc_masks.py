@@ -1,8 +1,8 @@
 """Readers' outlines on the voxels of their scan.
 
 An outline runs through the pixels just outside of the nodule (LIDC's documentation of its XML): what it encloses is
-nodule and its own pixels are not. For an outline that cuts a hole the same holds: what it encloses is cut out, its own
-pixels stay nodule.
+nodule and its own pixels are not. An outline of what is excluded, an air-filled cavity for example, cuts out what it
+encloses; its own pixels are no nodule either.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def mark_voxels(mark: Mark, series: DicomSeries) -> np.ndarray:
         number = _slice_number(mark, contour, series)
         _check_inside(mark, contour, shape, series, number)
         parts = drawn.setdefault(number, {True: set(), False: set()})
-        x, y = np.transpose(enclosed_pixels(contour.points))
+        x, y = np.transpose(enclosed_pixels(contour.points, with_outline=not contour.inclusion))
         parts[contour.inclusion].update(np.ravel_multi_index((x, y, np.full_like(x, number)), shape).tolist())
     voxels = np.array(sorted(set().union(*(parts[True] - parts[False] for parts in drawn.values()))), dtype=np.int64)
     if not voxels.size:
@@ -52,11 +52,12 @@ def mark_voxels(mark: Mark, series: DicomSeries) -> np.ndarray:
     return voxels
 
 
-def enclosed_pixels(points: np.ndarray) -> np.ndarray:
-    """Pixels that a closed outline encloses, without those that it runs through.
+def enclosed_pixels(points: np.ndarray, with_outline: bool = False) -> np.ndarray:
+    """Pixels that a closed outline encloses.
 
     Args:
         points: pixels of the outline in their order, (n, 2); gaps between neighbors are closed by straight lines.
+        with_outline: whether those that it runs through are among them.
 
     Returns:
         pixels, (m, 2).
@@ -67,7 +68,8 @@ def enclosed_pixels(points: np.ndarray) -> np.ndarray:
     for one, next_one in zip(corners, np.roll(corners, -1, axis=0)):
         drawn[line(*one, *next_one)] = True
     # Filling holes, and not the polygon's even-odd rule: where an outline touches itself, both sides are enclosed.
-    return np.argwhere(ndimage.binary_fill_holes(drawn) & ~drawn) + start
+    filled = ndimage.binary_fill_holes(drawn)
+    return np.argwhere(filled if with_outline else filled & ~drawn) + start
 
 
 def _slice_number(mark: Mark, contour: Contour, series: DicomSeries) -> int:

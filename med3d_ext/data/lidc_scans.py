@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import defaultdict
@@ -13,6 +14,8 @@ from typing import Any
 from med3d_ext.data.dicom_files import Tags, looks_like_dicom, read_tags
 from med3d_ext.data.lidc_xml import Reading, find_readings, parse_reading
 from med3d_ext.errors import InputError
+
+logger = logging.getLogger("med3d_ext.prepare")
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,12 @@ def locate_series(src: Path, uids: set[str]) -> dict[str, Place]:
 
 
 def _readings(src: Path) -> tuple[dict[str, Reading], list[str]]:
-    """Readings by series; a second file with the same content is a copy, one with another is a contradiction."""
+    """Readings by series; a second file with the same marks is a copy, one with other marks is a contradiction."""
     readings: dict[str, Reading] = {}
     problems = []
-    for path in find_readings(src):
+    files = list(find_readings(src))
+    logger.info(f"reading {len(files)} XML files in {src}")
+    for path in files:
         try:
             reading = parse_reading(path)
         except InputError as error:
@@ -97,9 +102,9 @@ def _readings(src: Path) -> tuple[dict[str, Reading], list[str]]:
         if reading is None:
             continue
         first = readings.setdefault(reading.series_uid, reading)
-        if first.file.read_bytes() != path.read_bytes():
+        if first.digest != reading.digest:
             problems.append(
-                f"'{path}' is another reading of the series {reading.series_uid} than '{first.file}'; remove one."
+                f"'{path}' holds other marks of the series {reading.series_uid} than '{first.file}'; remove one."
             )
     return readings, problems
 

@@ -5,6 +5,7 @@ Schema: https://wiki.cancerimagingarchive.net/display/Public/LIDC-IDRI (namespac
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Iterator
@@ -86,6 +87,16 @@ class Reading:
     marks: tuple[Mark, ...]
     small: int
     other: int
+
+    @property
+    def digest(self) -> str:
+        """Of all marks. The published files hold some readings several times, under different headers."""
+        digest = hashlib.sha256()
+        for mark in self.marks:
+            digest.update(repr((mark.reader, mark.name, sorted(mark.ratings.items()))).encode())
+            for contour in mark.contours:
+                digest.update(repr((contour.sop_uid, contour.z, contour.inclusion, contour.points.tolist())).encode())
+        return digest.hexdigest()
 
 
 def find_readings(folder: str | os.PathLike) -> Iterator[Path]:
