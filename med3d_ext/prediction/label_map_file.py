@@ -1,0 +1,78 @@
+"""Label maps as NIfTI files on their image's own grid that carry the names of their labels."""
+
+from __future__ import annotations
+
+import colorsys
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from xml.etree import ElementTree
+
+import nibabel
+import numpy as np
+
+from med3d_ext.transforms.load import NIFTI
+
+CARET = 30
+"""The code of the NIfTI extension whose XML holds a table of labels; Connectome Workbench and others read it."""
+_GEOMETRY = (
+    *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("srow_x", "srow_y", "srow_z", "xyzt_units"),
+)
+
+
+def write_label_map(
+    path: str | os.PathLike,
+    labels: np.ndarray,
+    affine: np.ndarray,
+    names: Mapping[int, str],
+    image: str | os.PathLike | None = None,
+) -> None:
+    """Write a label map.
+
+    Beside a NIfTI image the header's whole geometry is the image's: both forms with their codes. Readers differ in which
+    they take (files with neither are a case in point), and each must see image and map on one grid.
+
+    Args:
+        path: the ``.nii.gz`` or ``.nii`` to write.
+        labels: label values (X, Y, Z), whole numbers from 0.
+        affine: voxel index to RAS+ mm (4, 4).
+        names: label value to name. They go into the description and, as a table, into an extension of the header.
+        image: the file that was segmented. Defaults to None.
+    """
+    dtype = np.uint8 if labels.max(initial=0) < 256 else np.int32
+    map_ = nibabel.Nifti1Image(labels.astype(dtype, copy=False), affine)
+    if image is not None and str(image).endswith(NIFTI):
+        map_ = nibabel.Nifti1Image(map_.dataobj, None, _header_like(map_.header, nibabel.load(image).header))
+    header = map_.header
+    header.set_intent("label", name="label map")
+    header["descrip"] = ", ".join(f"{value} {name}" for value, name in names.items()).encode()[:79]
+    header.extensions.append(nibabel.nifti1.Nifti1Extension(CARET, _label_table(names)))
+    nibabel.save(map_, path)
+
+
+def read_label_names(path: str | os.PathLike) -> dict[int, str]:
+    """The label names in a file of :func:`write_label_map`; empty where the header holds none."""
+    header = nibabel.load(Path(path)).header
+    tables = [each.get_content() for each in header.extensions if each.get_code() == CARET]
+    labels = [label for table in tables for label in ElementTree.fromstring(table.rstrip(b"\0")).iter("Label")]
+    return {int(label.attrib["Key"]): label.text or "" for label in labels}
+
+
+def _header_like(header: nibabel.Nifti1Header, source: nibabel.Nifti1Header) -> nibabel.Nifti1Header:
+    """``header`` with the place and the voxel sizes that ``source`` states."""
+    for field in _GEOMETRY:
+        header[field] = source[field]
+    header["pixdim"][:4] = source["pixdim"][:4]
+    return header
+
+
+def _label_table(names: Mapping[int, str]) -> bytes:
+    root = ElementTree.Element("CaretExtension")
+    table = ElementTree.SubElement(ElementTree.SubElement(root, "VolumeInformation", Index="0"), "LabelTable")
+    for value, name in names.items():
+        # Hues a golden ratio apart stay different however many there are.
+        color = (round(part, 3) for part in colorsys.hsv_to_rgb(value * 0.618 % 1, 0.8, 0.9))
+        channels = dict(zip(("Red", "Green", "Blue"), map(str, color)))
+        ElementTree.SubElement(table, "Label", Key=str(value), **channels, Alpha="1").text = name
+    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
