@@ -84,9 +84,8 @@ def _label_maps(source: str | os.PathLike, argument: str) -> dict[str, Path]:
     # LiTS keeps images and labels side by side.
     paths = [path for path in paths if path.name.startswith("segmentation-")] or paths
     if not paths:
-        raise InputError(
-            f"{argument} '{source}' holds no label map ({', '.join(IMAGE_SUFFIXES)}); give a folder of them."
-        )
+        kinds = ", ".join(IMAGE_SUFFIXES)
+        raise InputError(f"{argument} '{source}' holds no label map ({kinds}); give a folder of them.")
     return _by_case([(case_name(path), existing_file(path)) for path in paths], root)
 
 

@@ -6,6 +6,7 @@ import colorsys
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import nibabel
@@ -30,8 +31,8 @@ def write_label_map(
 ) -> None:
     """Write a label map.
 
-    Beside a NIfTI image the header's whole geometry is the image's: both forms with their codes. Readers differ in which
-    they take (files with neither are a case in point), and each must see image and map on one grid.
+    For a NIfTI image the header's whole geometry is the image's, both forms with their codes: readers differ in which
+    they take, most of all for files with neither, and each must see image and map on one grid.
 
     Args:
         path: the ``.nii.gz`` or ``.nii`` to write.
@@ -44,7 +45,7 @@ def write_label_map(
     map_ = nibabel.Nifti1Image(labels.astype(dtype, copy=False), affine)
     if image is not None and str(image).endswith(NIFTI):
         map_ = nibabel.Nifti1Image(map_.dataobj, None, _header_like(map_.header, nibabel.load(image).header))
-    header = map_.header
+    header: Any = map_.header
     header.set_intent("label", name="label map")
     header["descrip"] = ", ".join(f"{value} {name}" for value, name in names.items()).encode()[:79]
     header.extensions.append(nibabel.nifti1.Nifti1Extension(CARET, _label_table(names)))
@@ -53,13 +54,13 @@ def write_label_map(
 
 def read_label_names(path: str | os.PathLike) -> dict[int, str]:
     """The label names in a file of :func:`write_label_map`; empty where the header holds none."""
-    header = nibabel.load(Path(path)).header
+    header: Any = nibabel.load(Path(path)).header
     tables = [each.get_content() for each in header.extensions if each.get_code() == CARET]
     labels = [label for table in tables for label in ElementTree.fromstring(table.rstrip(b"\0")).iter("Label")]
     return {int(label.attrib["Key"]): label.text or "" for label in labels}
 
 
-def _header_like(header: nibabel.Nifti1Header, source: nibabel.Nifti1Header) -> nibabel.Nifti1Header:
+def _header_like(header: Any, source: Any) -> Any:
     """``header`` with the place and the voxel sizes that ``source`` states."""
     for field in _GEOMETRY:
         header[field] = source[field]
@@ -73,6 +74,6 @@ def _label_table(names: Mapping[int, str]) -> bytes:
     for value, name in names.items():
         # Hues a golden ratio apart stay different however many there are.
         color = (round(part, 3) for part in colorsys.hsv_to_rgb(value * 0.618 % 1, 0.8, 0.9))
-        channels = dict(zip(("Red", "Green", "Blue"), map(str, color)))
-        ElementTree.SubElement(table, "Label", Key=str(value), **channels, Alpha="1").text = name
+        attributes = {"Key": str(value), **dict(zip(("Red", "Green", "Blue"), map(str, color))), "Alpha": "1"}
+        ElementTree.SubElement(table, "Label", attributes).text = name
     return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)

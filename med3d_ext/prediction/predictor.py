@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import sys
 from collections.abc import Callable, Mapping
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
-from monai.data import DataLoader, Dataset, MetaTensor
+from monai.data import DataLoader, Dataset
 from monai.handlers import CheckpointLoader
 
 from med3d_ext.errors import InputError
@@ -85,10 +84,10 @@ class BundlePredictor:
         evaluator.logger.setLevel(logging.CRITICAL)  # the caller tells of errors
         try:
             evaluator.run()
-            return _label_map(evaluator.state.output[0]["pred"], image)
+            return _label_map(evaluator.state.output[0]["pred"], evaluator.state.batch[0]["image"].meta)
         finally:
-            del evaluator
-            gc.collect()  # the engine's handlers refer to it and it to the volumes
+            # The engine and its handlers refer to each other and would keep the volumes until the next collection.
+            evaluator.state.batch = evaluator.state.output = None
 
     @property
     def channel(self) -> int | None:
@@ -105,13 +104,14 @@ class BundlePredictor:
         engine = self._make()
         engine.logger.setLevel(logging.WARNING)
         for loader in loaders:
+            loader.logger = engine.logger
             try:
                 loader(engine)
             except (RuntimeError, OSError, ValueError, KeyError) as error:
                 reason = str(error).strip().splitlines()[0]
                 raise InputError(
-                    f"The weights '{loader.load_path}' do not fit inference.json ({reason}); give the options that they "
-                    "were trained with, for example --network_name."
+                    f"The weights '{loader.load_path}' do not fit inference.json ({reason}); give the options of their "
+                    "training, for example --network_name."
                 ) from error
         return Path(loaders[0].load_path)
 
@@ -170,14 +170,12 @@ def _label_names(parser: ConfigParser) -> dict[int, str]:
     return {int(value): str(name) for value, name in names.items() if int(value) > 0}
 
 
-def _label_map(pred: Any, image: str) -> LabelMap:
-    if not isinstance(pred, MetaTensor) or pred.ndim != 4 or pred.shape[0] != 1:
+def _label_map(pred: Any, source: Mapping[str, Any]) -> LabelMap:
+    """The label map of a prediction; ``source`` is what the image's metadata say of its grid."""
+    if pred.ndim != 4 or pred.shape[0] != 1:
         raise RuntimeError(f"postprocessing must end with a label map (1, X, Y, Z), got {tuple(pred.shape)}")
-    affine = np.asarray(pred.affine.cpu(), dtype=float)
-    original = np.asarray(pred.meta.get("original_affine", affine), dtype=float)
-    shape = tuple(int(size) for size in np.asarray(pred.meta.get("spatial_shape", pred.shape[1:])))
+    affine, original = (np.asarray(each, dtype=float) for each in (pred.affine.cpu(), source["original_affine"]))
+    shape = tuple(int(size) for size in source["spatial_shape"])
     if tuple(pred.shape[1:]) != shape or not np.allclose(affine, original, atol=1e-3):
-        raise RuntimeError(
-            f"postprocessing must lead back to the grid of '{image}' {shape}, got {tuple(pred.shape[1:])}"
-        )
+        raise RuntimeError(f"postprocessing must lead back to the image's grid {shape}, got {tuple(pred.shape[1:])}")
     return LabelMap(pred.as_tensor()[0].cpu().numpy().astype(np.int32), original)

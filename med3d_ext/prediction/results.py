@@ -105,8 +105,8 @@ def check_result(result: LabelMap, image: MetaTensor, case: Case) -> bool:
     if not is_scaled:
         spacing = " x ".join(f"{size:.2f}" for size in axis_spacing(result.affine))
         logger.warning(
-            f"'{case.image}' has no usable voxel spacing (0 or NaN): {spacing} mm of the training images was taken, and "
-            "no volume is given; write the spacing into its header."
+            f"'{case.image}' has no usable voxel spacing (0 or NaN): {spacing} mm are taken, and no "
+            "volume is given; write the spacing into its header."
         )
     if not result.labels.any():
         logger.warning(f"Nothing was found in '{case.image}': its label map is empty; look at the image.")
