@@ -52,15 +52,19 @@ def load_volume(path: str | os.PathLike, channel: int | None = None) -> MetaTens
     """Load one 3D volume as a channel-first float32 MetaTensor with its affine.
 
     NIfTI goes through nibabel and everything else through ITK: the two differ where a file has neither qform nor
-    sform, so one reader per format is part of the contract.
+    sform, so one reader per format is part of the contract. The slices of a DICOM series are sorted by position and
+    its values are those after slope and intercept.
 
     Args:
         path: file, or folder of a DICOM series.
         channel: the channel to take of a 4D file; None wants a 3D file.
 
     Raises:
-        InputError: when the file cannot be read, is not 3D, or holds NaN or infinite voxels.
+        InputError: when the file cannot be read, is not 3D, or holds NaN or infinite voxels; when a folder holds not
+            exactly one DICOM series or its slices are no even stack.
     """
+    if Path(path).is_dir():
+        return _three_dimensional(_load_series(path), path, channel)
     reader = NibabelReader() if str(path).endswith(NIFTI) else ITKReader()
     if not Path(path).exists():
         raise InputError(f"'{path}' does not exist; check the path.")
@@ -73,6 +77,16 @@ def load_volume(path: str | os.PathLike, channel: int | None = None) -> MetaTens
     except Exception as error:  # readers raise many types for a damaged file
         raise InputError(f"'{path}' cannot be read ({_last_line(error)}); it is damaged or not an image.") from error
     return _three_dimensional(volume, path, channel)
+
+
+def _load_series(folder: str | os.PathLike) -> MetaTensor:
+    # Imported here: the package of the data readers needs this module.
+    from med3d_ext.data.dicom_series import check_series, read_series, single_series
+
+    series = single_series(folder)
+    check_series(series)
+    voxels, affine = read_series(series)
+    return MetaTensor(torch.from_numpy(voxels), affine=torch.from_numpy(affine))
 
 
 def _three_dimensional(volume: Any, path: Any, channel: int | None) -> MetaTensor:
