@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -17,7 +17,8 @@ from med3d_ext.data.fingerprint import sha256
 from med3d_ext.errors import InputError
 from med3d_ext.one_line import input_error_message
 from med3d_ext.prediction.cases import Case, collect_cases
-from med3d_ext.prediction.predictor import BundlePredictor
+from med3d_ext.prediction.dicom_seg import need_highdicom, write_dicom_seg
+from med3d_ext.prediction.predictor import BundlePredictor, LabelMap
 from med3d_ext.prediction.results import Origin, check_result, is_done, volumes, write_results
 from med3d_ext.prediction.summary import Outcome, Summary
 from med3d_ext.transforms.load import load_volume
@@ -50,6 +51,8 @@ def predict(
     """
     if not inputs:
         raise InputError("predict: INPUT is missing; give images, folders of images or folders of DICOM series.")
+    if dicom_seg:
+        need_highdicom()
     cases, without = collect_cases(inputs)
     folder = _output_folder(output, cases)
     options = _parsed(options)
@@ -83,7 +86,7 @@ class Run:
     def outcome(self, case: Case) -> Outcome:
         """Segment a case, unless its result is there, and tell what became of it."""
         try:
-            if not self.overwrite and is_done(self.output, case, self.origin):
+            if not self.overwrite and is_done(self.output, case, self.origin, self._is_wanted_in_dicom(case)):
                 return Outcome(case.name, "skipped")
             return self._segment(case)
         except Exception as error:  # whatever it is, the other cases have a right to their results
@@ -103,8 +106,19 @@ class Run:
         names = {int(value): label["name"] for value, label in labels.items()}
         seconds = round(time.monotonic() - begin, 2)
         facts = {**self.origin.of(case), "labels": labels, "warnings": heard, "seconds": seconds}
-        write_results(self.output, case, result, image, names, facts, is_scaled=is_scaled)
+        write_results(self.output, case, result, image, names, facts, self._segmentation(case, result, names))
         return Outcome(case.name, "done", "", seconds, labels, tuple(heard))
+
+    def _is_wanted_in_dicom(self, case: Case) -> bool:
+        return self.dicom_seg and Path(case.image).is_dir()
+
+    def _segmentation(self, case: Case, result: LabelMap, names: dict[int, str]) -> Callable[[Path], None] | None:
+        """What writes the DICOM segmentation, where one is wanted."""
+        if not self._is_wanted_in_dicom(case):
+            return None
+        return lambda path: write_dicom_seg(
+            path, result.labels, names, case.image, self.origin.bundle, self.origin.version
+        )
 
 
 def _parsed(options: dict[str, Any]) -> dict[str, Any]:

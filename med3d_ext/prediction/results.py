@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,19 @@ def map_file(output: Path, case: Case) -> Path:
     return output / f"{case.name}_seg.nii.gz"
 
 
-def is_done(output: Path, case: Case, origin: Origin) -> bool:
+def segmentation_file(output: Path, case: Case) -> Path:
+    """Where a case's DICOM segmentation goes."""
+    return output / f"{case.name}_seg.dcm"
+
+
+def is_done(output: Path, case: Case, origin: Origin, dicom_seg: bool = False) -> bool:
     """Whether a result of this bundle, weights and image is there.
+
+    Args:
+        output: the folder.
+        case: the case.
+        origin: what makes the result.
+        dicom_seg: whether a DICOM segmentation belongs to it.
 
     Raises:
         InputError: another result has its place.
@@ -74,7 +85,7 @@ def is_done(output: Path, case: Case, origin: Origin) -> bool:
     if differing:
         others = ", ".join(key.removesuffix("_sha256") for key in differing)
         raise InputError(f"'{path}' is the result of another {others}; choose another --output or give --overwrite.")
-    return True
+    return not dicom_seg or segmentation_file(output, case).exists()
 
 
 def volumes(result: LabelMap, names: Mapping[int, str], is_scaled: bool = True) -> dict[str, dict[str, Any]]:
@@ -120,8 +131,7 @@ def write_results(
     image: MetaTensor,
     names: Mapping[int, str],
     facts: Mapping[str, Any],
-    more: Sequence[Any] = (),
-    is_scaled: bool = True,
+    write_segmentation: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a case's files beside their places and move them there, the label map last.
 
@@ -134,8 +144,7 @@ def write_results(
         image: its image, for the picture.
         names: label value to name.
         facts: what its JSON holds beside shape, spacing and orientation.
-        more: functions that take a path without suffix and write another file there.
-        is_scaled: whether the image states its voxel size: only then its header is the map's, too.
+        write_segmentation: writes the DICOM segmentation to a path. Defaults to None.
     """
     target = map_file(output, case)
     scratch = output / f".{case.name}.tmp"
@@ -145,10 +154,10 @@ def write_results(
         path = scratch / target.name
         plain = MetaTensor(image.as_tensor(), affine=torch.from_numpy(result.affine))
         draw_overlay(scratch / f"{case.name}_preview.png", plain, torch.from_numpy(result.labels)[None])
-        for write in more:
-            write(scratch / f"{case.name}_seg")
+        if write_segmentation is not None:
+            write_segmentation(segmentation_file(scratch, case))
         write_json(_facts_file(path), {**facts, **_grid(result)})
-        write_label_map(path, result.labels, result.affine, names, case.image if is_scaled else None)
+        write_label_map(path, result.labels, result.affine, names, case.image)
         for file in sorted(scratch.iterdir(), key=lambda each: each == path):
             os.replace(file, output / file.name)
     finally:
