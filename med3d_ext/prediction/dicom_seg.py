@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from med3d_ext.data.dicom_files import DicomSeries
 from med3d_ext.data.dicom_series import single_series
 from med3d_ext.errors import InputError
 
@@ -68,7 +69,7 @@ def write_dicom_seg(
         InputError: highdicom is missing, or the series lacks what a segmentation must refer to.
     """
     highdicom = need_highdicom()
-    slices = _headers(folder)
+    slices = _headers(single_series(folder))
     try:
         segmentation = highdicom.seg.Segmentation(
             source_images=slices,
@@ -93,12 +94,14 @@ def write_dicom_seg(
     segmentation.save_as(path)
 
 
-def _headers(folder: str | os.PathLike) -> list[Any]:
+def _headers(series: DicomSeries) -> list[Any]:
     """The slices' headers in order; what may be empty by the standard and was left out altogether is empty."""
     import pydicom
 
-    headers = [pydicom.dcmread(file, stop_before_pixels=True) for file in single_series(folder).files]
+    headers = [pydicom.dcmread(file, stop_before_pixels=True) for file in series.files]
     for header in headers:
+        if not header.get("SliceThickness"):
+            header.SliceThickness = round(series.spacing[2], 6)
         for keyword in _MAY_BE_EMPTY:
             if keyword not in header:
                 setattr(header, keyword, None)

@@ -11,7 +11,7 @@ from monai.utils import set_determinism
 from perfect import REPOSITORY, PerfectNetwork, random_weights, with_network
 
 from med3d_ext import cli
-from med3d_ext.prediction import predict_verb
+from med3d_ext.prediction import predict_verb, results
 from med3d_ext.prediction.predictor import BundlePredictor
 
 LITS = REPOSITORY / "bundles" / "lits_coarse"
@@ -27,12 +27,16 @@ def weights(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def predict(weights, monkeypatch, tmp_path) -> Callable[..., int]:
-    """``predict(*words)``: the verb on lits_coarse with a perfect network, results in ``tmp_path / "out"``."""
+    """``predict(*words)``: the verb on lits_coarse with a perfect network, results in ``tmp_path / "out"``.
+
+    Pictures take longer than all the rest and are not drawn.
+    """
 
     def perfect(*args: object) -> BundlePredictor:
         return with_network(BundlePredictor(*args), PerfectNetwork())  # type: ignore[arg-type]
 
     monkeypatch.setattr(predict_verb, "BundlePredictor", perfect)
+    monkeypatch.setattr(results, "draw_overlay", lambda path, *_: path.write_bytes(b"a picture"))
 
     def run(*words: object, output: Path = tmp_path / "out") -> int:
         own = ["--output", str(output), "--ckpt_dir", str(weights), "--device", "cpu"]

@@ -16,7 +16,9 @@ from med3d_ext.prediction import LabelMapWriter, read_label_names, write_label_m
 
 LABELS = np.random.default_rng(0).integers(0, 3, (5, 6, 7)).astype(np.int32)
 NAMES = {1: "liver & bile <duct>", 2: "Tumör"}
-AFFINE = np.array([[0, -1.5, 0.2, 5.0], [1.0, 0, 0.1, -6], [0, 0.3, 2, 7], [0, 0, 0, 1]])
+AFFINE = np.eye(4)
+AFFINE[:3, :3] = np.linalg.qr(np.array([[0.1, 1.0, 0.2], [1.0, -0.1, 0.3], [-0.2, -0.3, 1.0]]))[0] * [1.5, 1.0, 2.0]
+AFFINE[:3, 3] = 5, -6, 7
 
 
 def image(path, qform=0, sform=0, pixdim=(1.5, 1.0, 2.0)):

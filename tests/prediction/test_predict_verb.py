@@ -16,6 +16,7 @@ from conftest import LITS  # tests/prediction/conftest.py
 from perfect import PerfectNetwork, with_network
 
 from med3d_ext import cli
+from med3d_ext.handlers.overlay import draw_overlay
 from med3d_ext.prediction import predict_verb, results
 from med3d_ext.prediction.label_map_file import read_label_names
 from med3d_ext.prediction.predictor import BundlePredictor
@@ -48,7 +49,10 @@ def files_of(case: str) -> list[str]:
     return [f"{case}_preview.png", f"{case}_seg.json", f"{case}_seg.nii.gz"]
 
 
-def test_every_format_gives_a_named_map_a_picture_and_volumes(predict, images, tmp_path, nifti, left_behind, capsys):
+def test_every_format_gives_a_named_map_a_picture_and_volumes(
+    predict, images, tmp_path, nifti, left_behind, monkeypatch, capsys
+):
+    monkeypatch.setattr(results, "draw_overlay", draw_overlay)
     itk = pytest.importorskip("itk")
     dicom_files = pytest.importorskip("dicom_files")
     nifti(images / "other.nii", scan(12, 20, 10), np.diag([-1.0, -1, 3, 1]))
