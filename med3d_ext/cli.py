@@ -52,6 +52,7 @@ VERBS = {
     "predict": Verb("med3d_ext.prediction.predict_verb:predict", "images to label maps, pictures and volumes"),
     "evaluate": Verb("med3d_ext.metrics.evaluate_verb:evaluate", "predicted label maps against the truth"),
     "weights inspect": Verb("med3d_ext.networks.weights_verbs:inspect", "what a weights file holds"),
+    "weights join": Verb("med3d_ext.networks.join:join", "the two networks of the LiTS cascade to one file"),
     "weights convert": Verb("med3d_ext.networks.weights_verbs:convert", "any known weights file to a flat encoder"),
 }
 
