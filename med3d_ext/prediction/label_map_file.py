@@ -76,8 +76,13 @@ class LabelMapWriter(NibabelWriter):
         self.image: str | None = None
 
     def set_metadata(self, meta_dict: Mapping | None, resample: bool = True, **options: Any) -> None:
-        """Bring the map to its image's grid, as MONAI's does, and remember the image."""
-        super().set_metadata(meta_dict, resample, **options)
+        """Bring a map that is elsewhere to its image's grid, as MONAI's does, and remember the image."""
+        original, affine, shape = self.get_meta_info(meta_dict)
+        is_there = original is None or affine is None or np.allclose(np.asarray(original), np.asarray(affine))
+        if is_there and (shape is None or tuple(shape) == tuple(self.data_obj.shape)):
+            self.affine = affine  # MONAI's would make 4 bytes of each voxel
+        else:
+            super().set_metadata(meta_dict, resample, **options)
         self.image = (meta_dict or {}).get("filename_or_obj")
 
     def write(self, filename: str | os.PathLike, verbose: bool = False, **_: Any) -> None:
@@ -85,7 +90,7 @@ class LabelMapWriter(NibabelWriter):
         if verbose:
             logger.info(f"writing: {filename}")
         labels, affine = (np.asarray(each) for each in (self.data_obj, self.affine))
-        write_label_map(filename, labels.astype(np.int32), affine, self.names, self.image)
+        write_label_map(filename, labels, affine, self.names, self.image)
 
 
 def read_label_names(path: str | os.PathLike) -> dict[int, str]:

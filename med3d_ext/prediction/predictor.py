@@ -27,7 +27,7 @@ class LabelMap:
     """A label map on its image's own grid.
 
     Args:
-        labels: label values (X, Y, Z), whole numbers.
+        labels: label values (X, Y, Z), uint8, or int32 where a value needs it.
         affine: voxel index to RAS+ mm (4, 4).
     """
 
@@ -178,4 +178,6 @@ def _label_map(pred: Any, source: Mapping[str, Any]) -> LabelMap:
     shape = tuple(int(size) for size in source["spatial_shape"])
     if tuple(pred.shape[1:]) != shape or not np.allclose(affine, original, atol=1e-3):
         raise RuntimeError(f"postprocessing must lead back to the image's grid {shape}, got {tuple(pred.shape[1:])}")
-    return LabelMap(pred.as_tensor()[0].cpu().numpy().astype(np.int32), original)
+    labels = pred.as_tensor()[0].cpu().numpy()
+    # One byte for each voxel: a whole-body CT has 200 million.
+    return LabelMap(labels.astype(np.uint8 if labels.max() < 256 else np.int32, copy=False), original)

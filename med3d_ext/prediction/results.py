@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,17 +97,18 @@ def volumes(result: LabelMap, names: Mapping[int, str], is_scaled: bool = True) 
         names: label value to name, absent labels included.
         is_scaled: whether the affine's voxel size is the image's own; without it there is no volume (None).
     """
-    counts = np.bincount(result.labels.ravel())
+    voxels: Counter[int] = Counter()
+    for plane in result.labels:  # numpy counts with 8 bytes for each voxel
+        values, counts = np.unique(plane, return_counts=True)
+        voxels.update(dict(zip(values.tolist(), counts.tolist())))
     milliliters = abs(float(np.linalg.det(result.affine[:3, :3]))) / 1000
-    values = sorted({*names, *np.flatnonzero(counts).tolist()} - {0})
-    voxels = {value: int(counts[value]) if value < len(counts) else 0 for value in values}
     return {
         str(value): {
             "name": names.get(value, f"label {value}"),
             "voxels": voxels[value],
             "volume_ml": round(voxels[value] * milliliters, 3) if is_scaled else None,
         }
-        for value in values
+        for value in sorted({*names, *voxels} - {0})
     }
 
 

@@ -20,6 +20,7 @@ FACTS = {
     "intensity_range": None,
     "channel": None,
     "spatial_size": [64, 64, 64],
+    "coarse_size": [64, 64, 64],
 }
 
 
@@ -44,7 +45,7 @@ def random_weights(bundle: Path, folder: Path, **facts: Any) -> dict[str, Any]:
     parser.read_config(str(bundle / "configs" / "inference.json"))
     parser.update({"bundle_root": str(bundle), "ckpt_dir": str(folder), "output_dir": str(folder)})
     network = parser.get_parsed_content("network_def")
-    classes = dict(zip(getattr(network, "domains", ["liver"]), getattr(network, "num_classes", [2])))
+    classes = dict(zip(network.domains, network.num_classes)) if hasattr(network, "domains") else {"target": 2}
     domains = {
         name: {**FACTS, **facts, "classes": {str(number): f"class {number}" for number in range(count)}}
         for name, count in classes.items()
