@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from med3d_ext.transforms.crop import CropTargetd
-from med3d_ext.transforms.intensity import PercentileNormalized
+from med3d_ext.transforms.intensity import HUWindowd, PercentileNormalized
 from med3d_ext.transforms.label_map import LogitsToLabelMapd
 from med3d_ext.transforms.labels import MergeLabelsd
 from med3d_ext.transforms.load import LoadVolumed, load_volume
@@ -10,6 +10,7 @@ from med3d_ext.transforms.spacing import MedianSpacingd
 
 __all__ = [
     "CropTargetd",
+    "HUWindowd",
     "LoadVolumed",
     "LogitsToLabelMapd",
     "MedianSpacingd",

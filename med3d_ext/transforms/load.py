@@ -56,7 +56,7 @@ class _Float32Reader(NibabelReader):
     """
 
     def _get_array_data(self, img: Any, filename: str) -> np.ndarray:
-        return img.dataobj.get_scaled(np.float32)
+        return np.asarray(img.dataobj, dtype=np.float32)
 
 
 def load_volume(path: str | os.PathLike, channel: int | None = None) -> MetaTensor:
