@@ -52,6 +52,7 @@ VERBS = {
     "evaluate": Verb("med3d_ext.metrics.evaluate_verb:evaluate", "predicted label maps against the truth"),
     "weights inspect": Verb("med3d_ext.networks.weights_verbs:inspect", "what a weights file holds"),
     "weights convert": Verb("med3d_ext.networks.weights_verbs:convert", "any known weights file to a flat encoder"),
+    "weights release": Verb("med3d_ext.networks.release:release", "weights as small as they are released"),
 }
 
 
