@@ -53,6 +53,7 @@ VERBS = {
     "weights inspect": Verb("med3d_ext.networks.weights_verbs:inspect", "what a weights file holds"),
     "weights convert": Verb("med3d_ext.networks.weights_verbs:convert", "any known weights file to a flat encoder"),
     "weights release": Verb("med3d_ext.networks.release:release", "weights as small as they are released"),
+    "zoo pack": Verb("med3d_ext.zoo.pack:pack", "a bundle as a zip archive that runs anywhere"),
 }
 
 

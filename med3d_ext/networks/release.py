@@ -16,7 +16,7 @@ from med3d_ext.files import read_json, write_atomically, write_json
 from med3d_ext.networks.weight_files import read_checkpoint
 
 MANTISSA_BITS = 8  # bfloat16 has 7, float16 10; the two that are left out compress away
-STORED = f"convolutions in float16 with {MANTISSA_BITS} bits of mantissa, all else as trained"
+PRECISION = f"convolutions rounded to {MANTISSA_BITS} bits of mantissa, all else as trained"
 BESIDE = ("fingerprint.json", "card.json")
 """What lies beside a weights file and belongs to it: what inference reads, and the cases that the weights have seen."""
 
@@ -46,7 +46,7 @@ def release(file: str, out: str, *, overwrite: bool = False) -> str:
         stream.write(content)
     lacking = [f"'{source.with_name(name)}' is missing: put it there" for name in BESIDE if name not in beside]
     before, after = source.stat().st_size / 1e6, len(content) / 1e6
-    return "\n".join([f"'{target}': {after:.1f} MB, from {before:.1f} MB; {STORED}", *lacking])
+    return "\n".join([f"'{target}': {after:.1f} MB, from {before:.1f} MB; {PRECISION}", *lacking])
 
 
 def released_bytes(state: Mapping[str, Tensor]) -> bytes:
@@ -108,7 +108,7 @@ def _copy_beside(source: Path, target: Path, names: list[str]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     for name in names:
         if name == "card.json":
-            write_json(target.with_name(name), {**read_json(source.with_name(name)), "stored": STORED})
+            write_json(target.with_name(name), {**read_json(source.with_name(name)), "precision": PRECISION})
         else:
             with open(source.with_name(name), "rb") as old, write_atomically(target.with_name(name)) as new:
                 shutil.copyfileobj(old, new)

@@ -142,13 +142,13 @@ def test_compression_changes_no_value(tmp_path):
     assert all(torch.equal(value, state[name]) for name, value in loaded(content, tmp_path).items())
 
 
-def test_fingerprint_and_card_come_along_and_the_card_says_how_it_is_stored(trained, tmp_path):
+def test_fingerprint_and_card_come_along_and_the_card_says_what_was_rounded(trained, tmp_path):
     release(trained, tmp_path / "new" / "model.pt")
     assert (tmp_path / "new" / "fingerprint.json").read_bytes() == (trained.parent / "fingerprint.json").read_bytes()
     card = json.loads((tmp_path / "new" / "card.json").read_text())
     assert card == {
         "network": "resnet10",
-        "stored": "convolutions in float16 with 8 bits of mantissa, all else as trained",
+        "precision": "convolutions rounded to 8 bits of mantissa, all else as trained",
     }
 
 
