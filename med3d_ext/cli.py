@@ -54,6 +54,8 @@ VERBS = {
     "weights convert": Verb("med3d_ext.networks.weights_verbs:convert", "any known weights file to a flat encoder"),
     "weights release": Verb("med3d_ext.networks.release:release", "weights as small as they are released"),
     "zoo pack": Verb("med3d_ext.zoo.pack:pack", "a bundle as a zip archive that runs anywhere"),
+    "zoo index": Verb("med3d_ext.zoo.index:index", "models/model_info.json over a folder of archives"),
+    "zoo fetch": Verb("med3d_ext.zoo.fetch:fetch", "a bundle from a folder or an address, checked"),
 }
 
 

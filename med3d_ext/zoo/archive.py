@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -16,6 +17,8 @@ from med3d_ext.files import write_atomically
 from med3d_ext.networks.release import EARLIEST
 
 BLOCK = 1 << 20
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, FileExistsError, NotADirectoryError)
+"""What reading a broken archive raises."""
 
 
 def write_archive(folder: Path, path: Path) -> None:
@@ -58,7 +61,7 @@ def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except DAMAGE as error:
         raise InputError(f"'{path.name}' is damaged ({error}); fetch it again.") from error
 
 
@@ -103,6 +106,9 @@ def check_entries(entries: list[zipfile.ZipInfo], name: str, archive: str) -> No
             raise InputError(f"'{archive}' must hold one folder '{name}', it holds '{entry.filename}'.")
         if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise InputError(f"'{archive}' holds a link ('{entry.filename}'), which may lead anywhere; do not use it.")
-        if entry.filename in seen:
+        if entry.flag_bits & 1:
+            raise InputError(f"'{archive}' is encrypted; do not use it.")
+        plain = entry.filename.rstrip("/")
+        if plain in seen:
             raise InputError(f"'{archive}' holds '{entry.filename}' twice; do not use it.")
-        seen.add(entry.filename)
+        seen.add(plain)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+
+from med3d_ext.zoo.pack import pack
 
 METADATA = {
     "version": "0.2.0",
@@ -63,6 +66,22 @@ def make_bundle(folder: Path) -> Path:
 def tiny(tmp_path: Path) -> Path:
     """A small bundle with released weights."""
     return make_bundle(tmp_path / "bundles" / "tiny_segmentation")
+
+
+@pytest.fixture(scope="session")
+def two_versions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("zoo")
+    bundle = make_bundle(root / "tiny_segmentation")
+    for version in ("0.1.0", "0.2.0"):
+        (bundle / "configs" / "metadata.json").write_text(json.dumps({**METADATA, "version": version}))
+        pack(str(bundle), str(root / "zoo"))
+    return root / "zoo"
+
+
+@pytest.fixture
+def zoo(two_versions: Path, tmp_path: Path) -> Path:
+    """A folder with two versions of the small bundle, each with its checksum beside it."""
+    return shutil.copytree(two_versions, tmp_path / "zoo")
 
 
 @pytest.fixture
