@@ -257,3 +257,54 @@ def test_a_bundle_without_its_files_is_refused(tiny, tmp_path, capsys):
     (tiny / "LICENSE").unlink()
     (tiny / "docs" / "README.md").unlink()
     assert "lacks LICENSE, docs/README.md; a bundle that others use has them." in refused(capsys, tiny, tmp_path)
+
+
+TRAIN = {
+    "imports": ["$import torch"],
+    "bundle_root": ".",
+    "output_dir": "eval",
+    "ckpt_dir": "models",
+    "dataset_dir": None,
+    "init": "med3d",
+    "data": {
+        "_target_": "med3d_ext.data.PreparedData",
+        "kind": "lits",
+        "dataset_dir": "@dataset_dir",
+        "output_dir": "@output_dir",
+    },
+    "network_def": {"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 2, "kernel_size": 3},
+    "train": {
+        "dataset": {"_target_": "Dataset", "data": "$@data.training"},
+        "handlers": [
+            {
+                "_target_": "med3d_ext.handlers.card.WeightsCard",
+                "ckpt_dir": "@ckpt_dir",
+                "data": "@data",
+                "dataset": "@train::dataset",
+                "network_name": "tiny",
+                "init": "@init",
+                "spatial_size": [32, 32, 32],
+                "evaluator": "@missing",
+            }
+        ],
+    },
+}
+
+
+def test_random_weights_are_called_so_and_have_all_that_inference_reads(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("med3d_ext.zoo.packed_weights.PHANTOMS", 2)
+    (tiny / "configs" / "train.json").write_text(json.dumps(TRAIN))
+    for folder in "ab":
+        assert pack(tiny, tmp_path / folder, "--weights", "random") == 0
+    first, second = ((tmp_path / folder / f"{NAME}_v0.2.0.zip").read_bytes() for folder in "ab")
+    assert first == second
+    models = unpack(tmp_path / "a") / "models"
+    packed = torch.load(models / "model.pt", weights_only=True)
+    assert not torch.equal(packed["weight"], torch.load(tiny / "weights" / "model.pt")["weight"])
+    card = json.loads((models / "card.json").read_text())
+    assert card["weights"] == "random: never trained"
+    assert (card["init"], card["epochs"], card["best"]) == ("scratch", 0, None)
+    assert card["cases"] == {"training": [], "validation": []}
+    (domain,) = json.loads((models / "fingerprint.json").read_text())["domains"].values()
+    assert domain["spatial_size"] == [32, 32, 32]
+    assert len(domain["spacing_mean"]) == 3
