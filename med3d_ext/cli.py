@@ -55,6 +55,13 @@ VERBS = {
     "weights inspect": Verb("med3d_ext.networks.weights_verbs:inspect", "what a weights file holds"),
     "weights join": Verb("med3d_ext.networks.join:join", "the two networks of the LiTS cascade to one file"),
     "weights convert": Verb("med3d_ext.networks.weights_verbs:convert", "any known weights file to a flat encoder"),
+    "weights release": Verb("med3d_ext.networks.release:release", "weights as small as they are released"),
+    "zoo pack": Verb("med3d_ext.zoo.pack:pack", "a bundle as a zip archive that runs anywhere"),
+    "zoo index": Verb("med3d_ext.zoo.index:index", "models/model_info.json over a folder of archives"),
+    "zoo publish": Verb(
+        "med3d_ext.zoo.publish:publish", "the folders of a GitHub release and a Hugging Face repository"
+    ),
+    "zoo fetch": Verb("med3d_ext.zoo.fetch:fetch", "a bundle from a folder or an address, checked"),
 }
 
 
