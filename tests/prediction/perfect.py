@@ -39,7 +39,7 @@ def random_weights(bundle: Path, folder: Path, **facts: Any) -> dict[str, Any]:
     """Random weights of a bundle's network with a fingerprint beside them, as a training leaves them.
 
     Returns:
-        the options by which ``inference.json`` finds them.
+        the options by which ``inference.json`` finds them; and for a cascade a margin that leaves something to cut off.
     """
     parser = ConfigParser()
     parser.read_config(str(bundle / "configs" / "inference.json"))
@@ -53,7 +53,7 @@ def random_weights(bundle: Path, folder: Path, **facts: Any) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(network.state_dict(), folder / "model.pt")
     (folder / "fingerprint.json").write_text(json.dumps({"domains": domains}))
-    return {"ckpt_dir": str(folder)}
+    return {"ckpt_dir": str(folder), **({"margin_mm": 2.0} if "margin_mm" in parser.get() else {})}
 
 
 class PerfectNetwork(torch.nn.Module):
