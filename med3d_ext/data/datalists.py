@@ -107,7 +107,7 @@ def existing_file(path: Path, listed_in: Path | None = None) -> Path:
 
 
 def list_images(folder: str | os.PathLike, suffixes: Sequence[str] = (".nii", ".nii.gz")) -> list[dict[str, str]]:
-    """The images of a folder for inference: the file itself, a Decathlon folder's ``imagesTs``, else all its images.
+    """The images for inference: the file itself, a folder's ``imagesTs``, ``imagesTr`` or ``images``, else all in it.
 
     Raises:
         InputError: when nothing is there.
@@ -117,7 +117,7 @@ def list_images(folder: str | os.PathLike, suffixes: Sequence[str] = (".nii", ".
         return [{"image": str(existing_file(root))}]
     if not root.is_dir():
         raise InputError(f"dataset_dir '{folder}' does not exist; give a folder of images or one image.")
-    places = [root / "imagesTs", root / "imagesTr", root]
+    places = [root / "imagesTs", root / "imagesTr", root / "images", root]
     for place in places:
         files = sorted(path for path in place.glob("*") if path.name.endswith(tuple(suffixes)))
         files = [path for path in files if not path.name.startswith("._")]
