@@ -147,7 +147,7 @@ def scan_cases(
         case["stamp"] = [_stamp(path) for path in files if path is not None]
         old = cached.get(files)
         if old is not None and old.get("stamp") == case["stamp"] and "sha256" in old:
-            case.update({key: old[key] for key in ("sha256", "label_sha256", "intensity", "labels", "target_box")})
+            case.update({key: old[key] for key in ("sha256", "intensity", *NO_LABEL_MAP)})
         else:
             todo.append(case)
     with ThreadPoolExecutor(workers) as pool:

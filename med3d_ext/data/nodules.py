@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from collections import Counter
@@ -15,7 +14,7 @@ from typing import Any
 from med3d_ext.data.datalists import Source, existing_file
 from med3d_ext.data.fingerprint import read_voxels
 from med3d_ext.errors import InputError
-from med3d_ext.files import read_json
+from med3d_ext.files import read_json, read_table
 
 TABLE = "nodules.csv"
 CLASSES = {0: "benign", 1: "malignant"}
@@ -118,7 +117,7 @@ Reader = Callable[[Path, dict[str, Any], int], dict[str, Any]]
 def _layout(root: Path) -> tuple[dict[int, str], Entries, Reader]:
     """Class names, entries with their numbers, and what makes a case of an entry."""
     if (root / TABLE).is_file():
-        return dict(CLASSES), iter(_rows(root / TABLE)), _case_of_row
+        return dict(CLASSES), iter(read_table(root / TABLE, ("nodule", "malignancy"))), _case_of_row
     if (root / "dataset.json").is_file():
         content = read_json(root / "dataset.json")
         entries = content.get("training")
@@ -129,21 +128,8 @@ def _layout(root: Path) -> tuple[dict[int, str], Entries, Reader]:
     raise InputError(f"dataset_dir '{root}' {fault}; give a folder of nodules with a table of their ratings.")
 
 
-def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """The table's rows, each with its line number."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        table = csv.DictReader(file, skipinitialspace=True)
-        rows = [(table.line_num, row) for row in table]
-    missing = [name for name in ("nodule", "malignancy") if name not in (table.fieldnames or [])]
-    if missing:
-        raise InputError(f"'{path}' has no column '{missing[0]}'; its first line must name nodule,scan,malignancy.")
-    if not rows:
-        raise InputError(f"'{path}' lists no nodule; add a row for each.")
-    return rows
-
-
 def _case_of_row(root: Path, row: dict[str, str], line: int) -> dict[str, Any]:
-    name = (row["nodule"] or "").strip()
+    name = row["nodule"]
     for suffix in SUFFIXES:
         name = name.removesuffix(suffix)
     where = f"nodule '{name}' (line {line} of '{root / TABLE}')"

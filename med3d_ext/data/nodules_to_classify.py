@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from monai.data import NibabelReader
 from med3d_ext.data.datalists import list_images
 from med3d_ext.data.phantoms import phantom_dataset
 from med3d_ext.errors import InputError
+from med3d_ext.files import read_table
 from med3d_ext.transforms.cubes import point_from_corner
 from med3d_ext.transforms.load import NIFTI, load_volume
 
@@ -111,28 +111,17 @@ def read_points(path: str | Path, point_space: str = "RAS") -> list[dict[str, An
     Raises:
         InputError: the file is missing, has no points or lacks a column, or a coordinate is no number.
     """
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            table = csv.DictReader(file, skipinitialspace=True)
-            rows = [(table.line_num, row) for row in table]
-    except OSError as error:
-        raise InputError(f"'{path}' cannot be read ({error.strerror}); check --points.") from error
-    missing = [name for name in "xyz" if name not in (table.fieldnames or [])]
-    if missing:
-        raise InputError(f"'{path}' has no column '{missing[0]}'; its first line must name x,y,z and perhaps name.")
-    if not rows:
-        raise InputError(f"'{path}' lists no point; add a row for each.")
     points = []
-    for number, (line, row) in enumerate(rows, start=1):
-        name = (row.get("name") or "").strip() or str(number)
+    for number, (line, row) in enumerate(read_table(path, "xyz"), start=1):
+        name = row.get("name") or str(number)
         where = f"point '{name}' (line {line} of '{path}')"
         try:
             center = [sign * float(row[axis]) for axis, sign in zip("xyz", SPACES[point_space])]
-        except (TypeError, ValueError):
+        except ValueError:
             center = [math.nan]
         if not np.isfinite(center).all():
             raise InputError(f"{where} has a coordinate that is no number; correct it.")
-        image = (row.get("image") or "").strip() or None
+        image = row.get("image") or None
         points.append({"name": name, "center": center, "image": image, "where": where})
     return points
 

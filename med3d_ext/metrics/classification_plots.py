@@ -61,7 +61,7 @@ def draw_roc(path: str | Path, scores: Mapping[str, tuple[Sequence[int], Sequenc
 
     figure = Figure(figsize=(5.5, 5.5), layout="constrained")
     axes = figure.add_subplot(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
-    axes.plot([0, 1], [0, 1], color="gray", linewidth=1)
+    axes.plot([0, 1], [0, 1], color="gray", linewidth=1, label="chance")
     for name, (labels, probabilities) in scores.items():
         truth, stated = np.asarray(labels), np.asarray(probabilities, dtype=float)
         if len(np.unique(truth)) < 2:

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
-PENALTY = 0.01  # on the squared slope: classes that size separates perfectly would make it infinite
+SLOPE_SD = 5.0  # of a normal prior: classes that size separates perfectly would make the slope infinite
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class SizeBaseline:
 
         def loss(line: np.ndarray) -> float:
             logits = line[0] + line[1] * standard
-            return float(np.mean(np.logaddexp(0, logits) - truth * logits) + PENALTY * line[1] ** 2)
+            return float(np.sum(np.logaddexp(0, logits) - truth * logits) + (line[1] / SLOPE_SD) ** 2 / 2)
 
         intercept, slope = minimize(loss, np.zeros(2)).x
         return cls(float(intercept), float(slope), center, scale, len(truth))
