@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from med3d_ext.handlers.card import WeightsCard
 from med3d_ext.handlers.checkpoint import ResumableCheckpoint
-from med3d_ext.handlers.classification import ClassificationSummary
+from med3d_ext.handlers.classification_summary import ClassificationSummary
 from med3d_ext.handlers.curves import Curves
 from med3d_ext.handlers.freeze import FreezeEncoder
 from med3d_ext.handlers.manifest import RunManifest

@@ -14,7 +14,7 @@ from monai.transforms import Activationsd, Compose
 
 from med3d_ext.data.prepare import PreparedData
 from med3d_ext.handlers import ClassificationSummary
-from med3d_ext.handlers.classification import mask_volume, size_only
+from med3d_ext.handlers.classification_summary import mask_volume, size_only
 from med3d_ext.metrics import measure_classes
 from med3d_ext.metrics.classification import auc
 from med3d_ext.transforms import LoadVolumed
