@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from med3d_ext.metrics.classification import measure_classes
+from med3d_ext.metrics.classification_metric import ClassificationScore
 from med3d_ext.metrics.domain_dice import DomainDice
 from med3d_ext.metrics.intervals import bootstrap_interval, describe_metric
 from med3d_ext.metrics.label_map_metric import LabelMapMetric
@@ -9,6 +11,7 @@ from med3d_ext.metrics.segmentation import ClassMeasures, global_dice, measure_c
 
 __all__ = [
     "ClassMeasures",
+    "ClassificationScore",
     "DomainDice",
     "LabelMapMetric",
     "ROIMetric",
@@ -16,6 +19,7 @@ __all__ = [
     "describe_metric",
     "global_dice",
     "measure_class",
+    "measure_classes",
     "paired_test",
     "region_of_interest",
 ]
