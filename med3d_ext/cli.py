@@ -49,8 +49,10 @@ VERBS = {
     "prepare": Verb("med3d_ext.data.prepare_verb:prepare", "a source folder becomes a datalist and a fingerprint"),
     "phantoms": Verb("med3d_ext.data.phantoms_verb:phantoms", "generated patients as a data set to try things on"),
     "leakage": Verb("med3d_ext.data.leakage:leakage", "which cases of a datalist the weights have seen"),
+    "compare": Verb("med3d_ext.comparison.compare_verb:compare", "scratch against pretrained weights, equal budgets"),
     "evaluate": Verb("med3d_ext.metrics.evaluate_verb:evaluate", "predicted label maps against the truth"),
     "weights inspect": Verb("med3d_ext.networks.weights_verbs:inspect", "what a weights file holds"),
+    "weights join": Verb("med3d_ext.networks.join:join", "the two networks of the LiTS cascade to one file"),
     "weights convert": Verb("med3d_ext.networks.weights_verbs:convert", "any known weights file to a flat encoder"),
 }
 

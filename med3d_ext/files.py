@@ -11,6 +11,8 @@ from typing import IO, Any
 
 from med3d_ext.errors import InputError
 
+FOLDER_NAMED = ("ct", "mri", "lgemri")  # files of TotalSegmentator's and the left-atrium set's folders
+
 
 @contextmanager
 def write_atomically(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
@@ -39,6 +41,12 @@ def write_atomically(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def case_name(path: str | os.PathLike) -> str:
+    """What people call the case of an image: its file's name, or its folder's where a layout names all files alike."""
+    path = Path(path)
+    return path.parent.name or path.name if path.name.split(".")[0] in FOLDER_NAMED else path.name
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:

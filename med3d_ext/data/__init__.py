@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 from med3d_ext.data.batches import GridBatchSampler
-from med3d_ext.data.branches import branch_classes
+from med3d_ext.data.branches import branch_classes, class_count
 from med3d_ext.data.dataset import SeededDataset
-from med3d_ext.data.fingerprint import weights_domain, weights_domains
+from med3d_ext.data.fingerprint import target_spacing, weights_domain, weights_domains
 from med3d_ext.data.prepare import PreparedData, images_to_segment
 from med3d_ext.data.sampler import BalancedSampler
 
@@ -13,7 +13,9 @@ __all__ = [
     "PreparedData",
     "SeededDataset",
     "branch_classes",
+    "class_count",
     "images_to_segment",
+    "target_spacing",
     "weights_domain",
     "weights_domains",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -192,3 +192,25 @@ def weights_domain(weights: str | os.PathLike, name: str | None = None) -> dict[
     if name is not None and name not in domains:
         raise InputError(f"'{weights}' has no branch '{name}'; choose one of {', '.join(domains)}.")
     return next(iter(domains.values())) if name is None else domains[name]
+
+
+def target_spacing(domain: dict[str, Any], spatial_size: Sequence[int], margin_mm: float) -> list[float]:
+    """Spacing (mm, RAS order) of a grid of ``spatial_size`` voxels over a typical target and its margin.
+
+    Args:
+        domain: a domain's facts, its cases with the box of their target.
+        spatial_size: size of the grid.
+        margin_mm: margin on each side (mm).
+
+    Returns:
+        the median over the cases that are not test; the mean spacing of the images where no case states a box.
+    """
+    extents = []
+    for case in domain.get("cases", []):
+        if case.get("target_box") and case["split"] != "test":
+            size = np.subtract(*case["target_box"][::-1]) * case["spacing"]
+            axes = ["RLAPSI".index(letter) // 2 for letter in case["orientation"] or "RAS"]
+            extents.append(size[np.argsort(axes)])
+    if not extents:
+        return list(domain["spacing_mean"])
+    return ((np.median(extents, axis=0) + 2 * margin_mm) / np.asarray(spatial_size)).tolist()

@@ -15,7 +15,15 @@ from med3d_ext.data.datalists import list_images, read_source
 from med3d_ext.data.fingerprint import summarize
 from med3d_ext.data.phantoms import phantom_dataset
 from med3d_ext.data.prepare_3dseg8 import prepare_3dseg8
-from med3d_ext.data.prepared_files import DATALIST, FINGERPRINT, fingerprint_domain, known_cases, write_prepared
+from med3d_ext.data.prepare_lung import prepare_lung
+from med3d_ext.data.prepared_files import (
+    DATALIST,
+    FINGERPRINT,
+    fingerprint_domain,
+    known_cases,
+    prepared_with,
+    write_prepared,
+)
 from med3d_ext.data.splits import split_cases
 from med3d_ext.data.subsets import choose_domains, nested_share
 from med3d_ext.errors import InputError
@@ -50,15 +58,16 @@ def prepare_lits(
     return Path(output)
 
 
-PREPARE: dict[str, Callable[..., Path]] = {"3dseg8": prepare_3dseg8, "lits": prepare_lits}
+PREPARE: dict[str, Callable[..., Path]] = {"3dseg8": prepare_3dseg8, "lits": prepare_lits, "lung": prepare_lung}
 
 
 class PreparedData:
     """The data of a run: prepared if need be, by one process while others wait, then read from its two JSON files.
 
     Args:
-        kind: what to prepare: "3dseg8" or "lits".
-        dataset_dir: the source folder, or a folder that ``prepare`` has written. None means generated phantoms.
+        kind: what to prepare: "3dseg8", "lits" or "lung".
+        dataset_dir: the source folder, or a folder that ``prepare`` has written, which is prepared again for this run
+            where it states other ``options``. None means generated phantoms.
         output_dir: the run's folder; preparation goes to ``prepared/`` in it, never into the data.
         seed: seed of the split.
         options: further arguments of the kind's preparation.
@@ -89,7 +98,7 @@ class PreparedData:
             )
         source = Path(dataset_dir).expanduser()
         self.folder = source
-        if not (source / DATALIST).is_file():
+        if not (source / DATALIST).is_file() or not prepared_with(source, options or {}):
             self.folder = Path(output_dir) / "prepared" / source.resolve().name
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(str(self.folder / ".lock")):

@@ -19,11 +19,14 @@ def prepare(
     domains_file: str | None = None,
     download: bool = False,
     hu_window: str | None = None,
+    num_classes: int | None = None,
+    folds: int | None = None,
+    fold: int | None = None,
 ) -> str:
     """Turn a source folder into `datalist.json` (with a seeded split) and `fingerprint.json`.
 
     Args:
-        kind: 3dseg8 or lits.
+        kind: 3dseg8, lits or lung.
         src: the source folder.
         output: where to write. Defaults to the source folder.
         seed: seed of the split.
@@ -31,11 +34,15 @@ def prepare(
         domains_file: 3dseg8: JSON with domains of your own. Defaults to `domains.json` in the source folder.
         download: 3dseg8: fetch the Decathlon's tasks that the source folder lacks.
         hu_window: lits: lowest and highest HU, as -200,250. Defaults to the paper's, narrowed to what the images hold.
+        num_classes: lung: 2 for lung, 3 for right and left lung. Defaults to 2.
+        folds: lung: parts of a cross-validation. Defaults to none.
+        fold: lung: the part that is tested, from 0 on.
     """
     if kind not in PREPARE:
         raise InputError(f"prepare: KIND must be one of {', '.join(sorted(PREPARE))}, got '{kind}'.")
     options: dict[str, Any] = {"domains": domains, "domains_file": domains_file, "download": download or None}
     options["hu_window"] = None if hu_window is None else _window(hu_window)
+    options |= {"num_classes": num_classes, "folds": folds, "fold": fold}
     given = {name: value for name, value in options.items() if value is not None}
     for name in given:
         if name not in inspect.signature(PREPARE[kind]).parameters:

@@ -80,14 +80,19 @@ def known_cases(output: str | os.PathLike, channel: int | None = None) -> list[d
 
 
 def write_prepared(domains: Mapping[str, dict[str, Any]], src: Path, output: Path, seed: int) -> None:
-    """Write ``fingerprint.json`` and, in the Decathlon's format, ``datalist.json``; each atomically."""
+    """Write ``fingerprint.json`` and, in the Decathlon's format, ``datalist.json``; each atomically.
+
+    What lies in ``output`` is listed relative to it, so that the folder can be moved.
+    """
     inside = output.resolve() == src.resolve()
     lists: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     for name, domain in domains.items():
+        stated = ["modality"] if all("modality" in case for case in domain["cases"]) else []  # a batch needs equal keys
         for case in domain["cases"]:
-            files = {key: _portable(case[key], src.resolve()) if inside else case[key] for key in ("image", "label")}
+            files = {key: _portable(case[key], output.resolve(), inside) for key in ("image", "label")}
             channel = {"channel": domain["channel"]} if "channel" in domain else {}
-            lists[case["split"]].append({**files, "domain": name, **channel, "sha256": case["sha256"]})
+            facts = {key: case[key] for key in (*stated, "sha256")}
+            lists[case["split"]].append({**files, "domain": name, **channel, **facts})
     first = next(iter(domains.values()))
     labels = first["classes"] if len(domains) == 1 else {name: domain["classes"] for name, domain in domains.items()}
     write_json(output / FINGERPRINT, {"seed": seed, "domains": dict(domains)})
@@ -96,5 +101,14 @@ def write_prepared(domains: Mapping[str, dict[str, Any]], src: Path, output: Pat
     logger.info(f"prepared {src}: {counts}; datalist and fingerprint are in {output}")
 
 
-def _portable(path: str, root: Path) -> str:
-    return f"./{os.path.relpath(path, root)}"
+def _portable(path: str, root: Path, inside: bool) -> str:
+    return f"./{os.path.relpath(path, root)}" if inside or Path(path).is_relative_to(root) else path
+
+
+def prepared_with(folder: Path, options: Mapping[str, Any]) -> bool:
+    """Whether a prepared folder was made with these options; None asks for nothing, and old folders state none."""
+    wanted = {key: value for key, value in options.items() if value is not None}
+    if "folds" not in wanted:
+        wanted.pop("fold", None)  # means nothing alone
+    stated = [domain.get("options", {}) for domain in read_json(folder / FINGERPRINT).get("domains", {}).values()]
+    return all(facts.get(key, value) == value for facts in stated for key, value in wanted.items())

@@ -13,7 +13,7 @@ from ignite.engine import Events
 
 import med3d_ext
 from med3d_ext.data.prepare import PreparedData
-from med3d_ext.files import write_json
+from med3d_ext.files import case_name, write_json
 from med3d_ext.transforms.sampling import size_of
 
 
@@ -32,6 +32,8 @@ class WeightsCard:
         spatial_size: the grid that the network is trained on, or a table from domain to grid.
         seed: the run's seed.
         evaluator: its metrics are the card's figures.
+        facts: what else inference must know, written into every domain of the fingerprint. Defaults to nothing.
+        seen: further cases that the weights have seen, a list for each name. Defaults to none.
     """
 
     def __init__(
@@ -44,6 +46,8 @@ class WeightsCard:
         spatial_size: Sequence[int] | Mapping[str, Sequence[int]],
         seed: int = 0,
         evaluator: Any = None,
+        facts: Mapping[str, Any] | None = None,
+        seen: Mapping[str, list[dict[str, Any]]] | None = None,
     ) -> None:
         self.ckpt_dir = Path(ckpt_dir)
         self.data = data
@@ -51,6 +55,7 @@ class WeightsCard:
         self.facts = {"network": network_name, "init": os.path.basename(init), "seed": seed}
         self.spatial_size = spatial_size
         self.evaluator = evaluator
+        self.domain_facts, self.seen = dict(facts or {}), dict(seen or {})
 
     def attach(self, engine: Any) -> None:
         """Register with the trainer, after the handlers that validate and save."""
@@ -64,7 +69,7 @@ class WeightsCard:
         for name, domain in self.data.fingerprint["domains"].items():
             cases = [public_case(case) for case in domain["cases"]]
             size = size_of(self.spatial_size, {"domain": name})
-            domains[name] = {**domain, "spatial_size": size, "cases": cases}
+            domains[name] = {**domain, **self.domain_facts, "spatial_size": size, "cases": cases}
         write_json(self.ckpt_dir / "fingerprint.json", {"domains": domains})
 
     def write_card(self, engine: Any) -> None:
@@ -84,6 +89,7 @@ class WeightsCard:
                 "cases": {
                     "training": [named_hash(item) for item in self.dataset.data],
                     "validation": [named_hash(item) for item in self.data.items("validation")],
+                    **self.seen,
                 },
             },
         )
@@ -98,9 +104,9 @@ class WeightsCard:
 def public_case(case: dict[str, Any]) -> dict[str, Any]:
     """A fingerprint's case without what belongs to one machine."""
     kept = {key: value for key, value in case.items() if key != "stamp"}
-    return {**kept, "image": os.path.basename(case["image"]), "label": os.path.basename(case["label"])}
+    return {**kept, "image": case_name(case["image"]), "label": os.path.basename(case["label"])}
 
 
 def named_hash(item: dict[str, Any]) -> dict[str, Any]:
     """File name, domain and SHA-256 of a dataset item."""
-    return {"image": os.path.basename(item["image"]), "domain": item.get("domain"), "sha256": item.get("sha256")}
+    return {"image": case_name(item["image"]), "domain": item.get("domain"), "sha256": item.get("sha256")}

@@ -5,10 +5,12 @@ from med3d_ext.metrics.intervals import bootstrap_interval, describe_metric
 from med3d_ext.metrics.paired import paired_test
 from med3d_ext.metrics.roi import ROIMetric, region_of_interest
 from med3d_ext.metrics.segmentation import ClassMeasures, global_dice, measure_class
+from med3d_ext.metrics.label_map_metric import LabelMapMetric
 
 __all__ = [
     "ClassMeasures",
     "DomainDice",
+    "LabelMapMetric",
     "ROIMetric",
     "bootstrap_interval",
     "describe_metric",

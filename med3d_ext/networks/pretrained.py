@@ -28,6 +28,7 @@ __all__ = [
     "download_weights",
     "encoder_of",
     "find_weights",
+    "initial_weights_path",
     "load_encoder",
     "read_weights",
     "write_state",
@@ -98,7 +99,7 @@ class InitialWeights:
         scratch_learning_rate: float = 0.01,
         pretrained_learning_rate: float = 0.001,
     ) -> None:
-        path = _weights_path(str(init), bundle_root, released)
+        path = initial_weights_path(str(init), bundle_root, released)
         self.network = network
         self.report = load_encoder(network, path, minimum_share) if path else None
         if learning_rate is None:
@@ -120,6 +121,8 @@ class InitialWeights:
     ) -> list[dict[str, Any]]:
         """Groups for an optimizer: the encoder at ``learning_rate``, all else at ``head_lr_multiplier`` times it.
 
+        Outside the encoder, parameters that require no gradient (a frozen first stage) are left out.
+
         Args:
             learning_rate: Defaults to None, that of ``init``.
             head_lr_multiplier: Defaults to 1.
@@ -127,12 +130,19 @@ class InitialWeights:
         rate = self.learning_rate if learning_rate is None else learning_rate
         encoder = list(encoder_of(self.network).parameters())
         inside = set(map(id, encoder))
-        rest = [parameter for parameter in self.network.parameters() if id(parameter) not in inside]
+        rest = [each for each in self.network.parameters() if id(each) not in inside and each.requires_grad]
         groups = [{"params": encoder, "lr": rate}, {"params": rest, "lr": rate * head_lr_multiplier}]
         return [group for group in groups if group["params"]]
 
 
-def _weights_path(init: str, bundle_root: str | os.PathLike | None, released: str | os.PathLike | None) -> Path | None:
+def initial_weights_path(
+    init: str, bundle_root: str | os.PathLike | None = None, released: str | os.PathLike | None = None
+) -> Path | None:
+    """The weights file that a config's ``init`` means, None from scratch; arguments as of :class:`InitialWeights`.
+
+    Raises:
+        InputError: ``init`` names no weights.
+    """
     if init == "scratch":
         return None
     if init == "kinetics":

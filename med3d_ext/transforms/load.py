@@ -44,6 +44,17 @@ def stated_spacing(path: str | os.PathLike, affine: Any) -> list[float]:
     return [value if size else 0.0 for value, size in zip(spacing, stored)]
 
 
+class _Float32Reader(NibabelReader):
+    """MONAI's reader with the voxels scaled in float32, as the file stores them.
+
+    nibabel's default computes in float64, and MONAI copies that into another order of axes: 3.4 GB for a CT of
+    512 x 512 x 800 whose header states a slope or an intercept.
+    """
+
+    def _get_array_data(self, img: Any, filename: str) -> np.ndarray:
+        return np.asarray(img.dataobj, dtype=np.float32)
+
+
 def load_volume(path: str | os.PathLike, channel: int | None = None) -> MetaTensor:
     """Load one 3D volume as a channel-first float32 MetaTensor with its affine.
 
@@ -61,7 +72,7 @@ def load_volume(path: str | os.PathLike, channel: int | None = None) -> MetaTens
     """
     if Path(path).is_dir():
         return _three_dimensional(_load_series(path), path, channel)
-    reader = NibabelReader() if str(path).endswith(NIFTI) else ITKReader()
+    reader = _Float32Reader() if str(path).endswith(NIFTI) else ITKReader()
     if not Path(path).exists():
         raise InputError(f"'{path}' does not exist; check the path.")
     try:

@@ -114,7 +114,7 @@ def test_the_bare_command_says_that_it_runs_on_phantoms(name, project):
 def test_train_evaluate_and_segment_one_after_the_other(name, project, data):
     bundle = project / "bundles" / name
     images = next(data[name].rglob("imagesTr"))
-    branch = () if name == "lits_coarse" else ("--branch", images.parent.name)
+    branch = () if images.parent == data[name] else ("--branch", images.parent.name)
     given = ("--dataset_dir", data[name])
     succeed(*RUN, "--config_file", f"bundles/{name}/configs/train.json", *given, *SHORT, cwd=project)
     succeed(*RUN, "--config_file", overlay(f"bundles/{name}", "train", "evaluate"), *given, cwd=project)
@@ -150,6 +150,21 @@ def test_two_processes_write_one_checkpoint(name, project, data):
     record = json.loads((project / "bundles" / name / "eval" / "run.json").read_text())
     assert record["device"]["processes"] == 2
     assert done.stderr.count("epoch 1/1") == 1
+
+
+@pytest.mark.slow
+@each_bundle
+def test_two_processes_evaluate_as_one(name, project, data):
+    given = ("--dataset_dir", data[name], "--split", "training")
+    succeed(*RUN, "--config_file", f"bundles/{name}/configs/train.json", *given[:2], *SHORT, cwd=project)
+    succeed(*RUN, "--config_file", overlay(f"bundles/{name}", "train", "evaluate"), *given, cwd=project)
+    folder = project / "bundles" / name / "eval" / "training"
+    alone = json.loads((folder / "summary.json").read_text()), sorted((folder / "cases.csv").read_text().splitlines())
+    shutil.rmtree(folder)
+    config = overlay(f"bundles/{name}", "train", "evaluate", "multi_gpu_evaluate")
+    succeed(*TORCHRUN, "-m", "monai.bundle", "run", "--config_file", config, *given, cwd=project)
+    assert json.loads((folder / "summary.json").read_text()) == alone[0]
+    assert sorted((folder / "cases.csv").read_text().splitlines()) == alone[1]
 
 
 @pytest.mark.slow
