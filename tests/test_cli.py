@@ -118,7 +118,7 @@ def test_a_group_alone_lists_its_verbs(calls, capsys):
 
 @pytest.mark.parametrize(
     ("words", "nearest"),
-    [(["weights", "inspekt"], "weights inspect"), (["weigths"], "weights inspect"), (["some"], None)],
+    [(["weights", "inspekt"], "weights inspect"), (["weigths"], "weights release"), (["some"], None)],
 )
 def test_an_unknown_verb_is_named_with_the_nearest(words, nearest, capsys):
     assert cli.main(words) == 2

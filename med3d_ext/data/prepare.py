@@ -175,5 +175,7 @@ def images_to_segment(dataset_dir: str | None, kind: str) -> list[dict[str, str]
     if dataset_dir is not None:
         return list_images(dataset_dir)
     folder = phantom_dataset(kind)
+    # Of several domains the first, whose branch answers by default.
+    folder = next((path.parent for path in sorted(folder.glob("*/dataset.json"))), folder)
     logger.warning(f"no --dataset_dir given: segmenting the generated phantoms in {folder}")
     return list_images(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
@@ -20,6 +21,9 @@ from monai.utils import ensure_tuple_rep
 from med3d_ext.errors import InputError
 
 NIFTI = (".nii", ".nii.gz")
+
+# Where pydicom is installed, MONAI warns at every image that a GPU decoder, which is not used here, is missing.
+logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
 
 def usable_spacing(spacing: Sequence[float]) -> bool:
