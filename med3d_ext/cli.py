@@ -48,6 +48,7 @@ class Verb:
 VERBS = {
     "prepare": Verb("med3d_ext.data.prepare_verb:prepare", "a source folder becomes a datalist and a fingerprint"),
     "phantoms": Verb("med3d_ext.data.phantoms_verb:phantoms", "generated patients as a data set to try things on"),
+    "check": Verb("med3d_ext.check.verb:check", "what would go wrong in a run, before it begins"),
     "leakage": Verb("med3d_ext.data.leakage:leakage", "which cases of a datalist the weights have seen"),
     "evaluate": Verb("med3d_ext.metrics.evaluate_verb:evaluate", "predicted label maps against the truth"),
     "weights inspect": Verb("med3d_ext.networks.weights_verbs:inspect", "what a weights file holds"),

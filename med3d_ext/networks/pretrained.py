@@ -98,7 +98,7 @@ class InitialWeights:
         scratch_learning_rate: float = 0.01,
         pretrained_learning_rate: float = 0.001,
     ) -> None:
-        path = _weights_path(str(init), bundle_root, released)
+        path = initial_weights_path(str(init), bundle_root, released)
         self.network = network
         self.report = load_encoder(network, path, minimum_share) if path else None
         if learning_rate is None:
@@ -132,7 +132,14 @@ class InitialWeights:
         return [group for group in groups if group["params"]]
 
 
-def _weights_path(init: str, bundle_root: str | os.PathLike | None, released: str | os.PathLike | None) -> Path | None:
+def initial_weights_path(
+    init: str, bundle_root: str | os.PathLike | None = None, released: str | os.PathLike | None = None
+) -> Path | None:
+    """The file that ``init`` means, see :class:`InitialWeights`; None from scratch.
+
+    Raises:
+        InputError: ``init`` names no weights.
+    """
     if init == "scratch":
         return None
     if init == "kinetics":
