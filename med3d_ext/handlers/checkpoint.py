@@ -185,7 +185,7 @@ class ResumableCheckpoint:
         try:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.lr_scheduler is not None:
-                self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+                self._restore_scheduler(state["lr_scheduler"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise self._refusal("is of another optimizer or scheduler") from error
         if state["scaler"] is not None and getattr(engine, "scaler", None) is not None:
@@ -198,6 +198,15 @@ class ResumableCheckpoint:
         engine.state.iteration = state["epoch"] * (engine.state.epoch_length or 0) or state["iteration"]
         if rank() == 0:
             logger.info(f"continuing after epoch {state['epoch']} of {engine.state.max_epochs}")
+
+    def _restore_scheduler(self, state: dict[str, Any]) -> None:
+        """Continue the schedule; its length is the config's: `--epochs` may shorten a training that is under way."""
+        length = getattr(self.lr_scheduler, "T_max", None)
+        self.lr_scheduler.load_state_dict(state)
+        if length is not None and length != self.lr_scheduler.T_max:
+            if rank() == 0:
+                logger.info(f"the learning rate now falls within {length} epochs, not {self.lr_scheduler.T_max}")
+            self.lr_scheduler.T_max = length
 
     def _begin(self, state: dict[str, Any] | None, engine: Engine) -> None:
         model = self.folder / MODEL_NAME

@@ -23,7 +23,7 @@ def bootstrap_interval(
     Returns:
         lower and upper end.
     """
-    sample = np.asarray(values, dtype=float)
+    sample = np.sort(np.asarray(values, dtype=float))  # several processes give the cases in another order
     if sample.size == 0 or not np.isfinite(sample).all():
         raise ValueError(f"values must be finite and at least one, got {list(values)}.")
     draws = np.random.default_rng(seed).integers(0, sample.size, (resamples, sample.size))

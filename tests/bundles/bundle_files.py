@@ -14,7 +14,13 @@ __all__ = ["texts", "walk"]
 REPOSITORY = Path(__file__).parents[2]
 BUNDLES = sorted(path.parents[1] for path in REPOSITORY.glob("bundles/*/configs/metadata.json"))
 SMALL = {"spatial_size": [32, 32, 32], "device": "cpu"}
-COMBINATIONS = (("train",), ("train", "evaluate"), ("train", "multi_gpu_train"), ("inference",))
+COMBINATIONS = (
+    ("train",),
+    ("train", "evaluate"),
+    ("train", "multi_gpu_train"),
+    ("train", "evaluate", "multi_gpu_evaluate"),
+    ("inference",),
+)
 
 
 def config_files(bundle: Path, *names: str) -> list[str]:

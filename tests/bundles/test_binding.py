@@ -25,8 +25,8 @@ ROOT = "$next((p for p in sys.path[1:] if os.path.isfile(p + '/configs/metadata.
 FOUND_BY_MONAI = {"run", "initialize", "finalize"}  # what `monai.bundle run` itself looks for
 
 each_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
-each_file = pytest.mark.parametrize("name", ["train", "evaluate", "multi_gpu_train", "inference"])
-each_overlay = pytest.mark.parametrize("overlay", ["evaluate", "multi_gpu_train"])
+each_file = pytest.mark.parametrize("name", ["train", "evaluate", "multi_gpu_train", "multi_gpu_evaluate", "inference"])
+each_overlay = pytest.mark.parametrize("overlay", ["evaluate", "multi_gpu_train", "multi_gpu_evaluate"])
 
 
 @pytest.fixture(params=COMBINATIONS, ids="+".join)

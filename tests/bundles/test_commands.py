@@ -153,6 +153,21 @@ def test_two_processes_write_one_checkpoint(name, project, data):
 
 
 @pytest.mark.slow
+@each_bundle
+def test_two_processes_evaluate_as_one(name, project, data):
+    given = ("--dataset_dir", data[name], "--split", "training")
+    succeed(*RUN, "--config_file", f"bundles/{name}/configs/train.json", *given[:2], *SHORT, cwd=project)
+    succeed(*RUN, "--config_file", overlay(f"bundles/{name}", "train", "evaluate"), *given, cwd=project)
+    folder = project / "bundles" / name / "eval" / "training"
+    alone = json.loads((folder / "summary.json").read_text()), sorted((folder / "cases.csv").read_text().splitlines())
+    shutil.rmtree(folder)
+    config = overlay(f"bundles/{name}", "train", "evaluate", "multi_gpu_evaluate")
+    succeed(*TORCHRUN, "-m", "monai.bundle", "run", "--config_file", config, *given, cwd=project)
+    assert json.loads((folder / "summary.json").read_text()) == alone[0]
+    assert sorted((folder / "cases.csv").read_text().splitlines()) == alone[1]
+
+
+@pytest.mark.slow
 def test_an_override_without_effect_is_refused_in_one_line(project):
     config = "bundles/pretrain_3dseg8/configs/train.json"
     done = run(*RUN, "--config_file", config, "--sample_per_domain", "3", cwd=project)

@@ -15,6 +15,7 @@ NEEDED = [
     "configs/evaluate.json",
     "configs/inference.json",
     "configs/multi_gpu_train.json",
+    "configs/multi_gpu_evaluate.json",
     "configs/logging.conf",
     "docs/README.md",
     "docs/data_license.txt",
@@ -42,7 +43,9 @@ def test_a_bundle_has_every_file(bundle, name):
     assert (bundle / name).stat().st_size > 10
 
 
-@pytest.mark.parametrize("name", ["configs/multi_gpu_train.json", "configs/logging.conf", "LICENSE"])
+@pytest.mark.parametrize(
+    "name", [*(f"configs/multi_gpu_{step}.json" for step in ("train", "evaluate")), "configs/logging.conf", "LICENSE"]
+)
 def test_what_bundles_share_is_the_same_to_the_byte(name):
     assert len({(bundle / name).read_bytes() for bundle in BUNDLES}) == 1
 

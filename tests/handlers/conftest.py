@@ -69,6 +69,7 @@ def make_training(
     handlers: Callable[[Any], Sequence[Any]] = lambda evaluator: (),
     num_workers: int = 0,
     distributed: bool = False,
+    cosine: bool = False,
 ) -> Training:
     """A trainer with seeding, validation, a scheduler and checkpoints; 3 iterations an epoch."""
     torch.manual_seed(100)
@@ -82,7 +83,9 @@ def make_training(
         torch.nn.Conv3d(channels, 1, 1),
     )
     optimizer = torch.optim.SGD(network.parameters(), lr=learning_rate, momentum=0.9)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
+    scheduler: Any = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
+    if cosine:
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
     wrapped = torch.nn.parallel.DistributedDataParallel(network) if distributed else network
     metric = Scores(scores)
     evaluator = SupervisedEvaluator(

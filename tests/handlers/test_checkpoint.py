@@ -96,6 +96,21 @@ def test_a_continued_training_says_so_in_one_line(new_training, kill, tmp_path, 
     ]
 
 
+def test_a_training_that_is_continued_for_fewer_epochs_ends_with_its_learning_rate_at_zero(
+    new_training, kill, tmp_path, caplog
+):
+    first = new_training(tmp_path, epochs=6, cosine=True)
+    with pytest.raises(kill(first, 8)):
+        first.trainer.run()
+    shorter = new_training(tmp_path, epochs=4, cosine=True)
+    with caplog.at_level(logging.INFO, logger="med3d_ext"):
+        shorter.trainer.run()
+    assert len(shorter.losses) == 2 * 3
+    assert shorter.learning_rates[0] == first.learning_rates[-1]
+    assert shorter.trainer.optimizer.param_groups[0]["lr"] < 1e-9
+    assert "within 4 epochs, not 6" in caplog.text
+
+
 def test_a_finished_training_starts_anew_and_keeps_the_former_model(new_training, tmp_path):
     new_training(tmp_path, epochs=1).trainer.run()
     former = load(tmp_path / MODEL_NAME)

@@ -53,3 +53,8 @@ def test_a_description_counts_the_cases_without_a_value():
 def test_a_metric_without_any_value_is_described_as_such():
     expected = {"n": 0, "mean": None, "interval_95": None, "minimum": None, "undefined": 2}
     assert describe_metric([float("nan")] * 2) == expected
+
+
+def test_the_interval_does_not_depend_on_the_order_of_the_cases():
+    values = [0.9, 0.2, 0.7, 0.4, 0.8, 0.1]
+    assert bootstrap_interval(values) == bootstrap_interval(values[::-1]) == bootstrap_interval(sorted(values))
