@@ -117,7 +117,7 @@ def _three_dimensional(volume: Any, path: Any, channel: int | None) -> MetaTenso
 
 def _meta(path: Any, affine: torch.Tensor, shape: Sequence[int]) -> dict[str, Any]:
     """Of the header, what MONAI's writers need to put a result on the file's own grid, permuted axes included."""
-    return {"filename_or_obj": str(path), "original_affine": affine.clone(), "spatial_shape": torch.tensor(shape)}
+    return {"filename_or_obj": str(path), "original_affine": affine.clone(), "spatial_shape": np.array(shape)}
 
 
 def _last_line(error: BaseException) -> str:
