@@ -91,6 +91,12 @@ class CoarseStage:
 
     def _load(self, path: Path) -> None:
         found = read_coarse(path, self.network.coarse.state_dict(), self.hu_window)
+        stride = self.network.coarse.encoder.output_stride
+        if found.facts["coarse_output_stride"] != stride:
+            raise InputError(
+                f"'{path}' was trained at output stride {found.facts['coarse_output_stride']}, the coarse network has "
+                f"{stride}; set --coarse_output_stride."
+            )
         self.network.coarse.load_state_dict(found.tensors)
         self.tensors, self.facts, self.seen = found.tensors, found.facts, found.seen
         if rank() != 0:
@@ -134,7 +140,7 @@ class CoarseWeights:
 
     Args:
         tensors: its state dict.
-        facts: ``coarse_size``, its grid.
+        facts: ``coarse_size``, its grid, and ``coarse_output_stride``.
         seen: the cases that it has seen, as ``card.json`` lists them, the names beginning with ``coarse``.
     """
 
@@ -171,7 +177,9 @@ def read_coarse(path: str | os.PathLike, expected: Mapping[str, Tensor], hu_wind
     cases = read_json(card).get("cases", {}) if card.is_file() else {}
     if inside:  # of a cascade, what its coarse network has seen
         cases = {name.removeprefix("coarse_"): each for name, each in cases.items() if name.startswith("coarse_")}
-    return CoarseWeights(inside or state, {"coarse_size": size}, {f"coarse_{name}": cases[name] for name in cases})
+    stride = domain.get("coarse_output_stride" if inside else "output_stride", 8)
+    facts = {"coarse_size": size, "coarse_output_stride": stride}
+    return CoarseWeights(inside or state, facts, {f"coarse_{name}": cases[name] for name in cases})
 
 
 def _check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Any) -> None:

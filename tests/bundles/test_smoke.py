@@ -21,7 +21,7 @@ from med3d_ext.networks.resnet import ResNetEncoder
 
 PNG = b"\x89PNG"
 EPOCHS = 2
-ORIENTATIONS = {"lits_coarse": 6, "lung_segmentation": 2, "pretrain_3dseg8": 2}
+ORIENTATIONS = {"lits_coarse": 6, "lits_fine": 6, "lung_segmentation": 2, "pretrain_3dseg8": 2}
 
 pytestmark = [
     pytest.mark.usefixtures("clean_process"),

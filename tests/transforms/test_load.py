@@ -37,6 +37,18 @@ def test_scaled_integers_are_read_as_the_values_they_stand_for(nifti, tmp_path):
     np.testing.assert_array_equal(load_volume(path)[0].numpy(), stored * 0.5 - 100)
 
 
+def test_voxels_are_scaled_in_float32_and_not_copied_into_another_order(nifti, tmp_path, monkeypatch):
+    """In float64, as nibabel does by default, a large CT would not fit into 4 GB."""
+    path = nifti(tmp_path / "a.nii", np.arange(6 * 7 * 8, dtype=np.int16).reshape(6, 7, 8), scaling=(0.5, -100))
+    kinds = []
+    scale = nibabel.arrayproxy.apply_read_scaling
+    monkeypatch.setattr(
+        nibabel.arrayproxy, "apply_read_scaling", lambda *args: kinds.append(scale(*args).dtype) or scale(*args)
+    )
+    load_volume(path)
+    assert kinds == [np.float32]
+
+
 def test_other_formats_keep_their_geometry(tmp_path):
     itk = pytest.importorskip("itk")
     image = itk.image_from_array(np.ascontiguousarray(VOXELS.transpose(2, 1, 0)))
