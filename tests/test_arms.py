@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,8 +120,12 @@ def test_a_free_folder_is_held_at_once(tmp_path, caplog) -> None:
     assert "waiting" not in caplog.text
 
 
-def test_the_command_of_a_step_is_kept_beside_its_log(tmp_path) -> None:
+@pytest.mark.skipif(os.name == "nt", reason="echo and false are no programs there")
+def test_the_command_of_a_step_is_kept_beside_its_log(tmp_path, monkeypatch) -> None:
     log = tmp_path / "train.log"
-    assert arms.run_bundle({"config_file": str(tmp_path / "missing.json"), "epochs": 2}, log) != 0
-    assert "missing.json" in log.read_text()
+    monkeypatch.setattr(sys, "executable", shutil.which("echo"))
+    assert arms.run_bundle({"config_file": "train.json", "epochs": 2}, log) == 0
+    assert log.read_text() == f"-m monai.bundle run --args_file {tmp_path / 'train.json'}\n"
     assert json.loads((tmp_path / "train.json").read_text())["epochs"] == 2
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    assert arms.run_bundle({}, log) == 1

@@ -13,7 +13,7 @@ from typing import Any
 from med3d_ext.arms import Arm
 from med3d_ext.data.prepare import PreparedData
 from med3d_ext.errors import InputError
-from med3d_ext.files import read_json
+from med3d_ext.files import case_name, read_json
 from med3d_ext.study_results import check_split, identity
 
 Case = tuple[str, str]
@@ -32,6 +32,7 @@ class ArmResult:
         losses: the loss of every iteration.
         epochs: the rows of ``history.csv``, each with the ``iteration`` that its epoch ended with.
         cases: the numbers of every test case, by name.
+        hashes: the SHA-256 of its image.
         training: number of its training cases and a digest of them.
     """
 
@@ -41,6 +42,7 @@ class ArmResult:
     losses: Sequence[float]
     epochs: Sequence[Epoch]
     cases: Mapping[Case, Mapping[str, float]]
+    hashes: Mapping[Case, str]
     training: tuple[int, str]
 
     @property
@@ -74,6 +76,7 @@ def read_result(arm: Arm, data: PreparedData) -> ArmResult:
     epochs = [
         {**row, "iteration": ends.get(int(row["epoch"]), math.nan)} for row in _read_rows(arm.folder / "history.csv")
     ]
+    cases, hashes = _read_cases(arm.folder / "test" / "cases.csv", data)
     training = read_json(arm.folder / "models" / "card.json")["cases"]["training"]
     return ArmResult(
         facts=arm.facts,
@@ -81,22 +84,33 @@ def read_result(arm: Arm, data: PreparedData) -> ArmResult:
         record=read_json(arm.run),
         losses=[row["loss"] for row in iterations],
         epochs=epochs,
-        cases=_read_cases(arm.folder / "test" / "cases.csv", data),
+        cases=cases,
+        hashes=hashes,
         training=(len(training), identity([case["sha256"] for case in training])),
     )
 
 
-def _read_cases(path: Path, data: PreparedData) -> dict[Case, dict[str, float]]:
-    """Domain and case to its numbers: every test case once."""
-    cases: dict[Case, dict[str, float]] = {}
-    expected = [(item["domain"], os.path.basename(item["image"])) for item in data.test]
+def _read_cases(path: Path, data: PreparedData) -> tuple[dict[Case, dict[str, float]], dict[Case, str]]:
+    """Domain and case to its numbers, and to its image's SHA-256: every test case once."""
     rows = _read_texts(path)
     found = [(row.get("domain", ""), row.get("case", "")) for row in rows]
-    if sorted(found) != sorted(expected) or len(set(found)) < len(found):
-        raise InputError(f"'{path}' does not hold each of the {len(expected)} test cases once; remove it and repeat.")
-    for case, row in zip(found, rows):
-        cases[case] = {name: _number(text) for name, text in row.items() if name not in ("case", "domain")}
-    return cases
+    hashes = {case: _sha256(case, data) for case in found}
+    wanted = sorted(item["sha256"] for item in data.test)
+    if sorted(filter(None, hashes.values())) != wanted or len(hashes) < len(found):
+        raise InputError(f"'{path}' does not hold each of the {len(wanted)} test cases once; remove it and repeat.")
+    cases = {
+        case: {name: _number(text) for name, text in row.items() if name not in ("case", "domain")}
+        for case, row in zip(found, rows)
+    }
+    return cases, hashes
+
+
+def _sha256(case: Case, data: PreparedData) -> str:
+    """Of the test case that an evaluation calls so; empty where there is none, or more than one."""
+    domain, name = case
+    called = [item for item in data.test if name in (case_name(item["image"]), os.path.basename(item["image"]))]
+    called = [item for item in called if item["domain"] == domain] or called
+    return called[0]["sha256"] if len(called) == 1 else ""
 
 
 def _read_rows(path: Path) -> list[dict[str, float]]:

@@ -17,7 +17,7 @@ from med3d_ext.comparison.initial import Start, parse_starts, seen_by, start_fac
 from med3d_ext.comparison.report import write_report
 from med3d_ext.data.subsets import nested_share
 from med3d_ext.errors import InputError
-from med3d_ext.files import read_json, write_json
+from med3d_ext.files import case_name, read_json, write_json
 
 logger = logging.getLogger("med3d_ext.compare")
 SNAPSHOTS = 4  # rows of the overlays
@@ -73,10 +73,9 @@ class Comparison:
                 self.config.check_weights(start.weights, self.data[self.folds[0]], output)
         self.facts = {start.name: start_facts(start, self.test_cases) for start in self.starts}
         seen = [case for start in self.starts for case in seen_by(start, self.test_cases) or []]
-        self.excluded = frozenset((item["domain"], os.path.basename(item["image"])) for item in seen)
+        self.excluded = {item["sha256"]: case_name(item["image"]) for item in seen}
         if seen:
-            names = ", ".join(sorted(name for _, name in self.excluded))
-            logger.warning(f"seen in pretraining and therefore counted in no arm: {names}")
+            logger.warning(f"seen in pretraining, so counted in no arm: {', '.join(sorted(self.excluded.values()))}")
         overlay = self._write_overlay()
         self.recipe = Recipe("the comparison", [self.config.train], self.config.evaluate, [overlay], keep_weights)
         self._check_unmixed()

@@ -26,7 +26,7 @@ def is_small_good(metric: str) -> bool:
 
 
 def test_figures(
-    results: Sequence[ArmResult], metric: str, excluded: frozenset[Case] = frozenset()
+    results: Sequence[ArmResult], metric: str, excluded: frozenset[str] = frozenset()
 ) -> list[dict[str, Any]]:
     """One entry per share, domain and metric: every arm's figures over the test cases of all folds.
 
@@ -36,7 +36,7 @@ def test_figures(
         results: all arms of some seeds.
         metric: what picks the reference, the better arm from scratch: by its mean over all test cases of the share.
             One that the test cases do not have: the AUC where there is one, else the first of their metrics.
-        excluded: cases that count in no arm.
+        excluded: SHA-256 of the images of cases that count in no arm.
     """
     entries = []
     for share in dict.fromkeys(result.facts["share"] for result in results):
@@ -60,13 +60,13 @@ test_figures.__test__ = False  # type: ignore[attr-defined]  # no test, though p
 class CaseMetric:
     """The values of one metric, by arm, case and seed."""
 
-    def __init__(self, name: str, results: Sequence[ArmResult], excluded: frozenset[Case]) -> None:
+    def __init__(self, name: str, results: Sequence[ArmResult], excluded: frozenset[str]) -> None:
         self.name = name
         self.values: dict[str, dict[Case, dict[int, float]]] = {}
         for result in results:
             arm = self.values.setdefault(result.start, {})
             for case, numbers in result.cases.items():
-                if case not in excluded:
+                if result.hashes[case] not in excluded:
                     arm.setdefault(case, {})[result.facts["seed"]] = numbers.get(name, math.nan)
 
     def mean(self, arm: str, domain: str = ALL) -> float:
@@ -104,7 +104,7 @@ class CaseMetric:
 class PooledAUC:
     """The area under the ROC curve of all test cases together, by arm and seed."""
 
-    def __init__(self, results: Sequence[ArmResult], excluded: frozenset[Case]) -> None:
+    def __init__(self, results: Sequence[ArmResult], excluded: frozenset[str]) -> None:
         self.labels = CaseMetric("label", results, excluded)
         self.probabilities = CaseMetric("probability", results, excluded)
 
@@ -131,7 +131,7 @@ class PooledAUC:
         return pair_scores(labels, [self.probabilities.of_cases(arm, domain, one) for one in seeds])
 
 
-def _tables(results: Sequence[ArmResult], excluded: frozenset[Case]) -> dict[str, CaseMetric | PooledAUC]:
+def _tables(results: Sequence[ArmResult], excluded: frozenset[str]) -> dict[str, CaseMetric | PooledAUC]:
     columns = list(dict.fromkeys(name for result in results for row in result.cases.values() for name in row))
     tables: dict[str, CaseMetric | PooledAUC] = {
         name: CaseMetric(name, results, excluded) for name in columns if name.startswith(PREFIX)

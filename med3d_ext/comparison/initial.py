@@ -11,6 +11,7 @@ from typing import Any
 from med3d_ext.data.fingerprint import sha256
 from med3d_ext.data.leakage import seen_cases
 from med3d_ext.errors import InputError
+from med3d_ext.files import case_name
 from med3d_ext.networks.pretrained import initial_weights_path
 
 SCRATCH = "scratch"
@@ -108,5 +109,5 @@ def start_facts(start: Start, test: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "learning_rate": start.learning_rate,
         "weights": start.weights.name,
         "sha256": sha256(start.weights),
-        "seen_test_cases": None if seen is None else sorted({os.path.basename(item["image"]) for item in seen}),
+        "seen_test_cases": None if seen is None else sorted({case_name(item["image"]) for item in seen}),
     }

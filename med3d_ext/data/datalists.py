@@ -110,9 +110,10 @@ def existing_file(path: Path, listed_in: Path | None = None) -> Path:
 def list_images(folder: str | os.PathLike, argument: str = "dataset_dir") -> list[dict[str, str]]:
     """The images of a folder for inference, as items: a file each, or the folder of a DICOM series.
 
-    A file is itself. Of a Decathlon folder it is the content of ``imagesTs``, else of ``imagesTr``. Of any other folder
-    it is its image files and every folder in it, itself included, that holds DICOM files. Nothing but names and first
-    bytes is read: a damaged file is refused when it is loaded, and the others are not.
+    A file is itself. Of a Decathlon folder it is the content of ``imagesTs``, else of ``imagesTr``; of a folder of
+    nodules that of ``images``. Of any other folder it is its image files and every folder in it, itself included, that
+    holds DICOM files. Nothing but names and first bytes is read: a damaged file is refused when it is loaded, and the
+    others are not.
 
     Args:
         folder: the folder, or a file.
@@ -126,7 +127,7 @@ def list_images(folder: str | os.PathLike, argument: str = "dataset_dir") -> lis
         return [{"image": str(existing_file(root))}]
     if not root.is_dir():
         raise InputError(f"{argument} '{folder}' does not exist; give a folder of images or one image.")
-    for place in (root / "imagesTs", root / "imagesTr"):
+    for place in (root / "imagesTs", root / "imagesTr", root / "images"):
         if files := _image_files(place):
             return [{"image": path} for path in files]
     images = [*_image_files(root), *map(str, dicom_folders(root))]

@@ -16,9 +16,11 @@ from med3d_ext.data.fingerprint import summarize
 from med3d_ext.data.phantoms import phantom_dataset
 from med3d_ext.data.prepare_3dseg8 import prepare_3dseg8
 from med3d_ext.data.prepare_lung import prepare_lung
+from med3d_ext.data.prepare_nodules import prepare_nodules
 from med3d_ext.data.prepared_files import (
     DATALIST,
     FINGERPRINT,
+    change_paths,
     fingerprint_domain,
     known_cases,
     prepared_with,
@@ -58,14 +60,20 @@ def prepare_lits(
     return Path(output)
 
 
-PREPARE: dict[str, Callable[..., Path]] = {"3dseg8": prepare_3dseg8, "lits": prepare_lits, "lung": prepare_lung}
+PREPARE: dict[str, Callable[..., Path]] = {
+    "3dseg8": prepare_3dseg8,
+    "lits": prepare_lits,
+    "lung": prepare_lung,
+    "nodules": prepare_nodules,
+    "lidc": prepare_nodules,
+}
 
 
 class PreparedData:
     """The data of a run: prepared if need be, by one process while others wait, then read from its two JSON files.
 
     Args:
-        kind: what to prepare: "3dseg8", "lits" or "lung".
+        kind: what to prepare: "3dseg8", "lits", "lung" or "nodules".
         dataset_dir: the source folder, or a folder that ``prepare`` has written, which is prepared again for this run
             where it states other ``options``. None means generated phantoms.
         output_dir: the run's folder; preparation goes to ``prepared/`` in it, never into the data.
@@ -105,11 +113,14 @@ class PreparedData:
                 PREPARE[kind](source, self.folder, seed, **(options or {}))
         self.fingerprint = read_json(self.folder / FINGERPRINT)
         every = self.fingerprint["domains"]
+        _check_options(self.folder, every, options or {})
         self.fingerprint["domains"] = {name: every[name] for name in choose_domains(every, domains)}
         self.seed, self.share = seed, share
 
     def items(self, split: str) -> list[dict[str, Any]]:
         """The cases of a split as dataset items: absolute ``image`` and ``label``, ``domain`` and ``sha256``.
+
+        The label of a classification is its class, an integer, and its ``mask`` is a file.
 
         Of the training cases it is the chosen share.
         """
@@ -118,7 +129,7 @@ class PreparedData:
         if split == "training":
             items = nested_share(items, self.share, self.seed)
         root = self.folder.resolve()
-        return [{**item, **{key: str((root / item[key]).resolve()) for key in ("image", "label")}} for item in items]
+        return [{**item, **change_paths(item, lambda path: str((root / path).resolve()))} for item in items]
 
     @property
     def training(self) -> list[dict[str, Any]]:
@@ -168,6 +179,24 @@ class PreparedData:
     def domain(self) -> dict[str, Any]:
         """The only domain's facts: spacing, classes, intensity window."""
         return next(iter(self.fingerprint["domains"].values()))
+
+
+def _check_options(folder: Path, domains: dict[str, dict[str, Any]], options: dict[str, Any]) -> None:
+    """A folder that was prepared by hand keeps its facts: options that say otherwise would do nothing.
+
+    Raises:
+        InputError: an option differs from what the folder was prepared with.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if "folds" not in given:
+        given.pop("fold", None)  # a fold of nothing
+    for domain in domains.values():
+        for name, value in given.items():
+            if name in domain and domain[name] != (list(value) if isinstance(value, tuple) else value):
+                raise InputError(
+                    f"'{folder}' was prepared with {name} {domain[name]}, the run asks for {value}; give the source "
+                    "folder, or prepare it again."
+                )
 
 
 def images_to_segment(dataset_dir: str | None, kind: str) -> list[dict[str, str]]:

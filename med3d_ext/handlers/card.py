@@ -13,6 +13,7 @@ from ignite.engine import Events
 
 import med3d_ext
 from med3d_ext.data.prepare import PreparedData
+from med3d_ext.data.prepared_files import change_paths
 from med3d_ext.files import case_name, write_json
 from med3d_ext.transforms.sampling import size_of
 
@@ -104,7 +105,7 @@ class WeightsCard:
 def public_case(case: dict[str, Any]) -> dict[str, Any]:
     """A fingerprint's case without what belongs to one machine."""
     kept = {key: value for key, value in case.items() if key != "stamp"}
-    return {**kept, "image": case_name(case["image"]), "label": os.path.basename(case["label"])}
+    return {**kept, **change_paths(case, os.path.basename), "image": case_name(case["image"])}
 
 
 def named_hash(item: dict[str, Any]) -> dict[str, Any]:

@@ -69,19 +69,42 @@ class EvaluationSummary:
         rows: list[dict[str, Any]] = [dict(zip(columns, facts)) for facts in zip(*columns.values())]
         for number, row in enumerate(rows):
             row.update({name: float(values[number]) for name, values in details.items()})
-        folder = Path(self.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "cases.csv", "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=[*columns, *details])
-            writer.writeheader()
-            writer.writerows(rows)
-        summary: dict[str, Any] = {"split": self.split, "n": len(rows), "domains": summarize_rows(rows, list(details))}
-        if self.group_by:
-            summary[self.group_by] = summarize_rows(rows, list(details), self.group_by)
-        write_json(folder / "summary.json", summary)
-        for domain, metrics in (summary["domains"] | summary.get(self.group_by or "", {})).items():
-            for name, facts in metrics.items():
-                logger.info(f"{domain}: {name} {facts['mean']} (n={facts['n']}, 95 % interval {facts['interval_95']})")
+        grouped = {self.group_by: summarize_rows(rows, list(details), self.group_by)} if self.group_by else {}
+        write_evaluation(Path(self.output_dir), self.split, rows, summarize_rows(rows, list(details)), grouped)
+        for group, metrics in grouped.get(self.group_by or "", {}).items():
+            log_figures(group, metrics)
+
+
+def write_evaluation(
+    folder: Path,
+    split: str,
+    rows: list[dict[str, Any]],
+    domains: dict[str, dict[str, Any]],
+    facts: dict[str, Any] | None = None,
+) -> None:
+    """Write ``cases.csv`` and ``summary.json``, and log a line per domain and metric.
+
+    Args:
+        folder: folder of the two files, made where missing.
+        split: name of the evaluated split.
+        rows: a row per case, all with the same columns.
+        domains: domain to metric to at least ``n``, ``mean`` and ``interval_95``.
+        facts: what else the summary states.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "cases.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["case", "domain"])
+        writer.writeheader()
+        writer.writerows(rows)
+    write_json(folder / "summary.json", {"split": split, "n": len(rows), "domains": domains, **(facts or {})})
+    for domain, metrics in domains.items():
+        log_figures(domain, metrics)
+
+
+def log_figures(group: str, metrics: dict[str, Any]) -> None:
+    """A line per metric of a domain or of another group of cases."""
+    for name, figure in metrics.items():
+        logger.info(f"{group}: {name} {figure['mean']} (n={figure['n']}, 95 % interval {figure['interval_95']})")
 
 
 def per_case(details: Any) -> np.ndarray:

@@ -24,8 +24,8 @@ from med3d_ext.rank import rank
 logger = logging.getLogger("med3d_ext.weights")
 
 NO_COARSE_STAGE = (
-    "NO COARSE STAGE: {reason} The weights of this training will hold none, and inference gives the whole volume to the "
-    "fine network. Train lits_coarse on the same data first, or give --coarse_weights PATH."
+    "NO COARSE STAGE: {reason} The weights of this training will hold none, and inference gives the whole volume to "
+    "the fine network. Train lits_coarse on the same data first, or give --coarse_weights PATH."
 )
 
 
@@ -73,7 +73,9 @@ class CoarseStage:
         elif path.is_file():
             self._load(path)
         elif path.name != str(path) or path.suffix:
-            raise InputError(f"coarse_weights must be a file, the name of a bundle or null, and '{weights}' is no file.")
+            raise InputError(
+                f"coarse_weights must be a file, the name of a bundle or null, and '{weights}' is no file."
+            )
         else:
             self._load_from_bundle(Path(bundle_root).resolve().parent / path)
 

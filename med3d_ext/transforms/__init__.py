@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from med3d_ext.transforms.crop import CropTargetd
+from med3d_ext.transforms.cubes import CropCubed, RandCropCubed
 from med3d_ext.transforms.intensity import HUWindowd, PercentileNormalized
 from med3d_ext.transforms.label_map import LogitsToLabelMapd
 from med3d_ext.transforms.labels import MergeLabelsd
@@ -9,6 +10,7 @@ from med3d_ext.transforms.sampling import RandTargetCropd, ResampleToGridd
 from med3d_ext.transforms.spacing import MedianSpacingd
 
 __all__ = [
+    "CropCubed",
     "CropTargetd",
     "HUWindowd",
     "LoadVolumed",
@@ -16,6 +18,7 @@ __all__ = [
     "MedianSpacingd",
     "MergeLabelsd",
     "PercentileNormalized",
+    "RandCropCubed",
     "RandTargetCropd",
     "ResampleToGridd",
     "load_volume",

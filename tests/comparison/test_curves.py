@@ -14,7 +14,7 @@ from med3d_ext.comparison.curves import LOSS, iterations_to_reach, loss_curves, 
 def result(start: str, losses=(), scores=(), seed: int = 0, fold: int | None = None, epochs: int = 1) -> ArmResult:
     facts = {"start": start, "seed": seed, "share": None, "fold": fold}
     rows = [{"epoch": n, "iteration": 10 * n, "dice": score} for n, score in enumerate(scores, start=1)]
-    return ArmResult(facts, Path(start), {"epochs": epochs}, list(losses), rows, {}, (0, ""))
+    return ArmResult(facts, Path(start), {"epochs": epochs}, list(losses), rows, {}, {}, (0, ""))
 
 
 def test_each_arm_is_told_when_it_is_as_good_as_the_better_arm_from_scratch_at_its_end() -> None:

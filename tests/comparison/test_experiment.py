@@ -219,7 +219,7 @@ def test_test_cases_that_the_weights_have_seen_count_in_no_arm(make, encoder, tm
     assert record["excluded_test_cases"] == ["case_17.nii"]
     assert record["starts"]["med3d"]["seen_test_cases"] == ["case_17.nii"]
     assert {arm["n"] for entry in record["results"] for arm in entry["arms"].values()} == {3}
-    assert "counted in no arm: case_17.nii" in caplog.text
+    assert "so counted in no arm: case_17.nii" in caplog.text
     assert "Not counted in any arm, seen in pretraining: case_17.nii" in (tmp_path / "out" / "table.md").read_text()
 
 
@@ -249,6 +249,13 @@ def test_an_evaluation_that_lacks_a_case_is_refused(make, tmp_path) -> None:
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
     with pytest.raises(InputError, match="does not hold each of the 4 test cases once"):
         make(seeds=[0]).run()
+
+
+def test_an_evaluation_may_group_its_cases_otherwise_than_the_data(make, tmp_path) -> None:
+    make(seeds=[0]).run()
+    for path in (tmp_path / "out" / "arms").glob("*/test/cases.csv"):
+        path.write_text(path.read_text().replace("liver", "CT"))
+    assert [entry["domain"] for entry in make(seeds=[0]).run()["results"]] == ["CT"]
 
 
 def test_other_test_cases_than_the_datas_are_refused(make, tmp_path) -> None:

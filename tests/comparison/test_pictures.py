@@ -45,7 +45,7 @@ def save(folder: Path, epochs, case: str = "a.nii") -> ArmResult:
         prediction = np.roll(label, epoch, axis=1)
         arrays = {"image": label.astype(np.float16), "label": label, "prediction": prediction}
         np.savez(folder / "snapshots" / f"epoch_{epoch:04d}.npz", **arrays, aspect=1.5, case=case)
-    return ArmResult({"start": folder.name, "seed": 0}, folder, {}, [], [], {}, (0, ""))
+    return ArmResult({"start": folder.name, "seed": 0}, folder, {}, [], [], {}, {}, (0, ""))
 
 
 def test_overlays_show_the_epochs_that_all_arms_have(tmp_path, monkeypatch) -> None:
