@@ -55,7 +55,8 @@ def find_weights(bundle_root: str | os.PathLike, ckpt_dir: str | os.PathLike | N
     """
     trained = Path(ckpt_dir or Path(bundle_root) / "models") / "model.pt"
     released = Path(bundle_root) / "weights" / "model.pt"
-    for path, kind in ((trained, "trained here"), (released, "released")):
+    came = "trained here" if trained.with_name("training_state.pt").is_file() else "they came with the bundle"
+    for path, kind in ((trained, came), (released, "released")):
         if path.is_file():
             logger.info(f"Weights: '{path}' ({kind}).")
             return path
