@@ -35,7 +35,9 @@ class CropTargetd(MapTransform):
         if box is None:
             return item
         margin = np.ceil(self.margin_mm / axis_spacing(label.affine.numpy())).astype(int)
-        crop = SpatialCrop(roi_start=np.maximum(box[0] - margin, 0), roi_end=np.minimum(box[1] + margin, label.shape[1:]))
+        crop = SpatialCrop(
+            roi_start=np.maximum(box[0] - margin, 0), roi_end=np.minimum(box[1] + margin, label.shape[1:])
+        )
         for key in self.key_iterator(item):
             item[key] = crop(item[key])
         return item
