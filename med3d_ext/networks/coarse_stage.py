@@ -16,6 +16,7 @@ from torch import Tensor
 from med3d_ext.data.fingerprint import weights_domain
 from med3d_ext.errors import InputError
 from med3d_ext.files import read_json
+from med3d_ext.networks.encoder_loading import encoder_of
 from med3d_ext.networks.lits import TwoStageSegmenter
 from med3d_ext.networks.weight_files import read_checkpoint
 from med3d_ext.networks.weight_sources import describe_weights
@@ -73,9 +74,7 @@ class CoarseStage:
         elif path.is_file():
             self._load(path)
         elif path.name != str(path) or path.suffix:
-            raise InputError(
-                f"coarse_weights must be a file, the name of a bundle or null, and '{weights}' is no file."
-            )
+            raise InputError(f"coarse_weights must be a file, a bundle's name or null, and '{weights}' is no file.")
         else:
             self._load_from_bundle(Path(bundle_root).resolve().parent / path)
 
@@ -91,7 +90,7 @@ class CoarseStage:
 
     def _load(self, path: Path) -> None:
         found = read_coarse(path, self.network.coarse.state_dict(), self.hu_window)
-        stride = self.network.coarse.encoder.output_stride
+        stride = encoder_of(self.network.coarse).output_stride
         if found.facts["coarse_output_stride"] != stride:
             raise InputError(
                 f"'{path}' was trained at output stride {found.facts['coarse_output_stride']}, the coarse network has "

@@ -24,8 +24,8 @@ def write_weights(path, network, **facts):
     path.parent.mkdir(parents=True)
     torch.save(network.state_dict(), path)
     classes = {"0": "background", "1": "liver", "2": "tumor"}
-    domain = {"hu_window": WINDOW, "spacing_mean": [2.0, 2.0, 4.0], "spatial_size": [32, 32, 32], "classes": classes, **facts}
-    path.with_name("fingerprint.json").write_text(json.dumps({"domains": {"liver": domain}}))
+    domain = {"hu_window": WINDOW, "spacing_mean": [2.0, 2.0, 4.0], "spatial_size": [32, 32, 32], "classes": classes}
+    path.with_name("fingerprint.json").write_text(json.dumps({"domains": {"liver": {**domain, **facts}}}))
 
 
 @pytest.fixture(scope="module")

@@ -356,7 +356,7 @@ def test_a_mirrored_copy_of_an_image_gives_the_identical_sample(flips):
 
 def crops(**options):
     """Extents (share of the volume) and centers of many crops of a target that fills a tenth of each axis."""
-    transform = RandTargetCropd(["image"], [8, 8, 8], **{**FIXED, **options})
+    transform = RandTargetCropd(["image", "label"], [8, 8, 8], **{**FIXED, **options})
     transform.set_random_state(seed=0)
     box = np.array([[45.0] * 3, [55.0] * 3])
     windows = [transform.draw_window(np.full(3, 100.0), box) for _ in range(2000)]
