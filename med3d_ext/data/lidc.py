@@ -106,7 +106,9 @@ def nodules_folder(src: str | os.PathLike, output: str | os.PathLike, skip_bad: 
     """
     root = Path(src).expanduser()
     ready = any((root / name).is_file() for name in (TABLE, "dataset.json"))
-    return root if ready or not is_lidc(root) else read_lidc(root, output, skip_bad)
+    # Written into the source itself, the table is brought up to date: patients may have come since.
+    ours = (root / SUMMARY).is_file() and root.resolve() == Path(output).expanduser().resolve()
+    return root if (ready and not ours) or not is_lidc(root) else read_lidc(root, output, skip_bad)
 
 
 def _report(problems: Sequence[str], skip_bad: bool) -> None:

@@ -349,6 +349,18 @@ def test_only_a_folder_of_lidc_without_a_table_is_read(tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
+def test_patients_that_came_since_are_taken_in(tmp_path: Path) -> None:
+    src = tmp_path / "src"
+    write_patient(src, Chest())
+    nodules_folder(src, src)
+    write_patient(src, Chest(uid="1.2.4", patient="LIDC-IDRI-0002"))
+    assert nodules_folder(src, tmp_path / "run") == src
+    assert len(rows_of(src)) == 1 and not (tmp_path / "run").exists()
+    nodules_folder(src, src)
+    assert len(rows_of(src)) == 2
+    assert nodules_folder(src, src) == src
+
+
 def test_the_output_may_be_the_source(tmp_path: Path) -> None:
     write_patient(tmp_path / "src", Chest())
     first = prepared(tmp_path / "src", tmp_path / "src")
