@@ -9,7 +9,7 @@ import sys
 import nibabel
 import numpy as np
 import pytest
-from test_geometry import body
+from perfect import body
 
 from med3d_ext.data.dicom_series import single_series
 from med3d_ext.transforms.load import load_volume

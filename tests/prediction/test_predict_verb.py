@@ -12,8 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from conftest import LITS  # tests/prediction/conftest.py
-from perfect import PerfectNetwork, with_network
+from perfect import LITS, PerfectNetwork, with_network
 
 from med3d_ext import cli
 from med3d_ext.handlers.overlay import draw_overlay
