@@ -50,9 +50,19 @@ VERBS = {
     "phantoms": Verb("med3d_ext.data.phantoms_verb:phantoms", "generated patients as a data set to try things on"),
     "check": Verb("med3d_ext.check.verb:check", "what would go wrong in a run, before it begins"),
     "leakage": Verb("med3d_ext.data.leakage:leakage", "which cases of a datalist the weights have seen"),
+    "compare": Verb("med3d_ext.comparison.compare_verb:compare", "scratch against pretrained weights, equal budgets"),
+    "predict": Verb("med3d_ext.prediction.predict_verb:predict", "images to label maps, pictures and volumes"),
     "evaluate": Verb("med3d_ext.metrics.evaluate_verb:evaluate", "predicted label maps against the truth"),
     "weights inspect": Verb("med3d_ext.networks.weights_verbs:inspect", "what a weights file holds"),
+    "weights join": Verb("med3d_ext.networks.join:join", "the two networks of the LiTS cascade to one file"),
     "weights convert": Verb("med3d_ext.networks.weights_verbs:convert", "any known weights file to a flat encoder"),
+    "weights release": Verb("med3d_ext.networks.release:release", "weights as small as they are released"),
+    "zoo pack": Verb("med3d_ext.zoo.pack:pack", "a bundle as a zip archive that runs anywhere"),
+    "zoo index": Verb("med3d_ext.zoo.index:index", "models/model_info.json over a folder of archives"),
+    "zoo publish": Verb(
+        "med3d_ext.zoo.publish:publish", "the folders of a GitHub release and a Hugging Face repository"
+    ),
+    "zoo fetch": Verb("med3d_ext.zoo.fetch:fetch", "a bundle from a folder or an address, checked"),
 }
 
 

@@ -1,15 +1,18 @@
-"""JSON in and out, and files that are either the old one or the new one, whenever the process or the machine stops."""
+"""JSON and tables, and files that are either the old one or the new one, whenever the process or the machine stops."""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from med3d_ext.errors import InputError
+
+FOLDER_NAMED = ("ct", "mri", "lgemri")  # files of TotalSegmentator's and the left-atrium set's folders
 
 
 @contextmanager
@@ -41,6 +44,12 @@ def write_atomically(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         raise
 
 
+def case_name(path: str | os.PathLike) -> str:
+    """What people call the case of an image: its file's name, or its folder's where a layout names all files alike."""
+    path = Path(path)
+    return path.parent.name or path.name if path.name.split(".")[0] in FOLDER_NAMED else path.name
+
+
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
     """Read a JSON object.
 
@@ -62,3 +71,27 @@ def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
     """Write a JSON object atomically."""
     with write_atomically(Path(path), "w") as file:
         file.write(json.dumps(content, indent=1) + "\n")
+
+
+def read_table(path: str | os.PathLike, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """Read a CSV table with a line of column names; each row comes with its line number, cells without outer spaces.
+
+    Raises:
+        InputError: when the file is missing or no text, lacks one of ``columns``, or has no rows.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:  # spreadsheets write a byte order mark
+            table = csv.DictReader(file, restval="")
+            names = [str(name).strip() for name in table.fieldnames or []]
+            table.fieldnames = names
+            rows = [(table.line_num, row) for row in table]
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be read ({error.strerror}); check the path.") from error
+    except (ValueError, csv.Error) as error:
+        raise InputError(f"'{path}' is no table in UTF-8 ({error}); save it as CSV.") from error
+    for column in columns:
+        if column not in names:
+            raise InputError(f"'{path}' has no column '{column}'; its first line must name {', '.join(columns)}.")
+    if not rows:
+        raise InputError(f"'{path}' has no rows; add some below the column names.")
+    return [(line, {name: (row[name] or "").strip() for name in names}) for line, row in rows]

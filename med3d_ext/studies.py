@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
 
+from med3d_ext.arms import Arm, Recipe, run_arm
 from med3d_ext.bundle import run_arguments
 from med3d_ext.data.prepare import PreparedData
 from med3d_ext.data.subsets import choose_domains, nested_share
 from med3d_ext.errors import InputError
-from med3d_ext.files import read_json, write_json
+from med3d_ext.files import write_json
 from med3d_ext.networks import ResNetEncoder
 from med3d_ext.overrides import split_id
-from med3d_ext.study_results import Arm, arm_rows, draw_study, study_record
+from med3d_ext.study_results import arm_rows, draw_study, study_record
 
 logger = logging.getLogger("med3d_ext.studies")
 STUDY = "study"  # the id that makes a config file a study's overlay
@@ -104,12 +101,13 @@ class Study:
         Raises:
             InputError: when an arm fails; the message names its log.
         """
+        recipe = Recipe(f"study '{self.name}'", self.config_files, self.evaluation)
         arms = [self._arm(value, seed) for value in self.values for seed in self.seeds]
         rows: list[dict[str, Any]] = []
         record: dict[str, Any] = {}
         for number, arm in enumerate(arms, start=1):
             logger.info(f"study {self.name}: arm {number} of {len(arms)}, {arm.folder.name}")
-            self._run_arm(arm)
+            run_arm(arm, recipe, self.data)
             rows += arm_rows(arm, self.data)
             record = {
                 **study_record(self.name, self.option, self.values, self.seeds, self.data),
@@ -133,58 +131,11 @@ class Study:
             "seed": seed,
             self.option: value,
         }
-        return Arm(value, seed, folder, {**self.overrides, **self.settings, **own})
-
-    def _run_arm(self, arm: Arm) -> None:
-        mark = {"arguments": arm.arguments, "config": _digest(self.config_files), "data": _data_digest(self.data)}
-        mark = json.loads(json.dumps(mark))  # as it will be read again
-        before = read_json(arm.mark) if arm.mark.is_file() else None
-        if before == mark and arm.summary.is_file():
-            logger.info(f"{arm.folder.name} is finished")
-            return
-        arm.summary.unlink(missing_ok=True)
-        if before is not None and before != mark:
-            logger.warning(f"{arm.folder.name} was run with other settings or data: training it anew")
-            arm.state.unlink(missing_ok=True)
-        write_json(arm.mark, mark)
-        if not self._is_trained(arm):
-            self._step(arm, "train", self.config_files)
-        self._step(arm, "evaluate", [*self.config_files, self.evaluation])
-
-    @staticmethod
-    def _is_trained(arm: Arm) -> bool:
-        # A training that has ended is not continued but started anew: an evaluation that was cut off must not cost it.
-        return arm.state.is_file() and arm.run.is_file() and read_json(arm.run).get("status") == "completed"
-
-    def _step(self, arm: Arm, step: str, files: Sequence[str]) -> None:
-        log = arm.folder / f"{step}.log"
-        code = run_bundle({"config_file": list(files), **arm.arguments}, log)
-        if code != 0:
-            raise InputError(
-                f"study '{self.name}' stopped: {step} of {arm.folder.name} failed ({_last_line(log)}); see '{log}', "
-                "then type the same command again."
-            )
+        return Arm(folder, {**self.overrides, **self.settings, **own}, {"value": value, "seed": seed})
 
     def _public_settings(self) -> dict[str, Any]:
         private = {"dataset_dir", "output_dir", "ckpt_dir", "seed", self.option}
         return {key: value for key, value in {**self.overrides, **self.settings}.items() if key not in private}
-
-
-def run_bundle(arguments: Mapping[str, Any], log: Path) -> int:
-    """``python -m monai.bundle run`` in a process of its own.
-
-    Args:
-        arguments: all arguments; they stand beside the log in ``<log's name>.json``, which repeats the command.
-        log: where its output goes, replaced.
-
-    Returns:
-        its exit code.
-    """
-    file = log.with_suffix(".json")
-    write_json(file, dict(arguments))
-    command = [sys.executable, "-m", "monai.bundle", "run", "--args_file", str(file)]
-    with open(log, "wb") as output:
-        return subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
 
 
 def _base_files(files: Sequence[str]) -> tuple[list[str], set[str]]:
@@ -217,18 +168,3 @@ _CHECKS: dict[str, Callable[[Any, PreparedData], Any]] = {
     "domains": lambda value, data: choose_domains(data.fingerprint["domains"], value),
     "network_name": _check_network,
 }
-
-
-def _digest(files: Sequence[str]) -> str:
-    """Of the configs' content: an edited config makes other arms."""
-    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()[:16]
-
-
-def _data_digest(data: PreparedData) -> str:
-    cases = [(split, item["domain"], item["sha256"]) for split in ("validation", "test") for item in data.items(split)]
-    return hashlib.sha256(f"{data.identity} {sorted(cases)}".encode()).hexdigest()[:16]
-
-
-def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1].rstrip(".") if lines else "no output"

@@ -5,51 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from med3d_ext.arms import Arm
 from med3d_ext.data.prepare import PreparedData
 from med3d_ext.errors import InputError
 from med3d_ext.files import read_json, write_atomically
 from med3d_ext.provenance import command_line, git_state, versions
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One value of a study with one seed.
-
-    Args:
-        value: the option's value.
-        seed: seed of the training.
-        folder: where the arm is written.
-        arguments: the overrides of its training and of its evaluation.
-    """
-
-    value: Any
-    seed: int
-    folder: Path
-    arguments: dict[str, Any]
-
-    @property
-    def mark(self) -> Path:
-        """What the arm was begun with."""
-        return self.folder / "arm.json"
-
-    @property
-    def state(self) -> Path:
-        """What its training continues from."""
-        return self.folder / "models" / "training_state.pt"
-
-    @property
-    def run(self) -> Path:
-        """The record of its training."""
-        return self.folder / "run.json"
-
-    @property
-    def summary(self) -> Path:
-        """The figures of its evaluation."""
-        return self.folder / "test" / "summary.json"
 
 
 def study_record(
@@ -77,7 +40,8 @@ def arm_rows(arm: Arm, data: PreparedData) -> list[dict[str, Any]]:
     Raises:
         InputError: when the arm was not evaluated on the study's test cases.
     """
-    _check_test_cases(arm, data)
+    check_split(arm, data)
+    _check_evaluated(arm, data)
     run, card = read_json(arm.run), read_json(arm.folder / "models" / "card.json")
     facts = {
         "epochs": run["epochs"],
@@ -90,7 +54,7 @@ def arm_rows(arm: Arm, data: PreparedData) -> list[dict[str, Any]]:
         figures = {name: {key: each[key] for key in ("n", "mean", "interval_95")} for name, each in metrics.items()}
         cases = sum(case["domain"] == domain for case in card["cases"]["training"])
         organ = data.fingerprint["domains"][domain].get("organ", domain)
-        place = {"value": arm.value, "seed": arm.seed, "domain": domain, "organ": organ}
+        place = {**arm.facts, "domain": domain, "organ": organ}
         rows.append({**place, "training_cases": cases, **figures, **facts})
     return rows
 
@@ -111,17 +75,30 @@ def identity(hashes: Sequence[str]) -> str:
     return hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest()[:16]
 
 
-def _check_test_cases(arm: Arm, data: PreparedData) -> None:
-    """Each domain of an arm has the study's test cases, and all of them were evaluated."""
+def check_split(arm: Arm, data: PreparedData) -> None:
+    """Each domain of an arm has the test cases of the experiment.
+
+    Raises:
+        InputError: when they are others.
+    """
     wanted = test_cases(data)
     path = arm.folder / "models" / "fingerprint.json"
-    evaluated = read_json(arm.summary)["domains"]
     for name, domain in read_json(path)["domains"].items():
         found = [case["sha256"] for case in domain["cases"] if case["split"] == "test"]
         if sorted(found) != sorted(wanted.get(name, [])):
-            raise InputError(f"'{path}' has other test cases of {name} than the study; remove '{arm.folder}'.")
+            raise InputError(
+                f"'{path}' has other test cases of {name} than the experiment's data; remove '{arm.folder}'."
+            )
+
+
+def _check_evaluated(arm: Arm, data: PreparedData) -> None:
+    """All test cases of each domain of an arm were evaluated."""
+    wanted = test_cases(data)
+    evaluated = read_json(arm.summary)["domains"]
+    for name in read_json(arm.folder / "models" / "fingerprint.json")["domains"]:
+        expected = len(wanted.get(name, []))
         counts = [each["n"] + each["undefined"] for each in evaluated.get(name, {}).values()]
-        if any(count != len(found) for count in counts) or bool(counts) != bool(found):
+        if any(count != expected for count in counts) or bool(counts) != bool(expected):
             raise InputError(f"'{arm.summary}' lacks test cases of {name}; remove it and run the study again.")
 
 

@@ -89,6 +89,36 @@ def liver_folder(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+def nodule_cube(seed: int, radius: float, edge: int = 14) -> tuple[np.ndarray, np.ndarray]:
+    """A ball in lung: HU as int16 and its mask as uint8."""
+    grid = np.stack(np.meshgrid(*[np.arange(edge) - (edge - 1) / 2] * 3, indexing="ij"), axis=-1)
+    mask = (np.linalg.norm(grid, axis=-1) < radius).astype(np.uint8)
+    image = np.where(mask > 0, 40, -850) + np.random.default_rng(seed).normal(0, 20, mask.shape)
+    return image.round().astype(np.int16), mask
+
+
+@pytest.fixture
+def nodule_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a small folder of rated nodules: ``make(name, ratings, scans)``; malignant ones are larger by a little."""
+
+    def make(
+        name: str = "nodules",
+        ratings: tuple[str | int, ...] = (1, 5, 2, 4, 3, 5, 1, 4, 2, 5, 3, 4),
+        scans: tuple[int, ...] | None = None,
+    ) -> Path:
+        root = tmp_path / name
+        rows = ["nodule,scan,malignancy"]
+        for number, rating in enumerate(ratings):
+            image, mask = nodule_cube(number, radius=2.5 + 0.1 * number + (str(rating) > "3"))
+            save_nifti(root / "images" / f"n{number}.nii.gz", image)
+            save_nifti(root / "masks" / f"n{number}.nii.gz", mask)
+            rows.append(f"n{number},{number if scans is None else scans[number]},{rating}")
+        (root / "nodules.csv").write_text("\n".join(rows) + "\n")
+        return root
+
+    return make
+
+
 @pytest.fixture
 def real_data() -> Path:
     """Folder of real volumes: ``$MED3D_DATA``, else ``../shared/data`` beside the repository; skips without it."""

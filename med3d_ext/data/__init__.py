@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 from med3d_ext.data.batches import GridBatchSampler
-from med3d_ext.data.branches import branch_classes
+from med3d_ext.data.branches import branch_classes, class_count
 from med3d_ext.data.dataset import SeededDataset
-from med3d_ext.data.fingerprint import weights_domain, weights_domains
+from med3d_ext.data.fingerprint import target_spacing, weights_domain, weights_domains
+from med3d_ext.data.nodules_to_classify import NodulesToClassify
 from med3d_ext.data.prepare import PreparedData, images_to_segment
 from med3d_ext.data.sampler import BalancedSampler
 
 __all__ = [
     "BalancedSampler",
     "GridBatchSampler",
+    "NodulesToClassify",
     "PreparedData",
     "SeededDataset",
     "branch_classes",
+    "class_count",
     "images_to_segment",
+    "target_spacing",
     "weights_domain",
     "weights_domains",
 ]

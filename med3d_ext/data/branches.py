@@ -28,8 +28,23 @@ def branch_classes(bundle_root: str, ckpt_dir: str | None = None) -> dict[str, i
         bundle_root: the bundle's folder.
         ckpt_dir: where its training writes. Defaults to None: ``models`` in the bundle.
     """
+    return _classes_of_weights(bundle_root, ckpt_dir) or dict(DECATHLON_CLASSES)
+
+
+def class_count(bundle_root: str, ckpt_dir: str | None = None, default: int = 2) -> int:
+    """Number of classes of the weights that the inference of a one-domain bundle takes.
+
+    Args:
+        bundle_root: the bundle's folder.
+        ckpt_dir: where its training writes. Defaults to None: ``models`` in the bundle.
+        default: what a network without weights is built with. Defaults to 2.
+    """
+    return next(iter(_classes_of_weights(bundle_root, ckpt_dir).values()), default)
+
+
+def _classes_of_weights(bundle_root: str, ckpt_dir: str | None) -> dict[str, int]:
     for folder in (Path(ckpt_dir or Path(bundle_root) / "models"), Path(bundle_root) / "weights"):
         path = folder / "fingerprint.json"
         if (folder / "model.pt").is_file() and path.is_file():
             return {name: len(domain["classes"]) for name, domain in read_json(path)["domains"].items()}
-    return dict(DECATHLON_CLASSES)
+    return {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from med3d_ext.errors import InputError
 from med3d_ext.files import read_json
 
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 _LINK_BYTES = 1024  # a link that was checked out as text is one short line; no image is this small
 
 
@@ -106,8 +107,17 @@ def existing_file(path: Path, listed_in: Path | None = None) -> Path:
     return path
 
 
-def list_images(folder: str | os.PathLike, suffixes: Sequence[str] = (".nii", ".nii.gz")) -> list[dict[str, str]]:
-    """The images of a folder for inference: the file itself, a Decathlon folder's ``imagesTs``, else all its images.
+def list_images(folder: str | os.PathLike, argument: str = "dataset_dir") -> list[dict[str, str]]:
+    """The images of a folder for inference, as items: a file each, or the folder of a DICOM series.
+
+    A file is itself. Of a Decathlon folder it is the content of ``imagesTs``, else of ``imagesTr``; of a folder of
+    nodules that of ``images``. Of any other folder it is its image files and every folder in it, itself included, that
+    holds DICOM files. Nothing but names and first bytes is read: a damaged file is refused when it is loaded, and the
+    others are not.
+
+    Args:
+        folder: the folder, or a file.
+        argument: what the message calls it.
 
     Raises:
         InputError: when nothing is there.
@@ -116,11 +126,37 @@ def list_images(folder: str | os.PathLike, suffixes: Sequence[str] = (".nii", ".
     if root.is_file():
         return [{"image": str(existing_file(root))}]
     if not root.is_dir():
-        raise InputError(f"dataset_dir '{folder}' does not exist; give a folder of images or one image.")
-    places = [root / "imagesTs", root / "imagesTr", root]
-    for place in places:
-        files = sorted(path for path in place.glob("*") if path.name.endswith(tuple(suffixes)))
-        files = [path for path in files if not path.name.startswith("._")]
-        if files:
-            return [{"image": str(existing_file(path))} for path in files]
-    raise InputError(f"dataset_dir '{folder}' holds no image ({', '.join(suffixes)}); give a folder of images.")
+        raise InputError(f"{argument} '{folder}' does not exist; give a folder of images or one image.")
+    for place in (root / "imagesTs", root / "imagesTr", root / "images"):
+        if files := _image_files(place):
+            return [{"image": path} for path in files]
+    images = [*_image_files(root), *map(str, dicom_folders(root))]
+    if not images:
+        kinds = ", ".join(IMAGE_SUFFIXES)
+        raise InputError(f"{argument} '{folder}' holds no image ({kinds} or DICOM); give a folder of images.")
+    return [{"image": image} for image in images]
+
+
+def _image_files(folder: Path) -> list[str]:
+    paths = sorted(path for path in folder.glob("*") if path.name.endswith(IMAGE_SUFFIXES))
+    # A link to nothing is for the reader to refuse, by its name.
+    return [str(existing_file(path) if path.is_file() else path) for path in paths if not path.name.startswith(".")]
+
+
+def dicom_folders(root: Path) -> list[Path]:
+    """``root`` and the folders in it, of any depth, in which DICOM files lie."""
+    return sorted(
+        Path(folder)
+        for folder, _, names in os.walk(root)
+        if any(_is_dicom(Path(folder, name)) for name in sorted(names) if name != "DICOMDIR")
+    )
+
+
+def _is_dicom(path: Path) -> bool:
+    if path.name.startswith(".") or path.name.endswith(IMAGE_SUFFIXES) or not path.is_file():
+        return False
+    if path.suffix.lower() == ".dcm":
+        return True
+    with suppress(OSError), open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+    return False

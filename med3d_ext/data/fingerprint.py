@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
+import torch
 from monai.data import NibabelReader
 
 from med3d_ext.errors import InputError
@@ -23,6 +24,7 @@ from med3d_ext.transforms.load import LoadVolumed, stated_spacing, usable_spacin
 from med3d_ext.transforms.sampling import target_box
 
 PERCENTILES = (0.5, 50.0, 99.5)
+NO_LABEL_MAP: dict[str, Any] = {"label_sha256": None, "labels": {}, "target_box": None}
 
 
 def read_header(path: str | os.PathLike) -> dict[str, Any]:
@@ -48,20 +50,23 @@ def read_header(path: str | os.PathLike) -> dict[str, Any]:
     }
 
 
+def label_map(case: dict[str, Any]) -> str | None:
+    """The file of a case's label map: its label, or where that is a class its ``mask``; None where there is none."""
+    return case["label"] if isinstance(case["label"], str) else case.get("mask")
+
+
 def read_voxels(case: dict[str, Any], channel: int | None, spacing: list[float], foreground: bool) -> dict[str, Any]:
     """Hashes, intensities (of the file's scaled values) and label voxel counts of one case.
 
     Raises:
         InputError: for every fault that :class:`med3d_ext.transforms.load.LoadVolumed` refuses.
     """
-    load = LoadVolumed(channel=channel, default_spacing=spacing, require_foreground=foreground)
-    item = load({"image": case["image"], "label": case["label"]})
+    path = label_map(case)
+    load = LoadVolumed(("image", "label") if path else "image", channel, spacing, foreground)
+    item = load({"image": case["image"], "label": path})
     voxels = item["image"].numpy()
-    values, counts = np.unique(item["label"].numpy().astype(np.int64), return_counts=True)
-    box = target_box(item["label"])
     return {
         "sha256": sha256(case["image"]),
-        "label_sha256": sha256(case["label"]),
         "intensity": {
             "minimum": float(voxels.min()),
             "maximum": float(voxels.max()),
@@ -69,6 +74,15 @@ def read_voxels(case: dict[str, Any], channel: int | None, spacing: list[float],
             "standard_deviation": round(float(voxels.std(dtype=np.float64)), 4),
             "percentiles": {str(q): round(float(v), 4) for q, v in zip(PERCENTILES, _percentiles(voxels))},
         },
+        **(_label_facts(item["label"], path) if path else NO_LABEL_MAP),
+    }
+
+
+def _label_facts(label: torch.Tensor, path: str) -> dict[str, Any]:
+    values, counts = np.unique(label.numpy().astype(np.int64), return_counts=True)
+    box = target_box(label)
+    return {
+        "label_sha256": sha256(path),
         "labels": {str(value): int(count) for value, count in zip(values, counts)},
         "target_box": None if box is None else [list(map(int, corner)) for corner in box],
     }
@@ -126,13 +140,14 @@ def scan_cases(
         progress: called with one line as the pass goes on.
         workers: volumes read at once; each needs about five times its float32 size.
     """
-    cached = {(old["image"], old["label"]): old for old in known}
+    cached = {(old["image"], label_map(old)): old for old in known}
     todo = []
     for case in cases:
-        case["stamp"] = [_stamp(case["image"]), _stamp(case["label"])]
-        old = cached.get((case["image"], case["label"]))
+        files = (case["image"], label_map(case))
+        case["stamp"] = [_stamp(path) for path in files if path is not None]
+        old = cached.get(files)
         if old is not None and old.get("stamp") == case["stamp"] and "sha256" in old:
-            case.update({key: old[key] for key in ("sha256", "label_sha256", "intensity", "labels", "target_box")})
+            case.update({key: old[key] for key in ("sha256", "intensity", *NO_LABEL_MAP)})
         else:
             todo.append(case)
     with ThreadPoolExecutor(workers) as pool:
@@ -192,3 +207,25 @@ def weights_domain(weights: str | os.PathLike, name: str | None = None) -> dict[
     if name is not None and name not in domains:
         raise InputError(f"'{weights}' has no branch '{name}'; choose one of {', '.join(domains)}.")
     return next(iter(domains.values())) if name is None else domains[name]
+
+
+def target_spacing(domain: dict[str, Any], spatial_size: Sequence[int], margin_mm: float) -> list[float]:
+    """Spacing (mm, RAS order) of a grid of ``spatial_size`` voxels over a typical target and its margin.
+
+    Args:
+        domain: a domain's facts, its cases with the box of their target.
+        spatial_size: size of the grid.
+        margin_mm: margin on each side (mm).
+
+    Returns:
+        the median over the cases that are not test; the mean spacing of the images where no case states a box.
+    """
+    extents = []
+    for case in domain.get("cases", []):
+        if case.get("target_box") and case["split"] != "test":
+            size = np.subtract(*case["target_box"][::-1]) * case["spacing"]
+            axes = ["RLAPSI".index(letter) // 2 for letter in case["orientation"] or "RAS"]
+            extents.append(size[np.argsort(axes)])
+    if not extents:
+        return list(domain["spacing_mean"])
+    return ((np.median(extents, axis=0) + 2 * margin_mm) / np.asarray(spatial_size)).tolist()

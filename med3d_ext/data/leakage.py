@@ -93,3 +93,29 @@ def leakage(card: str, datalist: str) -> str:
         print("\n".join(lines))
         raise SystemExit(1)
     return "\n".join(lines)
+
+
+def unseen(items: list[dict[str, Any]], weights: str | os.PathLike, split: str = "test") -> list[dict[str, Any]]:
+    """The items of an evaluation, refused where the weights have seen one of them.
+
+    Another ``--seed``, ``--folds`` or ``--fold`` than that of the training would test on cases that it trained on.
+
+    Args:
+        items: dataset items with ``sha256``.
+        weights: the weights' file; the card beside it tells what they have seen. Without a card nothing is checked.
+        split: what is evaluated; only "test" is checked.
+
+    Raises:
+        InputError: the weights have seen a test case.
+    """
+    card = Path(weights).with_name("card.json")
+    if split != "test" or not card.is_file():
+        return items
+    seen = seen_cases(card)
+    leaks = [item for item in items if item.get("sha256") in seen]
+    if leaks:
+        raise InputError(
+            f"{len(leaks)} of {len(items)} test cases were seen in the training of '{weights}', "
+            f"'{os.path.basename(leaks[0]['image'])}' among them; give the seed, folds and fold of that training."
+        )
+    return items

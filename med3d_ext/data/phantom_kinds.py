@@ -191,5 +191,5 @@ KINDS: dict[str, tuple[Callable[[Path, int, int], None], int]] = {
     "lits": (write_lits, 12),
     "3dseg8": (write_3dseg8, 6),
     "lung": (write_lung, 12),
-    "nodules": (write_nodules, 40),
+    "nodules": (write_nodules, 160),
 }

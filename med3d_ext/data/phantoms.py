@@ -31,7 +31,7 @@ def phantom_dataset(
             "nodules" (cubes of 1 mm around a nodule with a malignancy of 1 to 5).
         folder: where to write: new, empty, or written by the same call before. Defaults to
             ``$MED3D_CACHE/phantoms/...``, where ``MED3D_CACHE`` defaults to ``~/.cache/med3d_ext``.
-        cases: number of cases, for "3dseg8" in each domain. Defaults to 12, 6, 12 and 40 in the order of the kinds.
+        cases: number of cases, for "3dseg8" in each domain. Defaults to 12, 6, 12 and 160 in the order of the kinds.
         seed: the same seed gives the same voxels, and case number i is the same whatever the number of cases.
 
     Returns:

@@ -15,7 +15,17 @@ from med3d_ext.data.datalists import list_images, read_source
 from med3d_ext.data.fingerprint import sha256, summarize
 from med3d_ext.data.phantoms import phantom_dataset
 from med3d_ext.data.prepare_3dseg8 import prepare_3dseg8
-from med3d_ext.data.prepared_files import DATALIST, FINGERPRINT, fingerprint_domain, known_cases, write_prepared
+from med3d_ext.data.prepare_lung import prepare_lung
+from med3d_ext.data.prepare_nodules import prepare_nodules
+from med3d_ext.data.prepared_files import (
+    DATALIST,
+    FINGERPRINT,
+    change_paths,
+    fingerprint_domain,
+    known_cases,
+    prepared_with,
+    write_prepared,
+)
 from med3d_ext.data.splits import split_cases
 from med3d_ext.data.subsets import choose_domains, nested_share
 from med3d_ext.errors import InputError
@@ -51,15 +61,22 @@ def prepare_lits(
     return Path(output)
 
 
-PREPARE: dict[str, Callable[..., Path]] = {"3dseg8": prepare_3dseg8, "lits": prepare_lits}
+PREPARE: dict[str, Callable[..., Path]] = {
+    "3dseg8": prepare_3dseg8,
+    "lits": prepare_lits,
+    "lung": prepare_lung,
+    "nodules": prepare_nodules,
+    "lidc": prepare_nodules,
+}
 
 
 class PreparedData:
     """The data of a run: prepared if need be, by one process while others wait, then read from its two JSON files.
 
     Args:
-        kind: what to prepare: "3dseg8" or "lits".
-        dataset_dir: the source folder, or a folder that ``prepare`` has written. None means generated phantoms.
+        kind: what to prepare: "3dseg8", "lits", "lung" or "nodules".
+        dataset_dir: the source folder, or a folder that ``prepare`` has written, which is prepared again for this run
+            where it states other ``options``. None means generated phantoms.
         output_dir: the run's folder; preparation goes to ``prepared/`` in it, never into the data.
         seed: seed of the split.
         options: further arguments of the kind's preparation.
@@ -96,18 +113,23 @@ class PreparedData:
             )
         source = Path(dataset_dir).expanduser()
         self.folder = source
-        if self.served is None and not (source / DATALIST).is_file():
+        ready = self.served is not None or (source / DATALIST).is_file() and prepared_with(source, options or {})
+        if not ready:
             self.folder = Path(output_dir) / "prepared" / source.resolve().name
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(str(self.folder / ".lock")):
                 PREPARE[kind](source, self.folder, seed, **(options or {}))
         self.fingerprint = read_json(self.folder / FINGERPRINT)
         every = self.fingerprint["domains"]
+        if self.served is None:
+            _check_options(self.folder, every, options or {})
         self.fingerprint["domains"] = {name: every[name] for name in choose_domains(every, domains)}
         self.seed, self.share = seed, share
 
     def items(self, split: str) -> list[dict[str, Any]]:
         """The cases of a split as dataset items: absolute ``image`` and ``label``, ``domain`` and ``sha256``.
+
+        The label of a classification is its class, an integer, and its ``mask`` is a file.
 
         Of the training cases it is the chosen share.
         """
@@ -116,7 +138,7 @@ class PreparedData:
         if split == "training":
             items = nested_share(items, self.share, self.seed)
         root = self.folder.resolve()
-        return [{**item, **{key: str((root / item[key]).resolve()) for key in ("image", "label")}} for item in items]
+        return [{**item, **change_paths(item, lambda path: str((root / path).resolve()))} for item in items]
 
     @property
     def training(self) -> list[dict[str, Any]]:
@@ -184,10 +206,30 @@ def _item_digest(item: dict[str, Any]) -> str:
     return sha256(item["image"]) + sha256(item["label"])
 
 
+def _check_options(folder: Path, domains: dict[str, dict[str, Any]], options: dict[str, Any]) -> None:
+    """A folder that was prepared by hand keeps its facts: options that say otherwise would do nothing.
+
+    Raises:
+        InputError: an option differs from what the folder was prepared with.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if "folds" not in given:
+        given.pop("fold", None)  # a fold of nothing
+    for domain in domains.values():
+        for name, value in given.items():
+            if name in domain and domain[name] != (list(value) if isinstance(value, tuple) else value):
+                raise InputError(
+                    f"'{folder}' was prepared with {name} {domain[name]}, the run asks for {value}; give the source "
+                    "folder, or prepare it again."
+                )
+
+
 def images_to_segment(dataset_dir: str | None, kind: str) -> list[dict[str, str]]:
     """The images of an inference run: those of a folder, or the phantoms' where none is given."""
     if dataset_dir is not None:
         return list_images(dataset_dir)
     folder = phantom_dataset(kind)
+    # Of several domains the first, whose branch answers by default.
+    folder = next((path.parent for path in sorted(folder.glob("*/dataset.json"))), folder)
     logger.warning(f"no --dataset_dir given: segmenting the generated phantoms in {folder}")
     return list_images(folder)

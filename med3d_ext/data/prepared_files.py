@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from med3d_ext.files import read_json, write_json
 
 logger = logging.getLogger("med3d_ext.prepare")
 DATALIST, FINGERPRINT = "datalist.json", "fingerprint.json"
+FILES = ("image", "label", "mask")  # of a case; the label of a classification is a number, and its mask may lack
 
 
 def fingerprint_domain(
@@ -63,6 +64,8 @@ def _check_channels(source: Source, headers: list[dict[str, Any]], channel: int 
 
 def _check_label_values(source: Source, cases: list[dict[str, Any]]) -> None:
     for case in cases:
+        if not isinstance(case["label"], str):
+            continue
         unknown = sorted(set(map(int, case["labels"])) - set(source.classes))
         if unknown:
             classes = sorted(source.classes)
@@ -79,22 +82,51 @@ def known_cases(output: str | os.PathLike, channel: int | None = None) -> list[d
     return [case for domain in domains if domain.get("channel") == channel for case in domain["cases"]]
 
 
-def write_prepared(domains: Mapping[str, dict[str, Any]], src: Path, output: Path, seed: int) -> None:
-    """Write ``fingerprint.json`` and, in the Decathlon's format, ``datalist.json``; each atomically."""
+def change_paths(case: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """The files of a case with ``change`` applied to each path, and its label where that is a class."""
+    given = {key: case[key] for key in FILES if case.get(key) is not None}
+    return {key: change(value) if isinstance(value, str) else value for key, value in given.items()}
+
+
+def write_prepared(
+    domains: Mapping[str, dict[str, Any]], src: Path, output: Path, seed: int, remarks: str = ""
+) -> None:
+    """Write ``fingerprint.json`` and, in the Decathlon's format, ``datalist.json``; each atomically.
+
+    What lies in ``output`` is listed relative to it, so that the folder can be moved.
+
+    Args:
+        domains: facts by domain, the cases with their split among them.
+        src: the source folder.
+        output: the folder to write into.
+        seed: seed of the split.
+        remarks: what else the summary line tells, such as the number of skipped cases.
+    """
     inside = output.resolve() == src.resolve()
     lists: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     for name, domain in domains.items():
+        stated = ["modality"] if all("modality" in case for case in domain["cases"]) else []  # a batch needs equal keys
         for case in domain["cases"]:
-            files = {key: _portable(case[key], src.resolve()) if inside else case[key] for key in ("image", "label")}
+            files = change_paths(case, lambda path: _portable(path, output.resolve(), inside))
             channel = {"channel": domain["channel"]} if "channel" in domain else {}
-            lists[case["split"]].append({**files, "domain": name, **channel, "sha256": case["sha256"]})
+            facts = {key: case[key] for key in (*stated, "sha256")}
+            lists[case["split"]].append({**files, "domain": name, **channel, **facts})
     first = next(iter(domains.values()))
     labels = first["classes"] if len(domains) == 1 else {name: domain["classes"] for name, domain in domains.items()}
     write_json(output / FINGERPRINT, {"seed": seed, "domains": dict(domains)})
     write_json(output / DATALIST, {"name": src.resolve().name, "labels": labels, **lists})
-    counts = ", ".join(f"{len(cases)} {split}" for split, cases in lists.items())
+    counts = ", ".join(f"{len(cases)} {split}" for split, cases in lists.items()) + remarks
     logger.info(f"prepared {src}: {counts}; datalist and fingerprint are in {output}")
 
 
-def _portable(path: str, root: Path) -> str:
-    return f"./{os.path.relpath(path, root)}"
+def _portable(path: str, root: Path, inside: bool) -> str:
+    return f"./{os.path.relpath(path, root)}" if inside or Path(path).is_relative_to(root) else path
+
+
+def prepared_with(folder: Path, options: Mapping[str, Any]) -> bool:
+    """Whether a prepared folder was made with these options; None asks for nothing, and old folders state none."""
+    wanted = {key: value for key, value in options.items() if value is not None}
+    if "folds" not in wanted:
+        wanted.pop("fold", None)  # means nothing alone
+    stated = [domain.get("options", {}) for domain in read_json(folder / FINGERPRINT).get("domains", {}).values()]
+    return all(facts.get(key, value) == value for facts in stated for key, value in wanted.items())

@@ -15,7 +15,8 @@ from ignite.engine import Events
 import med3d_ext
 from med3d_ext.data.fingerprint import sha256
 from med3d_ext.data.prepare import PreparedData
-from med3d_ext.files import write_json
+from med3d_ext.data.prepared_files import change_paths
+from med3d_ext.files import case_name, write_json
 from med3d_ext.transforms.sampling import size_of
 
 
@@ -34,6 +35,8 @@ class WeightsCard:
         spatial_size: the grid that the network is trained on, or a table from domain to grid.
         seed: the run's seed.
         evaluator: its metrics are the card's figures.
+        facts: what else inference must know, written into every domain of the fingerprint. Defaults to nothing.
+        seen: further cases that the weights have seen, a list for each name. Defaults to none.
     """
 
     def __init__(
@@ -46,6 +49,8 @@ class WeightsCard:
         spatial_size: Sequence[int] | Mapping[str, Sequence[int]],
         seed: int = 0,
         evaluator: Any = None,
+        facts: Mapping[str, Any] | None = None,
+        seen: Mapping[str, list[dict[str, Any]]] | None = None,
     ) -> None:
         self.ckpt_dir = Path(ckpt_dir)
         self.data = data
@@ -53,6 +58,7 @@ class WeightsCard:
         self.facts = {"network": network_name, "init": os.path.basename(init), "seed": seed}
         self.spatial_size = spatial_size
         self.evaluator = evaluator
+        self.domain_facts, self.seen = dict(facts or {}), dict(seen or {})
 
     def attach(self, engine: Any) -> None:
         """Register with the trainer, after the handlers that validate and save."""
@@ -66,7 +72,7 @@ class WeightsCard:
         for name, domain in self.data.fingerprint["domains"].items():
             cases = [public_case(case) for case in domain["cases"]]
             size = size_of(self.spatial_size, {"domain": name})
-            domains[name] = {**domain, "spatial_size": size, "cases": cases}
+            domains[name] = {**domain, **self.domain_facts, "spatial_size": size, "cases": cases}
         write_json(self.ckpt_dir / "fingerprint.json", {"domains": domains})
 
     def write_card(self, engine: Any) -> None:
@@ -86,20 +92,27 @@ class WeightsCard:
                 "cases": {
                     "training": self._trained_on,
                     "validation": self._chosen_by,
+                    **self.seen,
                 },
             },
         )
 
     @cached_property
     def _trained_on(self) -> list[dict[str, Any]]:
-        return each_once([*self.data.seen.get("training", []), *map(named_hash, self.dataset.data)])
+        return self._with_earlier("training", self.dataset.data)
 
     @cached_property
     def _chosen_by(self) -> list[dict[str, Any]]:
         items = self.data.items("validation")
         if self.data.served is not None and self.evaluator is not None:
             items = self.evaluator.data_loader.dataset.data  # the server's
-        return each_once([*self.data.seen.get("validation", []), *map(named_hash, items)])
+        return self._with_earlier("validation", items)
+
+    def _with_earlier(self, split: str, items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The items after the cases that the weights have seen before, in a labelling server."""
+        cases = [named_hash(item) for item in items]
+        hashes = {case["sha256"] for case in cases}
+        return [*(case for case in self.data.seen.get(split, []) if case["sha256"] not in hashes), *cases]
 
     def _best(self) -> dict[str, Any] | None:
         state: Any = None if self.evaluator is None else self.evaluator.state
@@ -111,15 +124,10 @@ class WeightsCard:
 def public_case(case: dict[str, Any]) -> dict[str, Any]:
     """A fingerprint's case without what belongs to one machine."""
     kept = {key: value for key, value in case.items() if key != "stamp"}
-    return {**kept, "image": os.path.basename(case["image"]), "label": os.path.basename(case["label"])}
+    return {**kept, **change_paths(case, os.path.basename), "image": case_name(case["image"])}
 
 
 def named_hash(item: dict[str, Any]) -> dict[str, Any]:
     """File name, domain and SHA-256 of a dataset item; a labelling server sends no digest."""
     digest = item.get("sha256") or sha256(item["image"])
-    return {"image": os.path.basename(item["image"]), "domain": item.get("domain"), "sha256": digest}
-
-
-def each_once(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The cases without those whose image came before in the same domain."""
-    return list({(case["sha256"], case["domain"]): case for case in cases}.values())
+    return {"image": case_name(item["image"]), "domain": item.get("domain"), "sha256": digest}

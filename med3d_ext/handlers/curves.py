@@ -19,7 +19,7 @@ _POINTS = 2000  # of the iterations' curve: more than the picture has columns
 
 
 class Curves:
-    """Append to ``loss.csv`` and ``history.csv`` and redraw ``loss.png`` and ``dice.png``.
+    """Append to ``loss.csv`` and ``history.csv`` and redraw ``loss.png`` and ``dice.png`` (or ``<picture>.png``).
 
     ``loss.csv`` has a row per iteration; ``history.csv`` one per epoch: mean loss, learning rate, the trainer's own
     metrics and, where the epoch was validated, the evaluator's. A metric of several values, such as one per
@@ -29,9 +29,10 @@ class Curves:
     Args:
         output_dir: folder of the four files, made where missing.
         evaluator: the engine that validates. Defaults to none.
-        metrics: names of the metrics in ``dice.png``. Defaults to none: all with "dice" in their name, or the key
+        metrics: names of the metrics in the second picture. Defaults to none: all with "dice" in their name, or the key
             metric where there is none.
         redraw_seconds: least time between two drawings during training. Defaults to 10.
+        picture: name of the second picture without its suffix. Defaults to "dice".
     """
 
     def __init__(
@@ -40,11 +41,13 @@ class Curves:
         evaluator: Any = None,
         metrics: Sequence[str] | None = None,
         redraw_seconds: float = 10.0,
+        picture: str = "dice",
     ) -> None:
         self.folder = Path(output_dir)
         self.evaluator = evaluator
         self.metrics = metrics
         self.redraw_seconds = redraw_seconds
+        self.picture = picture
         self._iterations: list[Row] = []
         self._epochs: list[Row] = []
         self._started = False
@@ -114,7 +117,7 @@ class Curves:
         _draw(self.folder / "loss.png", "loss", {"each iteration": points, **losses})
         scores = {name: self._column(name) for name in self._names() if self._is_score(name)}
         if any(scores.values()):
-            _draw(self.folder / "dice.png", "Dice" if self.metrics is None else "metric", scores)
+            _draw(self.folder / f"{self.picture}.png", "Dice" if self.metrics is None else "metric", scores)
 
     def _draw_sometimes(self) -> None:
         if time.monotonic() - self._drawn >= self.redraw_seconds:

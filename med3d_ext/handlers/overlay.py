@@ -12,6 +12,7 @@ from ignite.engine import Events
 from monai.data import MetaTensor
 from monai.transforms import Orientation
 
+from med3d_ext.files import case_name
 from med3d_ext.transforms.load import load_volume
 
 
@@ -42,7 +43,7 @@ class OverlayImage:
                 return
             file = batch["image"].meta["filename_or_obj"]
             image = load_volume(file, batch.get("channel"))  # the batch holds what the network saw, on its own grid
-            path = Path(self.output_dir) / f"overlay_{os.path.basename(file).split('.')[0]}.png"
+            path = Path(self.output_dir) / f"overlay_{case_name(file).split('.')[0]}.png"
             label = output.get(self.label_key, batch.get(self.label_key))
             draw_overlay(path, image, output["pred"], label)
             self.written += 1

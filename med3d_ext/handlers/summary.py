@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from ignite.engine import Events
 from monai.data import MetaTensor
 from monai.utils import string_list_all_gather
 
-from med3d_ext.files import write_json
+from med3d_ext.files import case_name, write_json
 from med3d_ext.metrics.intervals import describe_metric
 
 logger = logging.getLogger("med3d_ext.evaluate")
@@ -30,13 +29,16 @@ class EvaluationSummary:
     Args:
         output_dir: folder of the two files.
         split: name of the evaluated split, written into the summary.
+        group_by: a further key of the items, such as `modality`, that the cases are summarized by. Defaults to None.
     """
 
-    def __init__(self, output_dir: str, split: str = "test") -> None:
+    def __init__(self, output_dir: str, split: str = "test", group_by: str | None = None) -> None:
         self.output_dir = output_dir
         self.split = split
+        self.group_by = group_by
         self.cases: list[str] = []
         self.domains: list[str] = []
+        self.groups: list[str] = []
 
     def attach(self, engine: Any) -> None:
         """Register with a MONAI evaluator."""
@@ -46,37 +48,63 @@ class EvaluationSummary:
 
     def started(self, engine: Any) -> None:
         """Forget the cases of an earlier run."""
-        self.cases, self.domains = [], []
+        self.cases, self.domains, self.groups = [], [], []
 
     def note_cases(self, engine: Any) -> None:
         """Remember which file each per-case value belongs to."""
         for item in engine.state.batch:
             image = item["image"]
             name = str(image.meta.get("filename_or_obj", "")) if isinstance(image, MetaTensor) else ""
-            self.cases.append(os.path.basename(name))
+            self.cases.append(case_name(name))
             self.domains.append(str(item.get("domain", "all")))
+            self.groups.append(str(item.get(self.group_by, "not stated")))
 
     def write(self, engine: Any) -> None:
         """Write both files."""
-        cases, domains = string_list_all_gather(self.cases), string_list_all_gather(self.domains)
+        cases, domains, groups = map(string_list_all_gather, (self.cases, self.domains, self.groups))
         details = {name: per_case(value) for name, value in engine.state.metric_details.items()}
         if engine.state.rank != 0:
             return
-        rows = [
-            {"case": case, "domain": domain, **{name: float(values[i]) for name, values in details.items()}}
-            for i, (case, domain) in enumerate(zip(cases, domains))
-        ]
-        folder = Path(self.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "cases.csv", "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=["case", "domain", *details])
-            writer.writeheader()
-            writer.writerows(rows)
-        summary: dict[str, Any] = {"split": self.split, "n": len(rows), "domains": summarize_rows(rows, list(details))}
-        write_json(folder / "summary.json", summary)
-        for domain, metrics in summary["domains"].items():
-            for name, facts in metrics.items():
-                logger.info(f"{domain}: {name} {facts['mean']} (n={facts['n']}, 95 % interval {facts['interval_95']})")
+        columns = {"case": cases, "domain": domains} | ({self.group_by: groups} if self.group_by else {})
+        rows: list[dict[str, Any]] = [dict(zip(columns, facts)) for facts in zip(*columns.values())]
+        for number, row in enumerate(rows):
+            row.update({name: float(values[number]) for name, values in details.items()})
+        grouped = {self.group_by: summarize_rows(rows, list(details), self.group_by)} if self.group_by else {}
+        write_evaluation(Path(self.output_dir), self.split, rows, summarize_rows(rows, list(details)), grouped)
+        for group, metrics in grouped.get(self.group_by or "", {}).items():
+            log_figures(group, metrics)
+
+
+def write_evaluation(
+    folder: Path,
+    split: str,
+    rows: list[dict[str, Any]],
+    domains: dict[str, dict[str, Any]],
+    facts: dict[str, Any] | None = None,
+) -> None:
+    """Write ``cases.csv`` and ``summary.json``, and log a line per domain and metric.
+
+    Args:
+        folder: folder of the two files, made where missing.
+        split: name of the evaluated split.
+        rows: a row per case, all with the same columns.
+        domains: domain to metric to at least ``n``, ``mean`` and ``interval_95``.
+        facts: what else the summary states.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "cases.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["case", "domain"])
+        writer.writeheader()
+        writer.writerows(rows)
+    write_json(folder / "summary.json", {"split": split, "n": len(rows), "domains": domains, **(facts or {})})
+    for domain, metrics in domains.items():
+        log_figures(domain, metrics)
+
+
+def log_figures(group: str, metrics: dict[str, Any]) -> None:
+    """A line per metric of a domain or of another group of cases."""
+    for name, figure in metrics.items():
+        logger.info(f"{group}: {name} {figure['mean']} (n={figure['n']}, 95 % interval {figure['interval_95']})")
 
 
 def per_case(details: Any) -> np.ndarray:
@@ -86,11 +114,11 @@ def per_case(details: Any) -> np.ndarray:
     return torch.nanmean(values, dim=1).numpy()
 
 
-def summarize_rows(rows: list[dict[str, Any]], metrics: list[str]) -> dict[str, dict[str, Any]]:
-    """Domain to metric to n, mean and interval."""
+def summarize_rows(rows: list[dict[str, Any]], metrics: list[str], key: str = "domain") -> dict[str, dict[str, Any]]:
+    """Domain, or value of another column, to metric to n, mean and interval."""
     grouped: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        grouped[row["domain"]].append(row)
+        grouped[row[key]].append(row)
     return {
         domain: {name: describe_metric([row[name] for row in members]) for name in metrics}
         for domain, members in grouped.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 from med3d_ext.errors import InputError
 from med3d_ext.metrics.roi import region_of_interest
 from med3d_ext.networks.med3d import PADDING_LOGIT
-from med3d_ext.transforms.sampling import axis_spacing, target_box
+from med3d_ext.transforms.sampling import axis_spacing
 
 logger = logging.getLogger(__name__)
 
@@ -37,30 +37,40 @@ class CascadeInferer(Inferer):
 
     Args:
         margin_mm: margin around the coarse box on each side. Defaults to 20.
-        coarse_size: grid to which the whole volume is resized for the coarse network. Defaults to 128 x 128 x 64.
+        coarse_size: grid to which the whole volume is resized for the coarse network, None where there is no trained
+            coarse network: the fine one then sees the whole volume. Defaults to 128 x 128 x 64.
         fine_size: grid to which the region is resized for the fine network. Defaults to None: the volume's own grid.
         maximum_voxels: largest region that the fine network takes in one piece on its own grid; windows slide over a
             larger one. Defaults to 8,000,000.
         roi_size: size of these windows. Defaults to 128 x 128 x 128.
         overlap: share by which they overlap. Defaults to 0.25.
         maximum_growths: how often a region may grow. Defaults to 3.
+        logits_dtype: type of the logits on the volume's grid. Defaults to None, that of the network; ``torch.float16``
+            halves the memory of a large volume, and where float32 decides by less than a thousandth it may pick the
+            other class.
+
+    Attributes:
+        regions: the latest call's region of interest of each volume, as box and affine (4, 4) of its voxels.
     """
 
     def __init__(
         self,
         margin_mm: float = 20.0,
-        coarse_size: Sequence[int] = (128, 128, 64),
+        coarse_size: Sequence[int] | None = (128, 128, 64),
         fine_size: Sequence[int] | None = None,
         maximum_voxels: int = 8_000_000,
         roi_size: Sequence[int] = (128, 128, 128),
         overlap: float = 0.25,
         maximum_growths: int = 3,
+        logits_dtype: torch.dtype | None = None,
     ) -> None:
         self.margin_mm = margin_mm
-        self.coarse_size = tuple(coarse_size)
+        self.coarse_size = None if coarse_size is None else tuple(coarse_size)
         self.fine_size = None if fine_size is None else tuple(fine_size)
         self.maximum_voxels = maximum_voxels
         self.maximum_growths = maximum_growths
+        self.logits_dtype = logits_dtype
+        self.regions: list[tuple[Box, np.ndarray]] = []
         self.sliding_window = SlidingWindowInferer(roi_size, overlap=overlap, mode="gaussian")
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -80,32 +90,38 @@ class CascadeInferer(Inferer):
         """
         if inputs.ndim != 5:
             raise ValueError(f"inputs must be N x C x D x H x W, got {tuple(inputs.shape)}.")
-        coarse, fine = _stages(network, args, kwargs)
+        coarse, fine = stages(network, args, kwargs)
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        volumes = zip(plain.split(1), _spacings(inputs))
-        rows = [self._segment(volume, spacing, coarse, fine) for volume, spacing in volumes]
+        self.regions, rows = [], []
+        for volume, affine in zip(plain.split(1), volume_affines(inputs)):
+            logits, box = self._segment(volume, axis_spacing(affine), coarse, fine)
+            rows.append(logits)
+            self.regions.append((box, affine))
         logits = rows[0] if len(rows) == 1 else torch.cat(rows)  # a whole CT is not copied for nothing
         return MetaTensor(logits).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else logits
 
-    def _segment(self, volume: Tensor, spacing: np.ndarray, coarse: Stage, fine: Stage) -> Tensor:
-        """Logits of one volume (1, C, D, H, W)."""
+    def _segment(self, volume: Tensor, spacing: np.ndarray, coarse: Stage, fine: Stage) -> tuple[Tensor, Box]:
+        """Logits of one volume (1, C, D, H, W), and the box that the fine network saw."""
         shape = np.array(volume.shape[2:])
         margin = np.ceil(self.margin_mm / spacing).astype(int)
         box = self._coarse_box(volume, coarse)
         if box is None:
-            logger.warning("The coarse network found nothing: the fine network runs once on the whole volume.")
-            return self._fine(volume, fine)
-        box = _grow(box, np.ones((2, 3), int), margin, shape)
+            box = np.zeros(3, int), shape
+        else:
+            box = _grow(box, np.ones((2, 3), int), margin, shape)
         logits, touched = self._region(volume, box, fine)
         for _ in range(self.maximum_growths):
             if not touched.any():
                 break
             logger.info("The fine mask touches a face of the region of interest: it grows.")
             box = _grow(box, touched, np.maximum(margin, 1), shape)
+            del logits  # a whole volume's would wait for its successor in memory
             logits, touched = self._region(volume, box, fine)
         if touched.any():
             logger.warning(f"The fine mask touches the region of interest after {self.maximum_growths} growths.")
-        return _paste(logits, box, volume)
+        if not foreground(logits).any():
+            logger.warning("The fine network found nothing: the label map is empty.")
+        return _paste(logits, box, volume), box
 
     def _region(self, volume: Tensor, box: Box, fine: Stage) -> tuple[Tensor, np.ndarray]:
         """Logits of the region, and which of its faces the mask touches."""
@@ -116,10 +132,14 @@ class CascadeInferer(Inferer):
         return logits, _touched(logits, box, shape)
 
     def _coarse_box(self, volume: Tensor, coarse: Stage) -> Box | None:
-        """The box around the largest coarse component in voxels of the volume, rounded outwards."""
-        logits = coarse(_resized(volume, self.coarse_size))
-        found = region_of_interest(_foreground(logits), (1.0, 1.0, 1.0), 0.0)  # connected on the coarse grid: quick
+        """The box around the largest coarse component in voxels of the volume, rounded outwards; None without any."""
+        if self.coarse_size is None:
+            logger.warning("There is no trained coarse network: the fine network runs once on the whole volume.")
+            return None
+        logits = coarse(resized(volume, self.coarse_size))
+        found = region_of_interest(foreground(logits), (1.0, 1.0, 1.0), 0.0)  # connected on the coarse grid: quick
         if found is None:
+            logger.warning("The coarse network found nothing: the fine network runs once on the whole volume.")
             return None
         shape, size = np.array(volume.shape[2:]), np.array(logits.shape[2:])
         return found[0] * shape // size, -(-found[1] * shape // size)  # in integers: no voxel more by rounding errors
@@ -127,50 +147,66 @@ class CascadeInferer(Inferer):
     def _fine(self, region: Tensor, fine: Stage) -> Tensor:
         """Logits of a region on its own grid."""
         if self.fine_size is not None:
-            return _resized(fine(_resized(region, self.fine_size)), region.shape[2:])
+            logits = fine(resized(region, self.fine_size)).to(self.logits_dtype)  # first: the larger grid costs memory
+            return resized(logits, region.shape[2:])
         if region[0, 0].numel() <= self.maximum_voxels:
-            return fine(region)
-        return self.sliding_window(region, fine)  # type: ignore[return-value]
+            return fine(region).to(self.logits_dtype)
+        return self.sliding_window(region, fine).to(self.logits_dtype)  # type: ignore[union-attr]
 
 
-def _stages(network: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Stage, Stage]:
-    network = getattr(network, "module", network)
+def stages(network: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> tuple[Stage, Stage]:
+    """The coarse and the fine network of a two-stage one, DistributedDataParallel around it or not.
+
+    Args:
+        network: holds the modules ``coarse`` and ``fine``.
+        args: passed to both, as are ``kwargs``.
+
+    Raises:
+        InputError: a stage is missing.
+    """
+    network, given = getattr(network, "module", network), kwargs or {}
     for name in ("coarse", "fine"):
         if not hasattr(network, name):
             kind = type(network).__name__
             raise InputError(f"network_def must hold the module {name}, got {kind}: wrap both in a TwoStageSegmenter.")
-    return lambda x: network.coarse(x, *args, **kwargs), lambda x: network.fine(x, *args, **kwargs)
+    return lambda x: network.coarse(x, *args, **given), lambda x: network.fine(x, *args, **given)
 
 
-def _spacings(inputs: Tensor) -> list[np.ndarray]:
-    """Spacing (mm) of each volume; a collated batch has one affine for each."""
+def volume_affines(inputs: Tensor) -> list[np.ndarray]:
+    """The affine (4, 4) of each volume of a batch, the identity for a tensor without metadata.
+
+    Raises:
+        InputError: a spacing is not positive.
+    """
     affine = torch.as_tensor(inputs.affine).cpu() if isinstance(inputs, MetaTensor) else torch.eye(4)
-    spacings = [axis_spacing(each.numpy()) for each in affine.expand(inputs.shape[0], 4, 4)]
-    for spacing in spacings:
+    affines = [each.numpy() for each in affine.expand(inputs.shape[0], 4, 4)]  # a collated batch has one for each
+    for spacing in map(axis_spacing, affines):
         if not (spacing > 0).all():
             raise InputError(f"The image's affine must have a positive spacing, got {spacing.tolist()} mm: mend it.")
-    return spacings
+    return affines
 
 
-def _resized(x: Tensor, size: Sequence[int]) -> Tensor:
+def resized(x: Tensor, size: Sequence[int]) -> Tensor:
     """Trilinear, first to last face: what ``ResampleToGridd`` does in training."""
     return F.interpolate(x, size=tuple(size), mode="trilinear", align_corners=False)
 
 
-def _foreground(logits: Tensor) -> Tensor:
+def foreground(logits: Tensor) -> Tensor:
     """Where argmax would not pick the background (1, D, H, W), without its 8 bytes for each voxel."""
     if logits.shape[1] < 2:
         raise ValueError(f"Logits must have at least 2 channels (background counts), got {logits.shape[1]}.")
+    if logits.shape[1] == 2:
+        return logits[:, 1] > logits[:, 0]
     return (logits[:, 1:] > logits[:, :1]).any(dim=1)
 
 
 def _touched(logits: Tensor, box: Box, shape: np.ndarray) -> np.ndarray:
     """Which faces (first or last, axis) the mask touches that are no faces of the volume."""
-    tight = target_box(_foreground(logits))
-    if tight is None:
-        return np.zeros((2, 3), bool)
-    size = box[1] - box[0]
-    return np.stack([(tight[0] == 0) & (box[0] > 0), (tight[1] == size) & (box[1] < shape)])
+    inner = np.stack([box[0] > 0, box[1] < shape])
+    for side, axis in np.argwhere(inner):
+        face = logits.narrow(int(axis) + 2, -int(side), 1)  # the first layer at 0, the last one at -1
+        inner[side, axis] = bool(foreground(face).any())
+    return inner
 
 
 def _grow(box: Box, faces: np.ndarray, margin: np.ndarray, shape: np.ndarray) -> Box:

@@ -36,6 +36,22 @@ def region_of_interest(
     return np.maximum(box[0] - margin, 0), np.minimum(box[1] + margin, mask.shape[1:])
 
 
+def box_between(
+    box: tuple[np.ndarray, np.ndarray], source: np.ndarray, target: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """A box of one voxel grid on another that differs in the order and direction of its axes alone.
+
+    Args:
+        box: first and one-past-last voxel.
+        source: affine (4, 4) of the box's grid.
+        target: affine of the other grid.
+    """
+    matrix = np.linalg.inv(target) @ source
+    corners = np.stack([box[0], box[1] - 1]) @ matrix[:3, :3].T + matrix[:3, 3]
+    corners = np.rint(corners).astype(int)
+    return corners.min(axis=0), corners.max(axis=0) + 1
+
+
 class ROIMetric(CumulativeIterationMetric):
     """Share of the label inside the predicted region of interest, or that region's share of the volume.
 
@@ -46,10 +62,16 @@ class ROIMetric(CumulativeIterationMetric):
         quantity: "recall" or "share".
         margin_mm: margin around the predicted box (mm).
         spacing: voxel spacing (mm) for predictions that carry no affine.
+        inferer: a cascade's inferer, whose ``regions`` of the latest call are taken instead of the prediction's.
+            Defaults to None; an inferer without regions counts as none.
     """
 
     def __init__(
-        self, quantity: str = "recall", margin_mm: float = 20.0, spacing: Sequence[float] = (1.0, 1.0, 1.0)
+        self,
+        quantity: str = "recall",
+        margin_mm: float = 20.0,
+        spacing: Sequence[float] = (1.0, 1.0, 1.0),
+        inferer: Any = None,
     ) -> None:
         super().__init__()
         if quantity not in ("recall", "share"):
@@ -57,18 +79,25 @@ class ROIMetric(CumulativeIterationMetric):
         self.quantity = quantity
         self.margin_mm = margin_mm
         self.spacing = spacing
+        self.inferer = inferer
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
         if y is None:
             raise ValueError("y must be the label map, got None.")
-        return torch.stack([self._one(prediction, label) for prediction, label in zip(y_pred, y)])
+        regions = getattr(self.inferer, "regions", None) or [None] * len(y_pred)
+        return torch.stack([self._one(*each) for each in zip(y_pred, y, regions)])
 
-    def _one(self, prediction: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    def _one(self, prediction: torch.Tensor, label: torch.Tensor, region: Any) -> torch.Tensor:
         spacing: Any = self.spacing
+        affine = np.eye(4)
         if isinstance(prediction, MetaTensor):
-            spacing = axis_spacing(np.asarray(prediction.affine.cpu(), float).reshape(-1, 4, 4)[0])
+            affine = np.asarray(prediction.affine.cpu(), float).reshape(-1, 4, 4)[0]
+            spacing = axis_spacing(affine)
         plain = prediction.as_tensor() if isinstance(prediction, MetaTensor) else prediction
-        box = region_of_interest(plain.cpu(), spacing, self.margin_mm)
+        if region is None:
+            box = region_of_interest(plain.cpu(), spacing, self.margin_mm)
+        else:
+            box = box_between(*region, affine)
         inside = torch.zeros_like(plain, dtype=torch.bool, device="cpu")
         if box is not None:
             inside[:, box[0][0] : box[1][0], box[0][1] : box[1][1], box[0][2] : box[1][2]] = True

@@ -29,6 +29,7 @@ __all__ = [
     "download_weights",
     "encoder_of",
     "find_weights",
+    "initial_weights_path",
     "load_encoder",
     "read_weights",
     "write_state",
@@ -128,6 +129,8 @@ class InitialWeights:
     ) -> list[dict[str, Any]]:
         """Groups for an optimizer: the encoder at ``learning_rate``, all else at ``head_lr_multiplier`` times it.
 
+        Outside the encoder, parameters that require no gradient (a frozen first stage) are left out.
+
         Args:
             learning_rate: Defaults to None, that of ``init``.
             head_lr_multiplier: Defaults to 1.
@@ -135,7 +138,7 @@ class InitialWeights:
         rate = self.learning_rate if learning_rate is None else learning_rate
         encoder = list(encoder_of(self.network).parameters())
         inside = set(map(id, encoder))
-        rest = [parameter for parameter in self.network.parameters() if id(parameter) not in inside]
+        rest = [each for each in self.network.parameters() if id(each) not in inside and each.requires_grad]
         groups = [{"params": encoder, "lr": rate}, {"params": rest, "lr": rate * head_lr_multiplier}]
         return [group for group in groups if group["params"]]
 
@@ -159,7 +162,7 @@ def load_network(network: nn.Module, path: str | os.PathLike) -> None:
 def initial_weights_path(
     init: str, bundle_root: str | os.PathLike | None = None, released: str | os.PathLike | None = None
 ) -> Path | None:
-    """The file that ``init`` means, see :class:`InitialWeights`; None from scratch.
+    """The weights file that a config's ``init`` means, None from scratch; arguments as of :class:`InitialWeights`.
 
     Raises:
         InputError: ``init`` names no weights.

@@ -1,4 +1,4 @@
-"""Intensities as the networks take them: percentiles clipped, mean 0, standard deviation 1, of the whole volume."""
+"""Intensities as the networks take them: z-scores of clipped volumes, and a window of HU scaled to [-1, 1]."""
 
 from __future__ import annotations
 
@@ -58,4 +58,33 @@ class PercentileNormalized(MapTransform):
             if limits is not None:
                 volume = volume.clamp(*limits)
             item[key] = self.normalize(self.clip(volume))
+        return item
+
+
+class HUWindowd(MapTransform):
+    """Clip to a window and scale it to [-1, 1]: MONAI's ScaleIntensityRange with half its memory, bit for bit.
+
+    Of a CT of 512 x 512 x 800 MONAI's holds four copies at once, 3.4 GB.
+
+    Args:
+        keys: keys of volumes.
+        hu_window: lowest and highest value (HU) that the network tells apart.
+        allow_missing_keys: pass over absent keys.
+
+    Raises:
+        ValueError: when the window is not ascending.
+    """
+
+    def __init__(self, keys: KeysCollection, hu_window: Sequence[float], allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if len(hu_window) != 2 or hu_window[0] >= hu_window[1]:
+            raise ValueError(f"hu_window must be [lowest, highest], got {hu_window!r}.")
+        self.hu_window = [float(limit) for limit in hu_window]
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        low, high = self.hu_window
+        for key in self.key_iterator(item):
+            volume = convert_to_tensor(item[key], dtype=torch.float32, track_meta=True).clamp(low, high)
+            item[key] = volume.sub_(low).div_(high - low).mul_(2).sub_(1)
         return item

@@ -140,6 +140,10 @@ class RandTargetCropd(RandomizableTransform, MapTransform):
         rotate_degrees: largest rotation about each axis.
         scale: smallest and largest magnification.
         mode: interpolation per key.
+        skew: power of the uniform draw between the smallest crop and the whole volume; above 1 prefers small crops.
+            Defaults to 1.
+        whole_share: share of the crops that take the whole volume along all axes. Defaults to 0.
+        keep_target: move a crop back where its translation would cut the target. Defaults to True.
     """
 
     def __init__(
@@ -152,6 +156,9 @@ class RandTargetCropd(RandomizableTransform, MapTransform):
         rotate_degrees: float = 5.0,
         scale: Sequence[float] = (0.8, 1.2),
         mode: str | Sequence[str] = ("bilinear", "nearest"),
+        skew: float = 1.0,
+        whole_share: float = 0.0,
+        keep_target: bool = True,
     ) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, prob=1.0)
@@ -161,6 +168,7 @@ class RandTargetCropd(RandomizableTransform, MapTransform):
         self.translate = translate
         self.rotate_degrees = rotate_degrees
         self.scale = tuple(scale)
+        self.skew, self.whole_share, self.keep_target = skew, whole_share, keep_target
         self.mode = ensure_tuple_rep(mode, len(self.keys))
         self.resample = SpatialResample(padding_mode="border", align_corners=False, dtype="float32")
 
@@ -173,7 +181,9 @@ class RandTargetCropd(RandomizableTransform, MapTransform):
         """
         axes = rotation_matrix(np.radians(self.R.uniform(-self.rotate_degrees, self.rotate_degrees, 3)))
         zoom = self.R.uniform(self.scale[0], self.scale[1])
-        share, place, shift = self.R.uniform(size=3), self.R.uniform(size=3), self.R.uniform(-1, 1, 3)
+        share, place, shift = self.R.uniform(size=3) ** self.skew, self.R.uniform(size=3), self.R.uniform(-1, 1, 3)
+        if self.whole_share and self.R.uniform() < self.whole_share:
+            share = np.ones(3)
         first, last = (np.zeros(3), volume) if box is None else box
         factor = np.inf if box is None or self.target_factor is None else self.target_factor
         smallest = np.minimum(factor * (last - first), volume)
@@ -188,6 +198,8 @@ class RandTargetCropd(RandomizableTransform, MapTransform):
         center = np.clip(low, middle - play, middle + play)
         center = center + place * (np.clip(high, middle - play, middle + play) - center)
         center = center + shift * self.translate * (last - first)
+        if not self.keep_target:
+            return center, window, axes
         return middle + axes @ np.clip(axes.T @ (center - middle), -play, play), window, axes
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,22 @@ def config_files(bundle: Path, *names: str) -> list[str]:
 def merged(bundle: Path, *names: str) -> dict[str, Any]:
     """The configs merged as MONAI merges them, references and expressions as written."""
     return dict(ConfigParser.load_config_files(config_files(bundle, *names)))
+
+
+def is_classifier(bundle: Path) -> bool:
+    """Whether a bundle's network gives classes instead of a label map, as its metadata says."""
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+    return metadata["network_data_format"]["outputs"]["pred"]["format"] == "classes"
+
+
+def key_metric(bundle: Path) -> str:
+    """Name of the metric that picks the best epoch."""
+    return next(iter(merged(bundle, "train")["validate"]["key_metric"]))
+
+
+def images_of(folder: Path) -> Path:
+    """The folder of images in a bundle's data, or in the first domain of it."""
+    return next(path for name in ("imagesTr", "images") for path in sorted(folder.rglob(name)))
 
 
 def workflow(bundle: Path, *names: str, **overrides: Any) -> ConfigWorkflow:

@@ -13,7 +13,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from bundle_files import BUNDLES, REPOSITORY
+from bundle_files import BUNDLES, REPOSITORY, images_of, is_classifier
 
 RUN = (sys.executable, "-m", "monai.bundle", "run")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
@@ -111,16 +111,20 @@ def test_the_bare_command_says_that_it_runs_on_phantoms(name, project):
 
 @pytest.mark.slow
 @each_bundle
-def test_train_evaluate_and_segment_one_after_the_other(name, project, data):
+def test_train_evaluate_and_infer_one_after_the_other(name, project, data):
     bundle = project / "bundles" / name
-    images = next(data[name].rglob("imagesTr"))
-    branch = () if name == "lits_coarse" else ("--branch", images.parent.name)
+    images = images_of(data[name])
+    branch = () if images.parent == data[name] else ("--branch", images.parent.name)
     given = ("--dataset_dir", data[name])
     succeed(*RUN, "--config_file", f"bundles/{name}/configs/train.json", *given, *SHORT, cwd=project)
     succeed(*RUN, "--config_file", overlay(f"bundles/{name}", "train", "evaluate"), *given, cwd=project)
     assert json.loads((bundle / "eval" / "test" / "summary.json").read_text())["n"] > 0
     succeed(*RUN, "--config_file", "configs/inference.json", "--dataset_dir", images, *branch, cwd=bundle)
-    assert len(list((bundle / "eval" / "inference").glob("*_seg.nii.gz"))) == len(list(images.iterdir()))
+    if is_classifier(bundle):
+        made = json.loads((bundle / "eval" / "inference" / "predictions.json").read_text())["cases"]
+    else:
+        made = list((bundle / "eval" / "inference").glob("*_seg.nii.gz"))
+    assert len(made) == len(list(images.iterdir()))
     assert not any((project / folder).exists() for folder in ("eval", "models"))
 
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from bundle_files import BUNDLES, SMALL, config_files, merged, run_bundle, workflow
+from bundle_files import BUNDLES, SMALL, config_files, images_of, merged, run_bundle, workflow
 from monai.bundle import ConfigParser, ckpt_export, scripts, verify_metadata, verify_net_in_out
 
 from med3d_ext.bundle import check_overrides
@@ -29,6 +29,7 @@ FACTS = {
     "hu_window": [-200, 250],
     "intensity_range": None,
     "channel": None,
+    "cube_mm": 32.0,
     "spatial_size": [32, 32, 32],
 }
 
@@ -65,7 +66,7 @@ def test_a_training_has_every_property(bundle, folders, phantoms):
 
 @each_bundle
 def test_an_inference_has_every_property(bundle, folders, weights, phantoms):
-    images = next(phantoms(bundle).rglob("imagesTr"))
+    images = images_of(phantoms(bundle))
     inference = workflow(bundle, "inference", dataset_dir=str(images), device="cpu", **folders)
     assert inference.check_properties() == []
     assert len(inference.dataset) > 0

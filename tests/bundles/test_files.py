@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 
 import pytest
 from bundle_files import BUNDLES, REPOSITORY
@@ -81,6 +82,14 @@ def test_the_first_input_is_the_image_and_the_first_output_the_prediction(bundle
         assert first == name
         channels = formats[side][name]["channel_def"]
         assert list(channels) == [str(number) for number in range(formats[side][name]["num_channels"])]
+
+
+def test_the_released_weights_together_stay_small():
+    released = [path for path in (REPOSITORY / "bundles").glob("*/weights/*") if path.is_file()]
+    listed = subprocess.run(["git", "ls-files", "bundles/*/weights/*"], cwd=REPOSITORY, capture_output=True, text=True)
+    if listed.returncode == 0:  # in a checkout only what is tracked counts
+        released = [REPOSITORY / line for line in listed.stdout.splitlines()]
+    assert sum(path.stat().st_size for path in released) < 56_000_000
 
 
 @each_bundle

@@ -1,4 +1,4 @@
-"""Each bundle trains, evaluates and segments on small phantoms, in this process, and leaves what it promises."""
+"""Each bundle trains, evaluates and infers on small phantoms, in this process, and leaves what it promises."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from bundle_files import BUNDLES, SMALL, run_bundle
+from bundle_files import BUNDLES, SMALL, images_of, is_classifier, key_metric, run_bundle
 from monai.utils import set_determinism
 
 from med3d_ext.handlers.card import public_case
@@ -21,7 +21,7 @@ from med3d_ext.networks.resnet import ResNetEncoder
 
 PNG = b"\x89PNG"
 EPOCHS = 2
-ORIENTATIONS = {"lits_coarse": 6, "pretrain_3dseg8": 2}
+ORIENTATIONS = {"lits_coarse": 6, "lung_segmentation": 2, "pretrain_3dseg8": 2}
 
 pytestmark = [
     pytest.mark.usefixtures("clean_process"),
@@ -40,18 +40,28 @@ def runs(phantoms, tmp_path_factory):
         options = {"dataset_dir": str(data), "epochs": EPOCHS, "val_interval": 1}
         training = run_bundle(bundle, "train", **options, **SMALL, **folders)
         run_bundle(bundle, "train", "evaluate", dataset_dir=str(data), device="cpu", **folders)
-        images = next(path for path in [data, *sorted(data.iterdir())] if (path / "imagesTr").is_dir())
-        branch = {} if images == data else {"branch": images.name}
-        folders["output_dir"] = str(root / "segmentation")
+        images = images_of(data)
+        branch = {} if images.parent == data else {"branch": images.parent.name}
+        folders["output_dir"] = str(root / "inference")
         run_bundle(bundle, "inference", dataset_dir=str(images), device="cpu", **branch, **folders)
         set_determinism(None)
-        return SimpleNamespace(bundle=bundle, root=root, data=data, images=images / "imagesTr", training=training)
+        return SimpleNamespace(bundle=bundle, root=root, data=data, images=images, training=training)
 
     return run
 
 
 @pytest.fixture(params=BUNDLES, ids=lambda path: path.name)
 def run(request, runs):
+    return runs(request.param)
+
+
+@pytest.fixture(params=[bundle for bundle in BUNDLES if not is_classifier(bundle)], ids=lambda path: path.name)
+def segmentation(request, runs):
+    return runs(request.param)
+
+
+@pytest.fixture(params=[bundle for bundle in BUNDLES if is_classifier(bundle)], ids=lambda path: path.name)
+def classification(request, runs):
     return runs(request.param)
 
 
@@ -91,10 +101,11 @@ def test_a_training_leaves_its_record_and_its_curves(run):
     assert str(run.root) not in json.dumps(record["data"])
     history = rows(folder / "history.csv")
     assert [row["epoch"] for row in history] == ["1", "2"]
-    assert all(float(row["loss"]) > 0 and 0 <= float(row["val_mean_dice"]) <= 1 for row in history)
+    name = key_metric(run.bundle)
+    assert all(float(row["loss"]) > 0 and 0 <= float(row[name]) <= 1 for row in history)
     assert len(rows(folder / "loss.csv")) == record["iterations"]
-    for name in ("loss.png", "dice.png"):
-        assert (folder / name).read_bytes().startswith(PNG)
+    for picture in ("loss.png", "auc.png" if is_classifier(run.bundle) else "dice.png"):
+        assert (folder / picture).read_bytes().startswith(PNG)
     assert list((folder / "tensorboard").rglob("events.out.tfevents.*"))
     assert not list(run.root.rglob("*.tmp"))
 
@@ -107,9 +118,12 @@ def test_an_evaluation_leaves_figures_and_pictures_of_the_test_cases(run):
     assert (summary["split"], summary["n"], len(cases)) == ("test", len(test_cases), len(test_cases))
     assert set(summary["domains"]) == {item["domain"] for item in test_cases}
     for metrics in summary["domains"].values():
-        assert metrics["val_mean_dice"]["n"] > 0
-    pictures = list(folder.glob("overlay_*.png"))
-    assert 0 < len(pictures) <= len(test_cases)
+        assert metrics[key_metric(run.bundle)]["n"] > 0
+    if is_classifier(run.bundle):
+        pictures = [folder / "reliability.png", folder / "roc.png"]
+    else:
+        pictures = list(folder.glob("overlay_*.png"))
+        assert 0 < len(pictures) <= len(test_cases)
     assert all(picture.read_bytes().startswith(PNG) for picture in pictures)
 
 
@@ -119,12 +133,21 @@ def test_no_test_case_was_trained_on(run):
     assert seen.isdisjoint(item["sha256"] for item in run.training.parser.get_parsed_content("data").test)
 
 
-def test_label_maps_lie_on_the_grid_of_their_images(run):
+def test_classes_come_as_a_table_with_a_row_per_image(classification):
+    cases = read(classification.root / "inference" / "predictions.json")["cases"]
+    assert [case["case"] for case in cases] == sorted(path.name for path in classification.images.iterdir())
+    assert all(0 <= case["probability"] <= 1 for case in cases)
+    table = rows(classification.root / "inference" / "predictions.csv")
+    assert [row["prediction"] for row in table] == [case["prediction"] for case in cases]
+
+
+def test_label_maps_lie_on_the_grid_of_their_images(segmentation):
+    run = segmentation
     images = sorted(run.images.iterdir())
     orientations = set()
     for path in images:
         image = nibabel.load(path)
-        segmented = nibabel.load(run.root / "segmentation" / path.name.replace(".nii", "_seg.nii"))
+        segmented = nibabel.load(run.root / "inference" / path.name.replace(".nii", "_seg.nii"))
         assert segmented.shape == image.shape[:3]
         np.testing.assert_allclose(segmented.affine, image.affine, atol=1e-4)
         assert segmented.get_data_dtype() == np.uint8

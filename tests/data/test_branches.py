@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from med3d_ext.data import branch_classes
+from med3d_ext.data import branch_classes, class_count
 from med3d_ext.data.branches import DECATHLON_CLASSES
 
 
@@ -28,3 +28,9 @@ def test_trained_weights_win_over_released_ones(tmp_path: Path):
 def test_another_folder_of_weights_can_be_named(tmp_path: Path):
     write_weights(tmp_path / "elsewhere", {"heart": 3})
     assert branch_classes(str(tmp_path), str(tmp_path / "elsewhere")) == {"heart": 3}
+
+
+def test_a_one_domain_bundle_takes_its_number_of_classes_from_its_weights(tmp_path: Path):
+    assert (class_count(str(tmp_path)), class_count(str(tmp_path), default=3)) == (2, 3)
+    write_weights(tmp_path / "weights", {"Lung": 3})
+    assert class_count(str(tmp_path)) == 3

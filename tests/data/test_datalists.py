@@ -141,6 +141,29 @@ def test_images_to_segment_come_from_a_file_a_folder_or_a_decathlon_folder(liver
     assert list_images(folder) == [{"image": str(test)}]
 
 
+def test_every_format_and_every_folder_of_a_dicom_series_is_an_image(tmp_path):
+    for name in ("a.nii.gz", "b.nii", "c.nrrd", "d.mha", "e.mhd", "e.raw", ".hidden.nii", "notes.txt"):
+        (tmp_path / name).write_bytes(b"x" * 200)
+    files = {
+        "patient/ct/1.dcm": b"",
+        "patient/mr/IM0001": b"\0" * 128 + b"DICM",  # the standard asks for no ending
+        "patient/report/DICOMDIR": b"\0" * 128 + b"DICM",
+        "patient/report/short": b"x",
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    series = [str(tmp_path / "patient" / name) for name in ("ct", "mr")]
+    assert [item["image"] for item in list_images(tmp_path / "patient")] == series
+    assert [item["image"] for item in list_images(tmp_path / "patient" / "ct")] == series[:1]
+    assert names(list_images(tmp_path), "image") == ["a.nii.gz", "b.nii", "c.nrrd", "d.mha", "e.mhd", "ct", "mr"]
+
+
+def test_a_link_to_nothing_is_listed_for_its_reader_to_refuse(tmp_path):
+    (tmp_path / "a.nii.gz").symlink_to(tmp_path / "gone.nii.gz")
+    assert list_images(tmp_path) == [{"image": str(tmp_path / "a.nii.gz")}]
+
+
 def test_folders_without_images_are_refused_by_name(tmp_path):
     with pytest.raises(InputError, match="nowhere.*does not exist"):
         list_images(tmp_path / "nowhere")

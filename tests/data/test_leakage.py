@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from med3d_ext.cli import main
-from med3d_ext.data.leakage import leakage
+from med3d_ext.data.leakage import leakage, unseen
 from med3d_ext.errors import InputError
 
 
@@ -95,3 +95,20 @@ def test_the_verb_ends_with_0_without_shared_cases_and_with_1_otherwise(tmp_path
     assert capsys.readouterr().out.startswith("of 1 test cases, the weights have seen 0")
     with pytest.raises(SystemExit, match="1"):
         main(["leakage", card, write(tmp_path / "list.json", {"test": [case("a")]})])
+
+
+def item(name: str) -> dict[str, str]:
+    return {"image": f"/data/{name}.nii.gz", "sha256": digest(name)}
+
+
+def test_an_evaluation_on_seen_cases_is_refused_with_the_reason(tmp_path: Path, card: str) -> None:
+    weights = tmp_path / "model.pt"
+    unknown = [item("x"), item("y"), {"image": "/data/z.nii.gz"}]
+    assert unseen(unknown, weights) == unknown
+    with pytest.raises(InputError, match=r"2 of 3 test cases were seen .* 'a.nii.gz' among them; give the seed, folds"):
+        unseen([item("x"), item("a"), item("c")], weights)
+
+
+def test_training_cases_may_be_evaluated_as_such_and_weights_without_a_card_too(tmp_path: Path, card: str) -> None:
+    assert unseen([item("a")], tmp_path / "model.pt", split="training") == [item("a")]
+    assert unseen([item("a")], tmp_path / "elsewhere" / "model.pt") == [item("a")]

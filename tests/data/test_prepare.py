@@ -13,6 +13,7 @@ from monai.data import load_decathlon_datalist
 from monai.transforms import Compose, ScaleIntensityRanged
 
 from med3d_ext.data import prepare
+from med3d_ext.data.phantoms import phantom_dataset
 from med3d_ext.data.prepare import PreparedData, images_to_segment, prepare_lits
 from med3d_ext.errors import InputError
 from med3d_ext.files import read_json
@@ -187,6 +188,13 @@ def test_without_a_folder_phantoms_are_announced(liver_folder, tmp_path, monkeyp
 
 
 # The intensity window
+
+
+def test_of_phantoms_of_several_domains_the_first_is_segmented(tmp_path, monkeypatch):
+    folder = phantom_dataset("3dseg8", tmp_path / "phantoms", 1)
+    monkeypatch.setattr(prepare, "phantom_dataset", lambda kind: folder)
+    (item,) = images_to_segment(None, "3dseg8")
+    assert item["image"].startswith(str(folder / "Task01_BrainTumour" / "imagesTr"))
 
 
 def test_the_window_is_the_papers_narrowed_to_what_the_images_hold(liver_folder, nifti, tmp_path):

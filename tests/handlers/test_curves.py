@@ -130,3 +130,9 @@ def test_an_iteration_without_a_loss_has_no_row(tmp_path):
     handler.add_epoch(engine)
     assert rows(tmp_path / "loss.csv") == []
     assert rows(tmp_path / "history.csv") == [{"epoch": "1"}]
+
+
+def test_the_second_picture_has_the_name_that_fits_its_metric(new_training, tmp_path):
+    handlers = with_curves(tmp_path, metrics=["val_mean_dice"], picture="auc")
+    new_training(tmp_path, epochs=1, handlers=handlers).trainer.run()
+    assert {path.name for path in tmp_path.glob("*.png")} == {"loss.png", "auc.png"}

@@ -67,6 +67,20 @@ def test_domains_are_summarized_apart(tmp_path):
     assert summary["domains"]["heart"]["recall"]["mean"] == 0.75
 
 
+def test_a_further_key_groups_the_cases_once_more(tmp_path):
+    items = [case("a.nii", 4, modality="CT"), case("b.nii", 2, modality="MR"), case("c.nii", 4, modality="CT")]
+    evaluate(items, EvaluationSummary(str(tmp_path), group_by="modality"))
+    rows, summary = read(tmp_path)
+    assert [row["modality"] for row in rows] == ["CT", "MR", "CT"]
+    assert {name: facts["dice"]["n"] for name, facts in summary["modality"].items()} == {"CT": 2, "MR": 1}
+    assert summary["domains"]["all"]["dice"]["n"] == 3
+
+
+def test_items_without_the_key_are_a_group_of_their_own(tmp_path):
+    evaluate([case("a.nii", 4)], EvaluationSummary(str(tmp_path), group_by="modality"))
+    assert list(read(tmp_path)[1]["modality"]) == ["not stated"]
+
+
 def test_a_second_run_starts_anew(tmp_path):
     handler = EvaluationSummary(str(tmp_path))
     evaluator = evaluate([case("a.nii", 4), case("b.nii", 2)], handler)

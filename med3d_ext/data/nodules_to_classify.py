@@ -1,0 +1,169 @@
+"""What the inference of nodules runs on: a folder of cubes, or scans with a list of points."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.data import NibabelReader
+
+from med3d_ext.data.datalists import list_images
+from med3d_ext.data.phantoms import phantom_dataset
+from med3d_ext.errors import InputError
+from med3d_ext.files import read_table
+from med3d_ext.transforms.cubes import point_from_corner
+from med3d_ext.transforms.load import NIFTI, load_volume
+
+logger = logging.getLogger("med3d_ext.classify")
+SUFFIXES = (*NIFTI, ".nrrd", ".mha", ".mhd")
+SPACES = {"RAS": (1.0, 1.0, 1.0), "LPS": (-1.0, -1.0, 1.0)}
+POINTS_PER_ITEM = 16  # cubes of one scan that go through the network at once
+
+
+class NodulesToClassify:
+    """The items of an inference, and what was left out.
+
+    Without ``points`` every image is a cube with the nodule in its middle. With ``points`` the images are scans: an
+    item is a scan with up to 16 ``centers`` (mm, RAS) and their ``names``, for
+    :class:`med3d_ext.transforms.CropCubed`.
+
+    Args:
+        dataset_dir: a folder of images (NIfTI, NRRD, MHA), one image, or the folder of a DICOM series. None means
+            generated phantoms.
+        points: CSV with the columns ``x``, ``y``, ``z`` (mm) and perhaps ``name``; with several scans also ``image``,
+            the file's name. Defaults to None.
+        point_space: the points' axes: "RAS" (x to the patient's right, y to the front; NIfTI) or "LPS" (x to the left,
+            y to the back; DICOM, ITK).
+        skip_bad: leave out points outside of their scan, and unreadable images, instead of refusing.
+
+    Attributes:
+        items: the items.
+        skipped: one sentence for each point or image that was left out.
+
+    Raises:
+        InputError: the folder has no images, the table is none, or a point lies outside of its scan.
+    """
+
+    def __init__(
+        self,
+        dataset_dir: str | None,
+        points: str | None = None,
+        point_space: str = "RAS",
+        skip_bad: bool = False,
+    ) -> None:
+        if point_space not in SPACES:
+            raise InputError(f"point_space must be one of {', '.join(SPACES)}, got {point_space!r}.")
+        if dataset_dir is None:
+            dataset_dir = str(phantom_dataset("nodules"))
+            logger.warning(f"no --dataset_dir given: classifying the generated phantoms in {dataset_dir}")
+        self.skip_bad = skip_bad
+        self.skipped: list[str] = []
+        images = _images(dataset_dir)
+        self.items = self._cubes(images) if points is None else self._scans(images, points, point_space)
+        for sentence in self.skipped:
+            logger.warning(f"skipped: {sentence}")
+        if not self.items:
+            raise InputError(f"all of '{points or dataset_dir}' was skipped: {self.skipped[0]}")
+
+    def _cubes(self, images: Sequence[str]) -> list[dict[str, Any]]:
+        items = []
+        for image in images:
+            with self._skipping():
+                if self.skip_bad:  # else it is read once, and refused there
+                    load_volume(image)
+                items.append({"image": image})
+        return items
+
+    def _scans(self, images: Sequence[str], points: str, point_space: str) -> list[dict[str, Any]]:
+        inside: dict[str, list[dict[str, Any]]] = {}
+        for row in read_points(points, point_space):
+            image = _image_of(row, images, points)
+            with self._skipping():
+                _check_inside(row, image, point_space)
+                inside.setdefault(image, []).append(row)
+        items = []
+        for image, rows in inside.items():
+            for first in range(0, len(rows), POINTS_PER_ITEM):
+                part = rows[first : first + POINTS_PER_ITEM]
+                names = [row["name"] for row in part]
+                items.append({"image": image, "centers": [row["center"] for row in part], "names": names})
+        return items
+
+    @contextmanager
+    def _skipping(self) -> Iterator[None]:
+        try:
+            yield
+        except InputError as error:
+            if not self.skip_bad:
+                raise
+            self.skipped.append(str(error))
+
+
+def read_points(path: str | Path, point_space: str = "RAS") -> list[dict[str, Any]]:
+    """The points of a table: ``name``, ``center`` (mm, RAS), ``image`` (None where no column says) and ``where``.
+
+    Raises:
+        InputError: the file is missing, has no points or lacks a column, or a coordinate is no number.
+    """
+    points = []
+    for number, (line, row) in enumerate(read_table(path, "xyz"), start=1):
+        name = row.get("name") or str(number)
+        where = f"point '{name}' (line {line} of '{path}')"
+        try:
+            center = [sign * float(row[axis]) for axis, sign in zip("xyz", SPACES[point_space])]
+        except ValueError:
+            center = [math.nan]
+        if not np.isfinite(center).all():
+            raise InputError(f"{where} has a coordinate that is no number; correct it.")
+        image = row.get("image") or None
+        points.append({"name": name, "center": center, "image": image, "where": where})
+    return points
+
+
+def _images(dataset_dir: str) -> list[str]:
+    root = Path(dataset_dir).expanduser()
+    if root.is_dir() and any(root.glob("*.dcm")):
+        return [str(root)]
+    return [item["image"] for item in list_images(dataset_dir, SUFFIXES)]
+
+
+def _image_of(row: dict[str, Any], images: Sequence[str], points: str) -> str:
+    """The scan that a point belongs to."""
+    if row["image"] is None and len(images) == 1:
+        return images[0]
+    if row["image"] is None:
+        raise InputError(f"'{points}' needs a column 'image' that names each point's scan: there are {len(images)}.")
+    for image in images:
+        if Path(image).name == row["image"]:
+            return image
+    raise InputError(f"{row['where']} names the image '{row['image']}', which is not among the scans; correct it.")
+
+
+@lru_cache(maxsize=2)
+def _geometry(image: str) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Affine and shape, of NIfTI files from the header alone."""
+    if not image.endswith(NIFTI):
+        volume = load_volume(image)
+        return np.asarray(volume.affine, dtype=float), tuple(volume.shape[1:])
+    try:
+        header = NibabelReader().read(image)
+    except Exception as error:
+        raise InputError(f"'{image}' cannot be read as NIfTI ({error}); it is damaged or of another format.") from error
+    return np.asarray(header.affine, dtype=float), tuple(header.shape[:3])
+
+
+def _check_inside(row: dict[str, Any], image: str, point_space: str) -> None:
+    affine, shape = _geometry(image)
+    if point_from_corner(affine, shape, row["center"]) is not None:
+        return
+    mirrored = [-row["center"][0], -row["center"][1], row["center"][2]]
+    other = "LPS" if point_space == "RAS" else "RAS"
+    is_mirrored = point_from_corner(affine, shape, mirrored) is not None
+    hint = f"with --point_space {other} it would lie inside" if is_mirrored else "correct it, or --skip_bad true"
+    raise InputError(f"{row['where']} lies outside of '{image}'; {hint}.")

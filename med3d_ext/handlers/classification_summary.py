@@ -1,0 +1,135 @@
+"""What the evaluation of a classifier leaves behind: a row per case, figures with n and intervals, two pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ignite.engine import Events
+from monai.utils import string_list_all_gather
+
+from med3d_ext.data.prepare import PreparedData
+from med3d_ext.handlers.summary import write_evaluation
+from med3d_ext.metrics.classification import THRESHOLD, measure_classes
+from med3d_ext.metrics.classification_plots import draw_reliability, draw_roc
+from med3d_ext.metrics.size_baseline import SizeBaseline
+
+Row = dict[str, Any]
+MODEL = "logistic regression of the logarithm of the mask's volume"
+
+
+class ClassificationSummary:
+    """Write ``cases.csv``, ``summary.json``, ``reliability.png`` and ``roc.png`` when an evaluation ends.
+
+    The figures are those of :func:`med3d_ext.metrics.classification.measure_classes`, as ``val_accuracy`` and so on.
+    Beside them stand, as ``size_only_accuracy`` and so on, those of a logistic regression of the mask's volume, which
+    is fitted on the cases that are not test and judged on the same evaluated cases; cases without a mask are not
+    counted there.
+
+    Args:
+        output_dir: folder of the files.
+        split: name of the evaluated split, written into the summary.
+        data: the data that is evaluated, whose fingerprint knows the masks' volumes. Defaults to none: no baseline.
+    """
+
+    def __init__(self, output_dir: str, split: str = "test", data: PreparedData | None = None) -> None:
+        self.folder = Path(output_dir)
+        self.split = split
+        self.data = data
+        self.rows: list[Row] = []
+
+    def attach(self, engine: Any) -> None:
+        """Register with a MONAI evaluator whose postprocessing leaves probabilities."""
+        engine.add_event_handler(Events.STARTED, lambda _: self.rows.clear())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.note_cases)
+        engine.add_event_handler(Events.COMPLETED, self.write)
+
+    def note_cases(self, engine: Any) -> None:
+        """Keep the truth and the probability of every case of one batch."""
+        for item, output in zip(engine.state.batch, engine.state.output):
+            label, probability = int(output["label"]), float(output["pred"][1])
+            self.rows.append(
+                {
+                    "case": os.path.basename(item["image"].meta["filename_or_obj"]),
+                    "domain": str(item.get("domain", "all")),
+                    "label": label,
+                    "probability": probability,
+                    "val_accuracy": int((probability >= THRESHOLD) == bool(label)),
+                    "val_brier": (probability - label) ** 2,
+                    "sha256": item.get("sha256"),
+                }
+            )
+
+    def write(self, engine: Any) -> None:
+        """Write all files."""
+        rows = [json.loads(text) for text in string_list_all_gather([json.dumps(row) for row in self.rows])]
+        if engine.state.rank != 0:
+            return
+        domains = {row["domain"]: [other for other in rows if other["domain"] == row["domain"]] for row in rows}
+        baselines = {name: size_only(members, name, self.data) for name, members in domains.items()}
+        figures = {
+            name: {**_figures(members, "val"), **_figures(baselines[name].rows, "size_only")}
+            for name, members in domains.items()
+        }
+        facts = {
+            "threshold": THRESHOLD,
+            "positive": None if self.data is None else self.data.domain["classes"]["1"],
+            "size_only": {name: baseline.facts for name, baseline in baselines.items()},
+        }
+        table = [{key: value for key, value in row.items() if key != "sha256"} for row in rows]
+        write_evaluation(self.folder, self.split, table, figures, facts)
+        draw_reliability(self.folder / "reliability.png", *_scores(rows))
+        sized = [row for baseline in baselines.values() for row in baseline.rows]
+        draw_roc(self.folder / "roc.png", {"network": _scores(rows), "size only": _scores(sized)})
+
+
+@dataclass(frozen=True)
+class SizeOnly:
+    """The baseline on the evaluated cases that have a mask.
+
+    Args:
+        rows: ``label`` and ``probability`` of each; empty where no baseline can be fitted.
+        facts: the model and the number of cases that it was fitted on; None without a model.
+    """
+
+    rows: list[Row]
+    facts: dict[str, Any] | None
+
+
+def size_only(rows: Sequence[Row], domain: str, data: PreparedData | None) -> SizeOnly:
+    """Fit the baseline to a domain's masks of cases that are not test, and judge it on the masks of ``rows``.
+
+    Args:
+        rows: the evaluated cases, with ``sha256`` and ``label``.
+        domain: name of the domain.
+        data: the data, whose fingerprint knows the masks' volumes.
+    """
+    known = {} if data is None else data.fingerprint["domains"].get(domain, {})
+    volumes = {case["sha256"]: mask_volume(case) for case in known.get("cases", []) if mask_volume(case)}
+    fitted = [case for case in known.get("cases", []) if case["split"] != "test" and case["sha256"] in volumes]
+    measured = [row for row in rows if row["sha256"] in volumes]
+    if not measured or len({case["label"] for case in fitted}) < 2:
+        return SizeOnly([], None)
+    baseline = SizeBaseline.fit([volumes[case["sha256"]] for case in fitted], [case["label"] for case in fitted])
+    probabilities = baseline.probabilities([volumes[row["sha256"]] for row in measured]).tolist()
+    scored = [{"label": row["label"], "probability": p} for row, p in zip(measured, probabilities)]
+    return SizeOnly(scored, {"model": MODEL, "fitted_cases": baseline.n})
+
+
+def mask_volume(case: Mapping[str, Any]) -> float:
+    """Volume (mm3) of a fingerprinted case's mask; 0 without one."""
+    voxels = sum(count for value, count in case["labels"].items() if int(value) > 0)
+    return float(voxels * np.prod(case["spacing"]))
+
+
+def _scores(rows: Sequence[Row]) -> tuple[list[int], list[float]]:
+    return [row["label"] for row in rows], [row["probability"] for row in rows]
+
+
+def _figures(rows: Sequence[Row], prefix: str) -> dict[str, dict[str, Any]]:
+    return {f"{prefix}_{name}": facts for name, facts in measure_classes(*_scores(rows)).items()} if rows else {}

@@ -1,0 +1,148 @@
+"""The cube around a nodule: isotropic, in mm, cut and augmented in one interpolation."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, RandomizableTransform, SpatialResample
+
+from med3d_ext.errors import InputError
+from med3d_ext.transforms.sampling import axis_spacing, needed_part, rotation_matrix, to_ras, window_grid
+
+
+class CropCubed(MapTransform):
+    """Cut a cube of ``cube_mm`` around a point, in RAS order, resampled to ``spatial_size`` voxels.
+
+    The point is the item's ``center`` (x, y, z in mm, RAS), else the image's middle. An item with ``centers`` becomes
+    a list of items, one per center, each with its ``center`` and, from ``names``, its ``name``: one scan is loaded once
+    for all its nodules. What lies outside of the image repeats its border.
+
+    Args:
+        keys: keys of channel-first volumes.
+        spatial_size: size of the grid.
+        cube_mm: edge of the cube (mm).
+
+    Raises:
+        InputError: a center lies outside of the image.
+    """
+
+    def __init__(self, keys: KeysCollection, spatial_size: Sequence[int], cube_mm: float) -> None:
+        super().__init__(keys)
+        self.spatial_size = list(spatial_size)
+        self.cube_mm = cube_mm
+        self.resample = _resample()
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Any:
+        item = dict(data)
+        if "centers" not in item:
+            return self._cut(item)
+        centers = item.pop("centers")
+        names = item.pop("names", [str(number) for number in range(len(centers))])
+        points = torch.as_tensor(centers, dtype=torch.float64)
+        return [self._cut({**item, "center": point, "name": name}) for point, name in zip(points, names)]
+
+    def _cut(self, item: dict[Hashable, Any]) -> dict[Hashable, Any]:
+        for key in self.key_iterator(item):
+            middle = middle_of(item[key], item.get("center"))
+            grid = cube_grid(item[key], middle, np.full(3, float(self.cube_mm)), self.spatial_size)
+            item[key] = _sample(self.resample, item[key], grid, self.spatial_size)
+        return item
+
+
+class RandCropCubed(RandomizableTransform, MapTransform):
+    """:class:`CropCubed` with random translation, rotation, scale and flips, in the same single interpolation.
+
+    A nodule has no up or down, so it may be mirrored along every axis. Translation and scale are small: where the cube
+    is and how large a nodule is in it belong to what is learned.
+
+    Args:
+        keys: keys of channel-first volumes of one geometry.
+        spatial_size: size of the grid.
+        cube_mm: edge of the cube (mm).
+        translate_mm: largest shift along each axis (mm).
+        rotate_degrees: largest rotation about each axis.
+        scale: smallest and largest magnification.
+        flip: mirror each axis in half of the draws.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        spatial_size: Sequence[int],
+        cube_mm: float,
+        translate_mm: float = 2.0,
+        rotate_degrees: float = 15.0,
+        scale: Sequence[float] = (0.9, 1.1),
+        flip: bool = True,
+    ) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob=1.0)
+        self.spatial_size = list(spatial_size)
+        self.cube_mm = cube_mm
+        self.translate_mm = translate_mm
+        self.rotate_degrees = rotate_degrees
+        self.scale = tuple(scale)
+        self.flip = flip
+        self.resample = _resample()
+
+    def draw(self) -> tuple[np.ndarray, float, np.ndarray]:
+        """Shift (mm) of the cube, its magnification, and its axes as columns (3, 3)."""
+        shift = self.R.uniform(-self.translate_mm, self.translate_mm, 3)
+        zoom = float(self.R.uniform(self.scale[0], self.scale[1]))
+        axes = rotation_matrix(np.radians(self.R.uniform(-self.rotate_degrees, self.rotate_degrees, 3)))
+        signs = np.where(self.R.uniform(size=3) < 0.5, -1.0, 1.0) if self.flip else np.ones(3)
+        return shift, zoom, axes * signs
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        shift, zoom, axes = self.draw()
+        for key in self.key_iterator(item):
+            middle = middle_of(item[key], item.get("center")) + shift
+            grid = cube_grid(item[key], middle, np.full(3, self.cube_mm / zoom), self.spatial_size, axes)
+            item[key] = _sample(self.resample, item[key], grid, self.spatial_size)
+        return item
+
+
+def point_from_corner(affine: np.ndarray, shape: Sequence[int], point: Sequence[float]) -> np.ndarray | None:
+    """A world point (mm, RAS) as mm along an image's axes in RAS order from its first corner; None outside of it."""
+    ras, ras_shape = to_ras(affine, shape)
+    voxels = np.linalg.solve(affine @ ras, [*map(float, point), 1.0])[:3] + 0.5
+    return voxels * axis_spacing(affine @ ras) if ((voxels >= 0) & (voxels <= ras_shape)).all() else None
+
+
+def middle_of(image: MetaTensor, center: Sequence[float] | None = None) -> np.ndarray:
+    """Middle of the cube of an image as :func:`point_from_corner` tells it: that of ``center`` or of the image.
+
+    Raises:
+        InputError: the center lies outside of the image.
+    """
+    affine, shape = np.asarray(image.affine, dtype=float), image.shape[1:]
+    if center is None:
+        ras, ras_shape = to_ras(affine, shape)
+        return ras_shape * axis_spacing(affine @ ras) / 2
+    middle = point_from_corner(affine, shape, center)
+    if middle is None:
+        place = [round(float(value), 3) for value in center]
+        raise InputError(f"center {place} (mm, RAS) lies outside of '{image.meta.get('filename_or_obj')}'; correct it.")
+    return middle
+
+
+def cube_grid(
+    image: MetaTensor, middle: np.ndarray, extent: np.ndarray, size: Sequence[int], axes: np.ndarray | None = None
+) -> np.ndarray:
+    """Affine (4, 4) of a grid of ``size`` voxels around ``middle``, see :func:`window_grid`."""
+    return window_grid(np.asarray(image.affine, dtype=float), image.shape[1:], size, middle, extent, axes)
+
+
+def _resample() -> SpatialResample:
+    return SpatialResample(mode="bilinear", padding_mode="border", align_corners=False, dtype="float32")
+
+
+def _sample(resample: SpatialResample, image: MetaTensor, grid: np.ndarray, size: Sequence[int]) -> torch.Tensor:
+    part = needed_part(image, grid, size)
+    return resample(part, dst_affine=torch.as_tensor(grid), spatial_size=size)

@@ -1,0 +1,1 @@
+"""Bundles for others: packed, listed, published and fetched."""

@@ -1,0 +1,93 @@
+"""Curves and the iteration at which a level is first reached, against counting by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from med3d_ext.comparison.arm_results import ArmResult
+from med3d_ext.comparison.curves import LOSS, iterations_to_reach, loss_curves, metric_curves
+
+
+def result(start: str, losses=(), scores=(), seed: int = 0, fold: int | None = None, epochs: int = 1) -> ArmResult:
+    facts = {"start": start, "seed": seed, "share": None, "fold": fold}
+    rows = [{"epoch": n, "iteration": 10 * n, "dice": score} for n, score in enumerate(scores, start=1)]
+    return ArmResult(facts, Path(start), {"epochs": epochs}, list(losses), rows, {}, {}, (0, ""))
+
+
+def test_each_arm_is_told_when_it_is_as_good_as_the_better_arm_from_scratch_at_its_end() -> None:
+    scores = {
+        "scratch_0.01": [0.1, 0.3, 0.5, 0.7, 0.6],
+        "scratch_0.001": [0.0, 0.1, 0.2, 0.3, 0.4],
+        "med3d": [0.5, 0.65, 0.8, 0.8, 0.8],
+        "kinetics": [0.2, 0.3, 0.4, 0.5, 0.59],
+    }
+    reach = iterations_to_reach(
+        metric_curves([result(*item[:1], scores=item[1]) for item in scores.items()], "dice"), "dice"
+    )
+    assert (reach["reference"], reach["level"]) == ("scratch_0.01", 0.6)
+    # the reference passes its last level earlier, at iteration 40, and is given credit for it
+    assert {name: (arm["iteration"], arm["times_faster"]) for name, arm in reach["arms"].items()} == {
+        "scratch_0.01": (40, 1.0),
+        "scratch_0.001": (None, None),
+        "med3d": (20, 2.0),
+        "kinetics": (None, None),
+    }
+    assert all(arm["of"] == 50 for arm in reach["arms"].values())
+
+
+def test_a_level_of_the_loss_is_reached_from_above() -> None:
+    losses = {"scratch_0.01": np.linspace(1, 0.5, 20), "med3d": np.linspace(0.6, 0.1, 20)}
+    curves, window = loss_curves([result(name, losses=values, epochs=10) for name, values in losses.items()])
+    assert window == 2
+    reach = iterations_to_reach(curves, LOSS)
+    smooth = (losses["med3d"][1:] + losses["med3d"][:-1]) / 2
+    expected = 2 + int(np.argmax(smooth <= (losses["scratch_0.01"][-1] + losses["scratch_0.01"][-2]) / 2))
+    assert reach["arms"]["med3d"]["iteration"] == expected
+    assert reach["arms"]["med3d"]["times_faster"] == pytest.approx(20 / expected, abs=0.01)
+
+
+@pytest.mark.parametrize(("iterations", "epochs", "window"), [(100, 20, 5), (100, 4, 25), (200, 100, 10), (3, 1, 3)])
+def test_the_window_is_an_epoch_or_a_twentieth(iterations, epochs, window) -> None:
+    curves, found = loss_curves([result("scratch_0.01", losses=range(iterations), epochs=epochs)])
+    assert found == window
+    curve = curves["scratch_0.01"]
+    assert curve.iterations.tolist() == list(range(window, iterations + 1))
+    np.testing.assert_allclose(curve.mean, [np.mean(range(end - window, end)) for end in range(window, iterations + 1)])
+
+
+def test_folds_are_averaged_within_a_seed_as_far_as_all_go() -> None:
+    results = [
+        result("scratch_0.01", scores=[0.0, 0.2, 0.9], seed=0, fold=0),
+        result("scratch_0.01", scores=[0.2, 0.4], seed=0, fold=1),
+        result("scratch_0.01", scores=[0.5, 0.5], seed=1, fold=0),
+        result("scratch_0.01", scores=[0.7, 0.9], seed=1, fold=1),
+    ]
+    curve = metric_curves(results, "dice")["scratch_0.01"]
+    np.testing.assert_allclose(curve.values, [[0.1, 0.3], [0.6, 0.7]])
+    np.testing.assert_allclose(curve.mean, [0.35, 0.5])
+    assert list(curve.seeds) == [0, 1]
+
+
+def test_the_seeds_are_also_told_one_by_one() -> None:
+    results = [
+        result("scratch_0.01", scores=[0.1, 0.4], seed=0),
+        result("scratch_0.01", scores=[0.3, 0.6], seed=1),
+        result("med3d", scores=[0.1, 0.2], seed=0),
+        result("med3d", scores=[0.9, 0.9], seed=1),
+    ]
+    arms = iterations_to_reach(metric_curves(results, "dice"), "dice")["arms"]
+    assert arms["scratch_0.01"]["per_seed"] == {"0": None, "1": 20}
+    assert (arms["med3d"]["iteration"], arms["med3d"]["per_seed"]) == (10, {"0": None, "1": 10})
+
+
+def test_epochs_that_were_not_validated_have_no_point() -> None:
+    curve = metric_curves([result("scratch_0.01", scores=[float("nan"), 0.4])], "dice")["scratch_0.01"]
+    assert (curve.iterations.tolist(), curve.mean.tolist()) == ([20], [0.4])
+
+
+def test_a_quantity_that_was_never_measured_has_no_level() -> None:
+    curves = metric_curves([result("scratch_0.01"), result("med3d")], "dice")
+    assert iterations_to_reach(curves, "dice") == {"quantity": "dice", "level": None, "reference": None, "arms": {}}

@@ -1,0 +1,196 @@
+"""DICOM series: found, checked and read in the right order, or refused by name."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dicom_files import write_series, write_slice
+
+from med3d_ext.data.dicom_series import check_series, find_series, read_series, single_series
+from med3d_ext.errors import InputError
+from med3d_ext.transforms.load import LoadVolumed, load_volume
+
+VOXELS = np.random.default_rng(0).integers(-2000, 2000, (5, 6, 7)).astype(np.int16)
+SPACING, ORIGIN = (0.5, 0.75, 2.5), (-10.0, 20.0, -300.5)
+FLIP_Z = np.diag([1.0, 1.0, -1.0])
+SAGITTAL = np.array([[0, 0, 1.0], [1, 0, 0], [0, -1, 0]])  # rows to posterior, columns to inferior
+OBLIQUE = np.linalg.qr(np.array([[1.0, 0.1, 0.2], [-0.1, 1.0, 0.3], [-0.2, -0.3, 1.0]]))[0]
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(InputError) as error:
+        check_series(single_series(folder))
+    message = str(error.value)
+    assert "\n" not in message and message.endswith("."), message
+    assert str(folder) in message, message
+    return message
+
+
+def test_a_real_series_is_read_in_the_order_of_its_positions(real_data: Path) -> None:
+    folder = real_data / "dicom_hippocampus"
+    series = single_series(folder)
+    check_series(series)
+    assert [file.name for file in series.files] == [f"{number}.dcm" for number in range(1, 33)]
+    assert (series.modality, series.description, len(series.files)) == ("MR", "HippoCrop", 32)
+    assert series.spacing == (1.0, 1.0, 1.0)
+    volume = load_volume(folder)
+    assert volume.shape == (1, 35, 51, 32)
+    np.testing.assert_allclose(volume.affine.numpy(), [[-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 1, 1], [0, 0, 0, 1]])
+    assert volume.std() > 0
+
+
+@pytest.mark.parametrize("directions", [np.eye(3), FLIP_Z, SAGITTAL, SAGITTAL @ FLIP_Z, OBLIQUE])
+def test_every_voxel_lies_where_its_header_puts_it(tmp_path: Path, directions: np.ndarray) -> None:
+    voxels = np.arange(5 * 6 * 7, dtype=np.int16).reshape(5, 6, 7)
+    write_series(tmp_path, voxels, SPACING, ORIGIN, directions)
+    volume = load_volume(tmp_path)
+    for corner in itertools.product((0, 4), (0, 5), (0, 6)):
+        stored = np.unravel_index(int(volume[(0, *corner)]), voxels.shape)
+        lps = np.array(ORIGIN) + directions @ (np.array(SPACING) * stored)
+        found = volume.affine.numpy() @ [*corner, 1]
+        np.testing.assert_allclose(found[:3], lps * [-1, -1, 1], atol=1e-4)
+
+
+def test_both_orders_of_slices_and_names_give_one_volume(tmp_path: Path) -> None:
+    write_series(tmp_path / "up", VOXELS, SPACING, ORIGIN)
+    last = (*ORIGIN[:2], ORIGIN[2] + 6 * SPACING[2])
+    write_series(tmp_path / "down", VOXELS[:, :, ::-1], SPACING, last, FLIP_Z, names="z{}.dcm")
+    up, down = load_volume(tmp_path / "up"), load_volume(tmp_path / "down")
+    np.testing.assert_array_equal(up[0].numpy(), VOXELS)
+    np.testing.assert_array_equal(up.numpy(), down.numpy())
+    np.testing.assert_allclose(up.affine.numpy(), down.affine.numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("stored", [VOXELS, (VOXELS.astype(int) + 30000).astype(np.uint16)])
+def test_values_are_those_after_slope_and_intercept(tmp_path: Path, stored: np.ndarray) -> None:
+    write_series(tmp_path, stored, tags={"RescaleSlope": "0.5", "RescaleIntercept": "-1024"})
+    np.testing.assert_array_equal(load_volume(tmp_path)[0].numpy(), stored * 0.5 - 1024)
+
+
+def test_each_slice_has_its_own_slope(tmp_path: Path) -> None:
+    write_series(tmp_path, VOXELS, tags={"RescaleSlope": "1"}, skip=[3])
+    write_series(tmp_path, VOXELS, tags={"RescaleSlope": "0.25"}, skip=[0, 1, 2, 4, 5, 6])
+    expected = VOXELS * np.where(np.arange(7) == 3, 0.25, 1)
+    np.testing.assert_array_equal(load_volume(tmp_path)[0].numpy(), expected)
+
+
+def test_files_need_no_extension_and_may_lie_deeper_among_others(tmp_path: Path) -> None:
+    write_series(tmp_path / "study" / "series", VOXELS, names="IM{}")
+    (tmp_path / "study" / "notes.txt").write_text("hello")
+    (tmp_path / "study" / "readers.xml").write_text("<a/>")
+    (tmp_path / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
+    (tmp_path / "study" / "._IM0").write_bytes(b"\0" * 128 + b"DICM")
+    write_slice(
+        tmp_path / "report.dcm", VOXELS[:, :, 0], {"Modality": "SR", "SOPInstanceUID": "1.9", "PixelData": None}
+    )
+    assert single_series(tmp_path).folder == tmp_path / "study" / "series"
+    np.testing.assert_array_equal(load_volume(tmp_path)[0].numpy(), VOXELS)
+
+
+def test_the_checks_of_every_volume_hold_for_dicom(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", VOXELS, tags={"PixelSpacing": None})
+    with pytest.raises(InputError, match="no usable voxel spacing"):
+        LoadVolumed("image")({"image": tmp_path / "a"})
+    volume = load_volume(write_series(tmp_path / "b", VOXELS, SPACING))
+    assert volume.meta["filename_or_obj"] == str(tmp_path / "b")
+    assert volume.meta["spatial_shape"].tolist() == [5, 6, 7]
+
+
+def test_two_series_are_refused_with_both_named(tmp_path: Path) -> None:
+    write_series(tmp_path, VOXELS, uid="1.2.3", names="a{}")
+    write_series(tmp_path, VOXELS, uid="1.2.4", names="b{}", tags={"SeriesDescription": "SCOUT"})
+    assert [series.uid for series in find_series(tmp_path)] == ["1.2.3", "1.2.4"]
+    message = refusal(tmp_path)
+    assert "1.2.3 (CT, CHEST, 7 files) and 1.2.4 (CT, SCOUT, 7 files)" in message
+    with pytest.raises(InputError, match="holds 2 DICOM series"):
+        load_volume(tmp_path)
+
+
+def test_missing_slices_are_counted_and_named(tmp_path: Path) -> None:
+    write_series(tmp_path / "one", VOXELS, SPACING, skip=[3])
+    message = refusal(tmp_path / "one")
+    assert "misses 1 slice between '2.dcm' and '4.dcm' (5.00 and 10.00 mm)" in message
+    write_series(tmp_path / "two", VOXELS, SPACING, ORIGIN, FLIP_Z, skip=[2, 3])
+    assert "misses 2 slices between '4.dcm' and '1.dcm'" in refusal(tmp_path / "two")
+
+
+def test_uneven_spacing_is_refused(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", VOXELS, SPACING)
+    write_series(tmp_path / "a", VOXELS, SPACING, origin=(0, 0, 1.0), skip=range(5))
+    assert "uneven slice spacing: '4.dcm' and '5.dcm'" in refusal(tmp_path / "a")
+    stack = np.zeros((4, 4, 100), np.int16)  # no gap is far off, but they add up
+    write_series(tmp_path / "b", stack, (1, 1, 1.0), skip=range(50, 100))
+    write_series(tmp_path / "b", stack, (1, 1, 1.06), (0, 0, -3.0), skip=range(50))
+    assert "uneven slice spacing" in refusal(tmp_path / "b")
+
+
+def test_positions_rounded_to_a_tenth_of_a_millimeter_are_even(tmp_path: Path) -> None:
+    for number in range(12):
+        write_series(tmp_path, VOXELS[:, :, :1], (1, 1, 1), (0, 0, round(0.625 * number, 1)), names=f"{number}")
+    series = single_series(tmp_path)
+    check_series(series)
+    assert series.spacing[2] == pytest.approx(6.9 / 11)
+
+
+def test_two_slices_at_one_position_are_refused(tmp_path: Path) -> None:
+    write_series(tmp_path, VOXELS, SPACING)
+    write_series(tmp_path, VOXELS, SPACING, names="copy{}.dcm", skip=range(1, 7))
+    assert "two slices at one position: '0.dcm' and 'copy0.dcm' (0.00 and 0.00 mm)" in refusal(tmp_path)
+    write_series(tmp_path, VOXELS, SPACING, names="copy{}.dcm")
+    assert "two slices at one position" in refusal(tmp_path)
+
+
+def test_a_single_slice_and_frames_are_refused(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", VOXELS[:, :, :1])
+    assert "single slice, '0.dcm'" in refusal(tmp_path / "a")
+    write_series(tmp_path / "b", VOXELS[:, :, :1], tags={"NumberOfFrames": 2, "PixelData": VOXELS[:, :, :2].tobytes()})
+    assert "0.dcm' holds 2 frames" in refusal(tmp_path / "b")
+
+
+def test_mixed_orientations_and_grids_are_refused(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", VOXELS, skip=[6])
+    write_series(tmp_path / "a", VOXELS, directions=SAGITTAL, skip=range(6))
+    assert "mixes orientations: those of '0.dcm' and '6.dcm'" in refusal(tmp_path / "a")
+    write_series(tmp_path / "b", VOXELS, skip=[6])
+    write_series(tmp_path / "b", VOXELS[:4], skip=range(6))
+    assert "'0.dcm' and '6.dcm' are 5x6 of 1.000 x 1.000 mm and 4x6" in refusal(tmp_path / "b")
+
+
+def test_a_tilted_gantry_is_refused(tmp_path: Path) -> None:
+    tilted = np.array([[1, 0, 0], [0, 1, 0.3], [0, 0, 1.0]])
+    write_series(tmp_path, VOXELS, SPACING, ORIGIN, tilted)
+    assert "is sheared: '0.dcm' and '6.dcm' are 4.50 mm aside" in refusal(tmp_path)
+
+
+def test_files_without_position_or_with_a_senseless_one_are_refused(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", VOXELS, tags={"ImagePositionPatient": None})
+    assert "0.dcm' states no position" in refusal(tmp_path / "a")
+    write_series(tmp_path / "b", VOXELS, tags={"ImagePositionPatient": ["1", "2"]})
+    assert "0.dcm' states '1\\2' as Image Position (Patient), which must be 3 number(s)" in refusal(tmp_path / "b")
+    write_series(tmp_path / "d", VOXELS, origin=(-12.25, 0, 0))
+    for file in (tmp_path / "d").iterdir():
+        file.write_bytes(file.read_bytes().replace(b"-12.25", b"minus9"))
+    assert "0.dcm' states 'minus9\\0.0\\0.0'" in refusal(tmp_path / "d")
+    write_series(tmp_path / "c", VOXELS, tags={"SeriesInstanceUID": None})
+    assert "without a series UID" in refusal(tmp_path / "c")
+
+
+def test_damaged_files_and_folders_without_images_are_refused(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", VOXELS)
+    whole = (tmp_path / "a" / "4.dcm").read_bytes()
+    for content in (whole[: len(whole) - 40], whole[:200], b"hello", b""):
+        (tmp_path / "a" / "4.dcm").write_bytes(content)
+        assert "4.dcm' cannot be read as a DICOM image" in refusal(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    assert "holds no DICOM image" in refusal(tmp_path / "b")
+    assert "is not a folder" in refusal(tmp_path / "c")
+
+
+def test_a_file_that_is_damaged_after_the_headers_were_read_is_named(tmp_path: Path) -> None:
+    series = single_series(write_series(tmp_path, VOXELS))
+    (tmp_path / "4.dcm").write_bytes(b"")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_series(series)

@@ -1,0 +1,91 @@
+"""DICOM series as scanners write them, small: for tests of whatever reads DICOM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset, FileMetaDataset
+
+CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+EXPLICIT = "1.2.840.10008.1.2.1"
+
+
+def write_slice(path: Path, stored: np.ndarray, tags: dict[str, Any], sop_class: str = CT_IMAGE) -> Path:
+    """Write one file.
+
+    Args:
+        path: the file; its folder is made.
+        stored: stored values (x, y), int16 or uint16.
+        tags: keyword to value; None leaves the tag out.
+        sop_class: kind of object.
+    """
+    signed = stored.dtype == np.int16
+    data = Dataset()
+    data.SOPClassUID, data.Modality, data.StudyInstanceUID = sop_class, "CT", "1.2.1"
+    data.Columns, data.Rows = stored.shape
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, int(signed)
+    data.PixelData = stored.T.astype("<i2" if signed else "<u2").tobytes()
+    for keyword, value in tags.items():
+        if value is None:
+            data.pop(keyword, None)
+        else:
+            setattr(data, keyword, value)
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = EXPLICIT, sop_class
+    meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
+    data.file_meta = meta
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data.save_as(path, enforce_file_format=True)
+    return path
+
+
+def write_series(
+    folder: Path,
+    stored: np.ndarray,
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
+    origin: Sequence[float] = (0.0, 0.0, 0.0),
+    directions: np.ndarray | None = None,
+    uid: str = "1.2.3",
+    names: str = "{}.dcm",
+    skip: Sequence[int] = (),
+    tags: dict[str, Any] | None = None,
+) -> Path:
+    """Write a series, a file per slice.
+
+    Args:
+        folder: where.
+        stored: stored values (x, y, slice), int16 or uint16.
+        spacing: mm along x, y and from slice to slice.
+        origin: LPS position (mm) of the first voxel.
+        directions: columns are the directions (LPS) of x, y and of the slices in the order of ``stored``, which may run
+            against the cross product of the other two. Defaults to None: the axes.
+        uid: the series' UID; slice n has the UID ``uid.n``.
+        names: files' names by slice number.
+        skip: slices to leave out.
+        tags: further tags of every slice.
+    """
+    directions = np.eye(3) if directions is None else np.asarray(directions, dtype=float)
+    for number in range(stored.shape[2]):
+        if number in skip:
+            continue
+        position = np.asarray(origin) + directions[:, 2] * spacing[2] * number
+        own = {
+            "SeriesInstanceUID": uid,
+            "SOPInstanceUID": f"{uid}.{number}",
+            "InstanceNumber": number + 1,
+            "SeriesDescription": "CHEST",
+            "PixelSpacing": [spacing[1], spacing[0]],
+            "ImagePositionPatient": [pydicom.valuerep.format_number_as_ds(float(value)) for value in position],
+            "ImageOrientationPatient": [
+                pydicom.valuerep.format_number_as_ds(float(value)) for value in directions[:, :2].T.ravel()
+            ],
+            "RescaleSlope": 1,
+            "RescaleIntercept": 0,
+        }
+        write_slice(folder / names.format(number), stored[:, :, number], {**own, **(tags or {})})
+    return folder

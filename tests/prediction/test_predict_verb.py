@@ -1,0 +1,321 @@
+"""The verb `predict`: what it takes, what it leaves, and that one bad image costs the others nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from conftest import LITS  # tests/prediction/conftest.py
+from perfect import PerfectNetwork, with_network
+
+from med3d_ext import cli
+from med3d_ext.handlers.overlay import draw_overlay
+from med3d_ext.prediction import predict_verb, results
+from med3d_ext.prediction.label_map_file import read_label_names
+from med3d_ext.prediction.predictor import BundlePredictor
+from med3d_ext.transforms.load import load_volume
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+AFFINE = np.array([[0, -1.5, 0, 5.0], [1.0, 0, 0, -6], [0, 0, 2, 7], [0, 0, 0, 1]])
+
+
+def scan(*shape: int) -> np.ndarray:
+    """A dark volume with a bright block."""
+    voxels = np.full(shape or (20, 18, 16), -200, np.int16)
+    voxels[tuple(slice(size // 4, size // 2) for size in voxels.shape)] = 250
+    return voxels
+
+
+@pytest.fixture
+def images(tmp_path, nifti) -> Path:
+    """A folder with one good image."""
+    nifti(tmp_path / "images" / "good.nii.gz", scan(), AFFINE)
+    return tmp_path / "images"
+
+
+def summary(tmp_path: Path) -> dict:
+    return json.loads((tmp_path / "out" / "summary.json").read_text())
+
+
+def files_of(case: str) -> list[str]:
+    return [f"{case}_preview.png", f"{case}_seg.json", f"{case}_seg.nii.gz"]
+
+
+def test_every_format_gives_a_named_map_a_picture_and_volumes(
+    predict, images, tmp_path, nifti, left_behind, monkeypatch, capsys
+):
+    monkeypatch.setattr(results, "draw_overlay", draw_overlay)
+    itk = pytest.importorskip("itk")
+    dicom_files = pytest.importorskip("dicom_files")
+    nifti(images / "other.nii", scan(12, 20, 10), np.diag([-1.0, -1, 3, 1]))
+    image = itk.image_from_array(np.ascontiguousarray(scan(16, 14, 12).T))
+    image.SetSpacing([1.0, 2.0, 3.0])
+    for name in ("c.mha", "d.mhd", "e.nrrd"):
+        itk.imwrite(image, str(images / name))
+    dicom_files.write_series(tmp_path / "dicom" / "series", scan(15, 13, 11), (1.0, 1.0, 2.5))
+    assert predict(images, tmp_path / "dicom") == 0
+    cases = {"good": images / "good.nii.gz", "other": images / "other.nii", "c": images / "c.mha"}
+    cases |= {"d": images / "d.mhd", "e": images / "e.nrrd", "series": tmp_path / "dicom" / "series"}
+    assert left_behind() == sorted(["summary.json", *(file for case in cases for file in files_of(case))])
+    for case, path in cases.items():
+        source = load_volume(path)
+        found = nibabel.load(tmp_path / "out" / f"{case}_seg.nii.gz")
+        label = source[0].numpy() > 0
+        np.testing.assert_array_equal(np.asarray(found.dataobj), label)
+        np.testing.assert_allclose(found.affine, source.affine.numpy(), atol=1e-6)
+        assert read_label_names(tmp_path / "out" / f"{case}_seg.nii.gz") == {1: "liver"}
+        facts = json.loads((tmp_path / "out" / f"{case}_seg.json").read_text())
+        milliliters = label.sum() * abs(np.linalg.det(source.affine.numpy()[:3, :3])) / 1000
+        assert facts["labels"] == {
+            "1": {"name": "liver", "voxels": int(label.sum()), "volume_ml": pytest.approx(milliliters, abs=1e-3)}
+        }
+        assert (facts["image"], facts["bundle"], facts["shape"]) == (str(path), "lits_coarse", list(label.shape))
+        assert len(facts["weights_sha256"]) == 64 and facts["seconds"] > 0 and facts["warnings"] == []
+        assert (tmp_path / "out" / f"{case}_preview.png").read_bytes().startswith(b"\x89PNG")
+    report = summary(tmp_path)
+    assert [each["case"] for each in report["done"]] == ["c", "d", "e", "good", "other", "series"]
+    assert (report["skipped"], report["failed"], report["complete"]) == ([], [], True)
+    assert "6 done, 0 skipped, 0 failed" in capsys.readouterr().out
+
+
+def bad_images(folder: Path, nifti) -> dict[str, tuple[str, ...]]:
+    """Images that cannot be segmented by case, each with words of the sentence that must say why."""
+    whole = nifti(folder / "torn.nii.gz", scan()).read_bytes()
+    (folder / "torn.nii.gz").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.nrrd").write_text("hello")
+    nifti(folder / "slice.nii.gz", scan(20, 18, 1)[..., 0])
+    nifti(folder / "time.nii.gz", np.stack([scan()] * 3, axis=-1))
+    os.symlink(folder / "gone.nii.gz", folder / "link.nii.gz")
+    return {
+        "torn": ("torn.nii.gz", "cannot be read"),
+        "text": ("text.nrrd", "cannot be read"),
+        "slice": ("slice.nii.gz", "not a 3D volume", "20x18"),
+        "time": ("time.nii.gz", "not a 3D volume", "20x18x16x3"),
+        "link": ("link.nii.gz", "does not exist"),
+    }
+
+
+def test_bad_images_are_named_with_a_sentence_and_the_others_are_done(
+    predict, images, tmp_path, nifti, left_behind, capsys
+):
+    bad = bad_images(images, nifti)
+    assert predict(images, tmp_path / "nowhere") == 1
+    assert left_behind() == sorted([*files_of("good"), "summary.json"])
+    failed = {each["case"]: each["reason"] for each in summary(tmp_path)["failed"]}
+    assert "does not exist" in failed.pop(str(tmp_path / "nowhere"))
+    assert failed.keys() == bad.keys()
+    for case, words in bad.items():
+        assert all(word in failed[case] for word in words), failed[case]
+        assert failed[case].endswith(".") and "\n" not in failed[case]
+    printed = capsys.readouterr()
+    assert "1 done, 0 skipped, 6 failed" in printed.out and "Traceback" not in printed.out + printed.err
+
+
+def test_dicom_folders_that_are_no_single_whole_series_are_named(predict, images, tmp_path):
+    write_series = pytest.importorskip("dicom_files").write_series
+    write_series(tmp_path / "dicom" / "two", scan(), uid="1.1", names="a{}.dcm")
+    write_series(tmp_path / "dicom" / "two", scan(), uid="1.2", names="b{}.dcm")
+    write_series(tmp_path / "dicom" / "gap", scan(), uid="1.3", skip=[7])
+    write_series(tmp_path / "dicom" / "one", scan(), uid="1.4", skip=range(1, 16))
+    assert predict(images, tmp_path / "dicom") == 1
+    report = summary(tmp_path)
+    assert [each["case"] for each in report["done"]] == ["good"]
+    reasons = {each["case"]: each["reason"] for each in report["failed"]}
+    assert reasons.keys() == {"two", "gap", "one"}
+    assert "holds 2 DICOM series" in reasons["two"]
+    assert "misses 1 slice" in reasons["gap"]
+    assert "single slice" in reasons["one"]
+
+
+def test_an_image_without_anything_to_find_gives_an_empty_map_and_a_warning(predict, tmp_path, nifti, capsys):
+    path = nifti(tmp_path / "head.nii.gz", np.full((20, 18, 16), 40, np.int16), AFFINE)
+    assert predict(path) == 0
+    assert not np.asarray(nibabel.load(tmp_path / "out" / "head_seg.nii.gz").dataobj).any()
+    (done,) = summary(tmp_path)["done"]
+    assert done["labels"]["1"]["volume_ml"] == 0
+    assert len(done["warnings"]) == 1 and "Nothing was found" in done["warnings"][0]
+    assert "Nothing was found" in capsys.readouterr().out
+
+
+def test_an_image_without_spacing_is_segmented_with_a_warning_and_has_no_volume(predict, tmp_path, nifti):
+    path = nifti(tmp_path / "bare.nii.gz", scan(), pixdim=(0.0, 1.0, 1.0))
+    assert predict(path) == 0
+    (done,) = summary(tmp_path)["done"]
+    assert "no usable voxel spacing" in done["warnings"][0] and str(path) in done["warnings"][0]
+    assert done["labels"]["1"]["volume_ml"] is None and done["labels"]["1"]["voxels"] == 5 * 5 * 4
+    np.testing.assert_array_equal(np.asarray(nibabel.load(tmp_path / "out" / "bare_seg.nii.gz").dataobj), scan() > 0)
+
+
+def test_ten_slices_are_enough(predict, tmp_path, nifti):
+    path = nifti(tmp_path / "thin.nii.gz", scan(20, 18, 10), AFFINE)
+    assert predict(path) == 0
+    np.testing.assert_array_equal(
+        np.asarray(nibabel.load(tmp_path / "out" / "thin_seg.nii.gz").dataobj), scan(20, 18, 10) > 0
+    )
+
+
+def test_an_error_that_nobody_foresaw_costs_one_case(predict, images, nifti, monkeypatch, tmp_path, left_behind):
+    nifti(images / "huge.nii.gz", scan(22, 18, 16), AFFINE)
+    whole = results.draw_overlay
+
+    def draw(path, image, *rest):
+        if image.shape[1] == 22:
+            raise MemoryError("no memory left")
+        return whole(path, image, *rest)
+
+    monkeypatch.setattr(results, "draw_overlay", draw)
+    assert predict(images) == 1
+    assert left_behind() == sorted([*files_of("good"), "summary.json"])
+    assert summary(tmp_path)["failed"] == [{"case": "huge", "reason": "MemoryError: no memory left"}]
+
+
+def test_after_an_error_in_the_network_the_next_image_gets_its_own_result(predict, nifti, tmp_path, monkeypatch):
+    """An engine that an error has stopped returns at once when it is run again."""
+    for number, size in enumerate((20, 21, 20, 22)):
+        nifti(tmp_path / "images" / f"{number}.nii.gz", scan(size, 18, 16), AFFINE)
+    calls = iter(range(9))
+
+    def fail_second(logits):
+        if next(calls) == 1:
+            raise RuntimeError("out of memory")
+        return logits
+
+    monkeypatch.setattr(
+        predict_verb,
+        "BundlePredictor",
+        lambda *args: with_network(BundlePredictor(*args), PerfectNetwork(fail_second)),
+    )
+    assert predict(tmp_path / "images") == 1
+    assert [each["case"] for each in summary(tmp_path)["done"]] == ["0", "2", "3"]
+    for number, size in ((2, 20), (3, 22)):
+        found = nibabel.load(tmp_path / "out" / f"{number}_seg.nii.gz")
+        np.testing.assert_array_equal(np.asarray(found.dataobj), scan(size, 18, 16) > 0)
+
+
+def test_a_result_that_is_there_is_left_out_and_replaced_on_demand(predict, images, tmp_path, nifti, capsys):
+    assert predict(images) == 0
+    path = tmp_path / "out" / "good_seg.nii.gz"
+    before = path.stat().st_mtime_ns
+    nifti(images / "new.nii.gz", scan(), AFFINE)
+    assert predict(images) == 0
+    assert summary(tmp_path)["skipped"] == ["good"] and path.stat().st_mtime_ns == before
+    assert "1 done, 1 skipped, 0 failed" in capsys.readouterr().out
+    assert predict(images, "--overwrite") == 0
+    assert summary(tmp_path)["skipped"] == [] and path.stat().st_mtime_ns != before
+
+
+def test_a_result_of_something_else_is_never_replaced_silently(predict, images, tmp_path, nifti):
+    assert predict(images) == 0
+    facts = tmp_path / "out" / "good_seg.json"
+    content = json.loads(facts.read_text())
+    facts.write_text(json.dumps({**content, "bundle": "lits_fine", "weights_sha256": "0"}))
+    assert predict(images) == 1
+    reason = summary(tmp_path)["failed"][0]["reason"]
+    assert "result of another bundle, weights" in reason and "--overwrite" in reason
+    facts.unlink()  # as `monai.bundle run` leaves a map
+    assert predict(images) == 1
+    assert predict(images, "--overwrite") == 0
+
+
+def test_a_run_that_was_killed_leaves_no_case_that_looks_done(predict, images, tmp_path, monkeypatch, left_behind):
+    replace = os.replace
+
+    def die(source, target):
+        if str(target).endswith("good_seg.nii.gz") and ".good.tmp" in str(source):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", die)
+    with pytest.raises(KeyboardInterrupt):
+        predict(images)
+    assert "good_seg.nii.gz" not in left_behind() and not [name for name in left_behind() if name.startswith(".")]
+    monkeypatch.setattr(os, "replace", replace)
+    assert predict(images) == 0
+    assert len(summary(tmp_path)["done"]) == 1
+
+
+def test_images_of_one_name_are_told_apart_by_their_folders(predict, tmp_path, nifti, left_behind):
+    for patient in "ab":
+        nifti(tmp_path / patient / "ct.nii.gz", scan(), AFFINE)
+    shutil.copy(tmp_path / "b" / "ct.nii.gz", tmp_path / "b" / "mr.nii.gz")
+    assert predict(tmp_path / "a", tmp_path / "b", tmp_path / "a" / "ct.nii.gz") == 0
+    assert left_behind() == sorted(["summary.json", *files_of("a_ct"), *files_of("b_ct"), *files_of("mr")])
+
+
+def test_the_weights_are_read_once(predict, images, nifti, monkeypatch):
+    for number in range(2):
+        nifti(images / f"{number}.nii.gz", scan(), AFFINE)
+    reads = []
+    load = torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **options: reads.append(args) or load(*args, **options))
+    assert predict(images) == 0
+    assert len(reads) == 1
+
+
+def test_a_terminal_gets_a_bar(predict, images, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert predict(images) == 0
+    assert "1/1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ([], ["predict: INPUT is missing"]),
+        (["nowhere"], ["INPUT 'nowhere' does not exist"]),
+        (["{images}", "--devise", "cpu"], ["'devise'", "did you mean 'device'"]),
+        (["{images}", "--output_dir", "x"], ["--output_dir", "--output"]),
+        (["{images}", "--network_name", "resnet18"], ["model.pt", "do not fit inference.json", "--network_name"]),
+        (["{images}", "--ckpt_dir", "nowhere"], ["There is neither 'nowhere", "released"]),
+    ],
+)
+def test_a_wrong_command_is_one_sentence_and_writes_nothing(words, named, images, weights, tmp_path, capsys):
+    words = [word.format(images=images) for word in words]
+    own = [] if "--ckpt_dir" in words else ["--ckpt_dir", str(weights)]
+    command = ["predict", str(LITS), *words, "--output", str(tmp_path / "out"), *own]
+    assert cli.main(command) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert all(word in error for word in named), error
+    assert not (tmp_path / "out").exists() or not os.listdir(tmp_path / "out")
+
+
+def test_a_bundle_or_a_device_that_does_not_exist_is_named(images, tmp_path, capsys):
+    out = ["--output", str(tmp_path / "out")]
+    assert cli.main(["predict", "lits_corse", str(images), *out]) == 2
+    assert "the nearest is 'lits_coarse'" in capsys.readouterr().err
+    for device in ("gpu", "cuda:77"):
+        assert cli.main(["predict", str(LITS), str(images), *out, "--device", device]) == 2
+        assert f"--device must be a device of this machine, as cpu or cuda:0, got '{device}'" in capsys.readouterr().err
+
+
+def test_the_images_folder_is_no_place_for_results(predict, images, capsys):
+    assert predict(images, output=images) == 2
+    assert "--output must be another folder" in capsys.readouterr().err
+    assert predict(images, output=images / "good.nii.gz" / "out") == 2
+    assert "cannot be made" in capsys.readouterr().err
+    assert os.listdir(images) == ["good.nii.gz"]
+
+
+def test_a_classifier_is_refused_with_the_command_that_runs_it(tmp_path, images, capsys):
+    bundle = tmp_path / "nodule_classification"
+    shutil.copytree(LITS / "configs", bundle / "configs")
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+    metadata["network_data_format"]["outputs"]["pred"]["format"] = "classes"
+    (bundle / "configs" / "metadata.json").write_text(json.dumps(metadata))
+    assert cli.main(["predict", str(bundle), str(images), "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "no label map" in error and "python -m monai.bundle run --config_file" in error and error.count("\n") == 1
+
+
+def test_options_of_the_config_are_passed_on(predict, images, tmp_path):
+    assert predict(images, "--spatial_size", "[48,48,48]") == 0
+    assert json.loads((tmp_path / "out" / "good_seg.json").read_text())["options"]["spatial_size"] == [48, 48, 48]
+    assert math.isclose(summary(tmp_path)["done"][0]["labels"]["1"]["volume_ml"], 100 * 3 / 1000)
