@@ -21,7 +21,6 @@ from med3d_ext.transforms.cubes import point_from_corner
 from med3d_ext.transforms.load import NIFTI, load_volume
 
 logger = logging.getLogger("med3d_ext.classify")
-SUFFIXES = (*NIFTI, ".nrrd", ".mha", ".mhd")
 SPACES = {"RAS": (1.0, 1.0, 1.0), "LPS": (-1.0, -1.0, 1.0)}
 POINTS_PER_ITEM = 16  # cubes of one scan that go through the network at once
 
@@ -34,7 +33,7 @@ class NodulesToClassify:
     :class:`med3d_ext.transforms.CropCubed`.
 
     Args:
-        dataset_dir: a folder of images (NIfTI, NRRD, MHA), one image, or the folder of a DICOM series. None means
+        dataset_dir: a folder of images (NIfTI, NRRD, MHA, folders of DICOM series), or one of them. None means
             generated phantoms.
         points: CSV with the columns ``x``, ``y``, ``z`` (mm) and perhaps ``name``; with several scans also ``image``,
             the file's name. Defaults to None.
@@ -64,7 +63,7 @@ class NodulesToClassify:
             logger.warning(f"no --dataset_dir given: classifying the generated phantoms in {dataset_dir}")
         self.skip_bad = skip_bad
         self.skipped: list[str] = []
-        images = _images(dataset_dir)
+        images = [item["image"] for item in list_images(dataset_dir)]
         self.items = self._cubes(images) if points is None else self._scans(images, points, point_space)
         for sentence in self.skipped:
             logger.warning(f"skipped: {sentence}")
@@ -124,13 +123,6 @@ def read_points(path: str | Path, point_space: str = "RAS") -> list[dict[str, An
         image = row.get("image") or None
         points.append({"name": name, "center": center, "image": image, "where": where})
     return points
-
-
-def _images(dataset_dir: str) -> list[str]:
-    root = Path(dataset_dir).expanduser()
-    if root.is_dir() and any(root.glob("*.dcm")):
-        return [str(root)]
-    return [item["image"] for item in list_images(dataset_dir, SUFFIXES)]
 
 
 def _image_of(row: dict[str, Any], images: Sequence[str], points: str) -> str:

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from ignite.engine import Events
 from monai.data import MetaTensor
-from monai.transforms import Orientation
 
 from med3d_ext.files import case_name
 from med3d_ext.transforms.load import load_volume
+
+_SAMPLE = 1_000_000  # voxels that are enough for the range of gray values
 
 
 class OverlayImage:
@@ -68,12 +69,13 @@ def draw_overlay(
     volumes = [to_radiological(volume, image.affine) for volume in (image, prediction, label) if volume is not None]
     spacing = np.linalg.norm(np.asarray(image.affine)[:3, :3], axis=0)[ras_order(image.affine)]
     masks = [volume > 0 for volume in volumes[1:]]
+    step = max(1, round((volumes[0].size / _SAMPLE) ** (1 / 3)))
+    low, high = np.percentile(volumes[0][::step, ::step, ::step], (1, 99))
     center = slice_through(masks[-1] if masks[-1].any() else masks[0])
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 5))
     for panel, axis in zip(axes, (2, 1)):
         cut = [volume.take(center[axis], axis=axis) for volume in volumes]
         rows, columns = (1, 0) if axis == 2 else (2, 0)
-        low, high = np.percentile(volumes[0], (1, 99))
         aspect = spacing[rows] / spacing[columns]
         panel.imshow(cut[0].T, cmap="gray", origin="lower", aspect=aspect, vmin=low, vmax=high)
         for mask, color in zip(cut[1:], ("red", "lime")):
@@ -89,8 +91,13 @@ def draw_overlay(
 
 def to_radiological(volume: torch.Tensor, affine: torch.Tensor) -> np.ndarray:
     """The first channel as an array in LAS order: drawn, the patient's right is on the left, as radiologists look."""
-    plain = torch.as_tensor(np.asarray(volume.detach().cpu(), dtype=np.float32))
-    return Orientation("LAS", labels=None)(MetaTensor(plain, affine=affine))[0].numpy()
+    from nibabel import orientations
+
+    stored, wanted = orientations.io_orientation(np.asarray(affine)), orientations.axcodes2ornt("LAS")
+    # A view: a whole-body CT is not copied for two slices.
+    return orientations.apply_orientation(
+        np.asarray(volume.detach().cpu())[0], orientations.ornt_transform(stored, wanted)
+    )
 
 
 def ras_order(affine: torch.Tensor) -> np.ndarray:
