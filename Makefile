@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV   ?= .venv
 RUN     = $(VENV)/bin/python
 DEMO   ?= build/demo
+LABEL_VENV ?= .venv-label
 BUNDLE  = bundles/lits_coarse
 DEMO_OPTIONS = --output_dir $(DEMO)/eval --ckpt_dir $(DEMO)/models
 
-.PHONY: demo test test-slow lint docs clean
+.PHONY: demo test test-slow label-test lint docs clean
 
 $(VENV)/base: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed, this is ' + sys.version)"
@@ -36,6 +37,16 @@ test: $(VENV)/test
 test-slow: $(VENV)/test
 	$(RUN) -m pytest -m slow
 
+# MONAI Label really started, in an environment of its own (3 GB); minutes for each bundle.
+$(LABEL_VENV)/done: tests/label/requirements.txt
+	$(PYTHON) -m venv $(LABEL_VENV)
+	$(LABEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/label/requirements.txt
+	$(LABEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps monailabel==0.8.5
+	touch $@
+
+label-test: $(VENV)/test $(LABEL_VENV)/done
+	LABEL_PYTHON=$(CURDIR)/$(LABEL_VENV)/bin/python $(RUN) -m pytest --basetemp build/label-test tests/label/label_checks.py
+
 lint: $(VENV)/test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -46,4 +57,4 @@ docs: $(VENV)/base
 	$(RUN) -m sphinx -W -b html docs docs/_build
 
 clean:
-	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LABEL_VENV) build .pytest_cache .mypy_cache .ruff_cache

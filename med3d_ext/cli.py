@@ -48,6 +48,7 @@ class Verb:
 VERBS = {
     "prepare": Verb("med3d_ext.data.prepare_verb:prepare", "a source folder becomes a datalist and a fingerprint"),
     "phantoms": Verb("med3d_ext.data.phantoms_verb:phantoms", "generated patients as a data set to try things on"),
+    "check": Verb("med3d_ext.check.verb:check", "what would go wrong in a run, before it begins"),
     "leakage": Verb("med3d_ext.data.leakage:leakage", "which cases of a datalist the weights have seen"),
     "compare": Verb("med3d_ext.comparison.compare_verb:compare", "scratch against pretrained weights, equal budgets"),
     "predict": Verb("med3d_ext.prediction.predict_verb:predict", "images to label maps, pictures and volumes"),

@@ -24,7 +24,7 @@ from med3d_ext.data.lidc_cubes import cut_cube
 from med3d_ext.data.lidc_masks import mark_voxels, volume_shape
 from med3d_ext.data.lidc_nodules import Nodule, Outlined, cluster_marks, volume_mm3
 from med3d_ext.data.lidc_scans import Scan, find_scans
-from med3d_ext.data.lidc_xml import check_malignancy
+from med3d_ext.data.lidc_xml import check_malignancy, is_lidc
 from med3d_ext.errors import InputError
 from med3d_ext.files import read_json, write_atomically, write_json
 
@@ -96,6 +96,19 @@ def read_lidc(
     _write_table(settings.output / TABLE, rows)
     _write_summary(settings, scans, rows, problems)
     return settings.output
+
+
+def nodules_folder(src: str | os.PathLike, output: str | os.PathLike, skip_bad: bool = False) -> Path:
+    """The folder with ``nodules.csv``: ``src``, or what :func:`read_lidc` writes where ``src`` is LIDC-IDRI itself.
+
+    Raises:
+        InputError: as of :func:`read_lidc`.
+    """
+    root = Path(src).expanduser()
+    ready = any((root / name).is_file() for name in (TABLE, "dataset.json"))
+    # Written into the source itself, the table is brought up to date: patients may have come since.
+    ours = (root / SUMMARY).is_file() and root.resolve() == Path(output).expanduser().resolve()
+    return root if (ready and not ours) or not is_lidc(root) else read_lidc(root, output, skip_bad)
 
 
 def _report(problems: Sequence[str], skip_bad: bool) -> None:

@@ -20,7 +20,7 @@ from med3d_ext.transforms.load import load_volume
 
 RIGHT, LEFT, EITHER = 1, 2, 3
 LUNGS = {0: "background", RIGHT: "right lung", LEFT: "left lung"}
-LUNG = {"lung", "lungs", "lobe", "lobes"}
+LUNG, LOBE, LOBES = {"lung", "lungs"}, {"lobe"}, {"upper", "middle", "lower"}  # other organs have lobes of other names
 SIDES = {"right": RIGHT, "r": RIGHT, "left": LEFT, "l": LEFT}
 
 
@@ -63,7 +63,7 @@ def check_num_classes(num_classes: int) -> None:
 def side_of(name: str) -> int:
     """``RIGHT``, ``LEFT``, ``EITHER`` or 0 for a class that is no lung: of names as "left lung" or "Lung_L"."""
     words = re.findall(r"[a-z]+", name.lower())
-    if not LUNG & set(words):
+    if not LUNG & set(words) and not (LOBE & set(words) and LOBES & set(words)):
         return 0
     return next((SIDES[word] for word in words if word in SIDES), EITHER)
 

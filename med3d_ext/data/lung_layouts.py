@@ -61,7 +61,10 @@ def read_lung(src: str | os.PathLike, output: str | os.PathLike) -> Source:
     target = Path(output).resolve()
     if target.is_relative_to(root):
         raise InputError(f"output must be a folder outside of '{root}' for the merged label maps, got '{output}'.")
-    return Source(root.name, LUNGS, {0: "CT or MR"}, list(_merged(cases, target / "labels")))
+    labelled = list(_merged(cases, target / "labels"))
+    if not labelled:
+        raise InputError(f"dataset_dir '{src}' has no case that shows a lung; give cases of the chest.")
+    return Source(root.name, LUNGS, {0: "CT or MR"}, labelled)
 
 
 def _with_modality(source: Source) -> Source:

@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock
 
 from med3d_ext.data.datalists import list_images, read_source
-from med3d_ext.data.fingerprint import summarize
+from med3d_ext.data.fingerprint import sha256, summarize
 from med3d_ext.data.phantoms import phantom_dataset
 from med3d_ext.data.prepare_3dseg8 import prepare_3dseg8
 from med3d_ext.data.prepare_lung import prepare_lung
@@ -30,6 +30,7 @@ from med3d_ext.data.splits import split_cases
 from med3d_ext.data.subsets import choose_domains, nested_share
 from med3d_ext.errors import InputError
 from med3d_ext.files import read_json
+from med3d_ext.labelling import weights_to_continue
 
 logger = logging.getLogger("med3d_ext.prepare")
 LITS_WINDOW = (-200.0, 250.0)  # paper, section 4.3
@@ -83,6 +84,8 @@ class PreparedData:
             :func:`med3d_ext.data.subsets.choose_domains`. Defaults to None: all.
         share: share of each domain's training cases to use, above 0 to 1; a larger share holds every smaller one, and
             validation and test stay whole.
+        bundle_root: the bundle's folder. In a labelling server, which sends the items, the facts are those of the
+            weights that it serves, and there are no cases; see :mod:`med3d_ext.labelling`. Defaults to None.
 
     Raises:
         InputError: when the source is refused, or has not these domains.
@@ -97,7 +100,11 @@ class PreparedData:
         options: dict[str, Any] | None = None,
         domains: int | str | Sequence[str] | None = None,
         share: float = 1.0,
+        bundle_root: str | os.PathLike | None = None,
     ) -> None:
+        self.served = weights_to_continue(bundle_root) if dataset_dir is None else None
+        if self.served is not None:
+            dataset_dir = str(self.served.parent)
         if dataset_dir is None:
             dataset_dir = str(phantom_dataset(kind))
             logger.warning(
@@ -106,14 +113,16 @@ class PreparedData:
             )
         source = Path(dataset_dir).expanduser()
         self.folder = source
-        if not (source / DATALIST).is_file() or not prepared_with(source, options or {}):
+        ready = self.served is not None or (source / DATALIST).is_file() and prepared_with(source, options or {})
+        if not ready:
             self.folder = Path(output_dir) / "prepared" / source.resolve().name
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(str(self.folder / ".lock")):
                 PREPARE[kind](source, self.folder, seed, **(options or {}))
         self.fingerprint = read_json(self.folder / FINGERPRINT)
         every = self.fingerprint["domains"]
-        _check_options(self.folder, every, options or {})
+        if self.served is None:
+            _check_options(self.folder, every, options or {})
         self.fingerprint["domains"] = {name: every[name] for name in choose_domains(every, domains)}
         self.seed, self.share = seed, share
 
@@ -124,7 +133,7 @@ class PreparedData:
 
         Of the training cases it is the chosen share.
         """
-        items = read_json(self.folder / DATALIST).get(split, [])
+        items = [] if self.served else read_json(self.folder / DATALIST).get(split, [])
         items = [item for item in items if item["domain"] in self.fingerprint["domains"]]
         if split == "training":
             items = nested_share(items, self.share, self.seed)
@@ -158,8 +167,18 @@ class PreparedData:
     @property
     def identity(self) -> str:
         """A short digest of what is trained on: a training is continued on the same data only."""
-        content = "".join(sorted(item["sha256"] + item["domain"] for item in self.training))
+        return self.identity_of(self.training)
+
+    def identity_of(self, items: Sequence[dict[str, Any]]) -> str:
+        """:attr:`identity` of other items, which need no hashes: a labelling server sends image and label alone."""
+        content = "".join(sorted(_item_digest(item) for item in items))
         return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    @property
+    def seen(self) -> dict[str, list[dict[str, Any]]]:
+        """Cases that the weights have seen which a labelling server's training goes on from; by split, as in a card."""
+        card = self.served.with_name("card.json") if self.served else None
+        return read_json(card).get("cases", {}) if card is not None and card.is_file() else {}
 
     def per_domain(self, fact: str) -> dict[str, Any]:
         """One fact of every domain, as transforms take it: ``per_domain("spacing_median")``.
@@ -179,6 +198,12 @@ class PreparedData:
     def domain(self) -> dict[str, Any]:
         """The only domain's facts: spacing, classes, intensity window."""
         return next(iter(self.fingerprint["domains"].values()))
+
+
+def _item_digest(item: dict[str, Any]) -> str:
+    if "sha256" in item:
+        return str(item["sha256"] + item["domain"])
+    return sha256(item["image"]) + sha256(item["label"])
 
 
 def _check_options(folder: Path, domains: dict[str, dict[str, Any]], options: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from med3d_ext.data.lung_labels import check_num_classes, lung_classes
 from med3d_ext.data.lung_layouts import read_lung
 from med3d_ext.data.prepared_files import fingerprint_domain, known_cases, write_prepared
 from med3d_ext.data.splits import split_cases
+from med3d_ext.errors import InputError
 
 
 def prepare_lung(
@@ -29,7 +30,7 @@ def prepare_lung(
         seed: seed of the split.
         num_classes: 2 for background and lung, 3 for background, right and left lung.
         folds: number of parts of a cross-validation. Defaults to None: 10 % are test.
-        fold: the part that is tested.
+        fold: the part that is tested, from 0 on.
 
     Returns:
         the output folder.
@@ -38,6 +39,7 @@ def prepare_lung(
         InputError: see :func:`read_lung`, :func:`lung_classes` and :func:`split_cases`.
     """
     check_num_classes(num_classes)
+    _check_folds(folds, fold)
     source = read_lung(src, output)
     classes, label_map = lung_classes(source.classes, num_classes, src)
     known = [*known_cases(output), *known_cases(src)]
@@ -54,3 +56,12 @@ def prepare_lung(
     }
     write_prepared({source.name: domain}, Path(src), Path(output), seed)
     return Path(output)
+
+
+def _check_folds(folds: int | None, fold: int) -> None:
+    """What can be told before the data are read."""
+    for name, value in (("folds", folds), ("fold", fold)):
+        if value is not None and not isinstance(value, int):
+            raise InputError(f"{name} must be a whole number, got {value!r}.")
+    if folds is None and fold:
+        raise InputError(f"fold {fold} needs the number of parts; add --folds.")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from med3d_ext.data.fingerprint import summarize
+from med3d_ext.data.lidc import nodules_folder
 from med3d_ext.data.nodules import Nodules, read_nodules
 from med3d_ext.data.prepared_files import fingerprint_domain, known_cases, write_prepared
 from med3d_ext.data.splits import split_cases
@@ -32,6 +33,8 @@ def prepare_nodules(
 ) -> Path:
     """Prepare nodules for classification, see :func:`med3d_ext.data.nodules.read_nodules` for the layouts.
 
+    LIDC-IDRI as it is published is first made into such a folder, the output: :func:`med3d_ext.data.lidc.read_lidc`.
+
     The split is by patient (else scan, else content of the image) and by class. Where a mask lies beside an image, its
     voxel count goes into the fingerprint: the evaluation's size-only baseline is made of it.
 
@@ -53,6 +56,7 @@ def prepare_nodules(
     """
     if cube_mm is not None and not cube_mm > 0:
         raise InputError(f"cube_mm must be above 0, got {cube_mm}.")
+    src = nodules_folder(src, output, skip_bad)
     found = read_nodules(src, ties, skip_bad)
     domain = fingerprint_domain(found.source, known_cases(output), foreground=True)
     split_cases({found.source.name: domain["cases"]}, seed, folds=folds, fold=fold)

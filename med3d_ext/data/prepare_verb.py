@@ -29,7 +29,7 @@ def prepare(
     """Turn a source folder into `datalist.json` (with a seeded split) and `fingerprint.json`.
 
     Args:
-        kind: 3dseg8, lits, lung or nodules.
+        kind: 3dseg8, lits, lung, nodules or lidc.
         src: the source folder.
         output: where to write. Defaults to the source folder.
         seed: seed of the split.
@@ -42,7 +42,7 @@ def prepare(
         fold: lung, nodules: which part, from 0 on.
         cube_mm: nodules: edge of the network's cube in mm. Defaults to 48, narrowed to what the images hold.
         ties: nodules: a median rating between 3 and 4 is left out (exclude), benign or malignant. Defaults to exclude.
-        skip_bad: nodules: leave out faulty nodules and count them.
+        skip_bad: nodules, lidc: leave out faulty scans, marks and nodules and count them.
     """
     if kind not in PREPARE:
         raise InputError(f"prepare: KIND must be one of {', '.join(sorted(PREPARE))}, got '{kind}'.")

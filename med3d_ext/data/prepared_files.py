@@ -126,7 +126,7 @@ def _portable(path: str, root: Path, inside: bool) -> str:
 def prepared_with(folder: Path, options: Mapping[str, Any]) -> bool:
     """Whether a prepared folder was made with these options; None asks for nothing, and old folders state none."""
     wanted = {key: value for key, value in options.items() if value is not None}
-    if "folds" not in wanted:
-        wanted.pop("fold", None)  # means nothing alone
+    if "folds" not in wanted and wanted.get("fold") == 0:
+        del wanted["fold"]  # the default, which means nothing alone
     stated = [domain.get("options", {}) for domain in read_json(folder / FINGERPRINT).get("domains", {}).values()]
     return all(facts.get(key, value) == value for facts in stated for key, value in wanted.items())

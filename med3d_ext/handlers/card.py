@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from ignite.engine import Events
 
 import med3d_ext
+from med3d_ext.data.fingerprint import sha256
 from med3d_ext.data.prepare import PreparedData
 from med3d_ext.data.prepared_files import change_paths
 from med3d_ext.files import case_name, write_json
@@ -88,12 +90,29 @@ class WeightsCard:
                 "domains": sorted(self.data.fingerprint["domains"]),
                 "best": self._best(),
                 "cases": {
-                    "training": [named_hash(item) for item in self.dataset.data],
-                    "validation": [named_hash(item) for item in self.data.items("validation")],
+                    "training": self._trained_on,
+                    "validation": self._chosen_by,
                     **self.seen,
                 },
             },
         )
+
+    @cached_property
+    def _trained_on(self) -> list[dict[str, Any]]:
+        return self._with_earlier("training", self.dataset.data)
+
+    @cached_property
+    def _chosen_by(self) -> list[dict[str, Any]]:
+        items = self.data.items("validation")
+        if self.data.served is not None and self.evaluator is not None:
+            items = self.evaluator.data_loader.dataset.data  # the server's
+        return self._with_earlier("validation", items)
+
+    def _with_earlier(self, split: str, items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The items after the cases that the weights have seen before, in a labelling server."""
+        cases = [named_hash(item) for item in items]
+        hashes = {case["sha256"] for case in cases}
+        return [*(case for case in self.data.seen.get(split, []) if case["sha256"] not in hashes), *cases]
 
     def _best(self) -> dict[str, Any] | None:
         state: Any = None if self.evaluator is None else self.evaluator.state
@@ -109,5 +128,6 @@ def public_case(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def named_hash(item: dict[str, Any]) -> dict[str, Any]:
-    """File name, domain and SHA-256 of a dataset item."""
-    return {"image": case_name(item["image"]), "domain": item.get("domain"), "sha256": item.get("sha256")}
+    """File name, domain and SHA-256 of a dataset item; a labelling server sends no digest."""
+    digest = item.get("sha256") or sha256(item["image"])
+    return {"image": case_name(item["image"]), "domain": item.get("domain"), "sha256": digest}

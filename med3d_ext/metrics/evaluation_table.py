@@ -10,11 +10,11 @@ from med3d_ext.metrics.segmentation import MEASURES, OUTCOMES, PENALTIES
 def evaluation_table(summary: dict[str, Any]) -> str:
     """The table of a summary as :func:`med3d_ext.metrics.evaluate_verb.summarize_run` makes it."""
     width = max(len(name) for name in summary["classes"])
-    lines = [f"{summary['n']} cases; surface Dice at {summary['tolerance_mm']} mm; {PENALTIES}"]
+    lines = [f"{summary['n']} cases; surface Dice at {summary['tolerance_mm']:g} mm; {PENALTIES}"]
     for name, facts in summary["classes"].items():
         counts = ", ".join(f"{facts[outcome]} {outcome.replace('_', ' ')}" for outcome in OUTCOMES)
         lines += ["", f"{name:<{width}}  {counts}", f"  {'global_dice':<21}  {_number(facts['global_dice'])}"]
-        for measure in MEASURES:
+        for measure in (key for key in facts if key in MEASURES or key.startswith("surface_dice_")):
             one = facts[measure]
             lines.append(f"  {measure:<21}  {_number(one['mean'])}  {_interval(one['interval_95'])}  n={one['n']}")
     for what in ("unmatched_predictions", "unmatched_labels"):

@@ -97,7 +97,7 @@ class ROIMetric(CumulativeIterationMetric):
         if region is None:
             box = region_of_interest(plain.cpu(), spacing, self.margin_mm)
         else:
-            box = box_between(*region, affine)
+            box = box_between(region[0], region[1], affine)
         inside = torch.zeros_like(plain, dtype=torch.bool, device="cpu")
         if box is not None:
             inside[:, box[0][0] : box[1][0], box[0][1] : box[1][1], box[0][2] : box[1][2]] = True

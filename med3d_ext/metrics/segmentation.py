@@ -35,6 +35,7 @@ class ClassMeasures:
         hd95_mm: the larger of both directions' 95th percentile of the surface distances.
         volume_error_ml: prediction minus label (ml).
         volume_error_relative: prediction minus label, over label; NaN for an empty label.
+        surface_dice_further: the surface Dice at each further tolerance; empty for a class that is in neither map.
     """
 
     outcome: str = "empty"
@@ -49,10 +50,15 @@ class ClassMeasures:
     hd95_mm: float = np.nan
     volume_error_ml: float = np.nan
     volume_error_relative: float = np.nan
+    surface_dice_further: tuple[float, ...] = ()
 
 
 def measure_class(
-    pred: np.ndarray, label: np.ndarray, spacing: Sequence[float], tolerance_mm: float = 2.0
+    pred: np.ndarray,
+    label: np.ndarray,
+    spacing: Sequence[float],
+    tolerance_mm: float = 2.0,
+    further_mm: Sequence[float] = (),
 ) -> ClassMeasures:
     """Compare two masks on one grid.
 
@@ -63,14 +69,16 @@ def measure_class(
         label: true mask, the same shape.
         spacing: voxel spacing of the three axes (mm).
         tolerance_mm: distance up to which a surface voxel counts as right (mm).
+        further_mm: further tolerances at which the surface Dice is wanted (mm).
 
     Raises:
-        ValueError: when the shapes differ or the tolerance is negative.
+        ValueError: when the shapes differ or a tolerance is negative.
     """
     if pred.shape != label.shape:
         raise ValueError(f"pred must be as large as label {label.shape}, got {pred.shape}.")
-    if not tolerance_mm >= 0:
-        raise ValueError(f"tolerance_mm must be at least 0, got {tolerance_mm}.")
+    tolerances = (tolerance_mm, *further_mm)
+    if not all(tolerance >= 0 for tolerance in tolerances):
+        raise ValueError(f"tolerance_mm must be at least 0, got {', '.join(map(str, tolerances))}.")
     sizes = int(pred.sum()), int(label.sum())
     if not any(sizes):
         return ClassMeasures()
@@ -78,10 +86,10 @@ def measure_class(
     pred_ml, label_ml = (float(size * np.prod(spacing)) / 1000 for size in sizes)
     if all(sizes):
         outcome = "found"
-        surface_dice, assd, hd95 = surface_measures(pred, label, spacing, tolerance_mm)
+        surface_dice, assd, hd95 = surface_measures(pred, label, spacing, tolerances)
     else:
         outcome = "falsely_found" if sizes[0] else "missed"
-        surface_dice, assd = 0.0, float(np.linalg.norm(np.multiply(pred.shape, spacing)))
+        surface_dice, assd = [0.0] * len(tolerances), float(np.linalg.norm(np.multiply(pred.shape, spacing)))
         hd95 = assd
     return ClassMeasures(
         outcome=outcome,
@@ -91,7 +99,8 @@ def measure_class(
         label_voxels=sizes[1],
         overlap_voxels=overlap,
         dice=2 * overlap / sum(sizes),
-        surface_dice=surface_dice,
+        surface_dice=surface_dice[0],
+        surface_dice_further=tuple(surface_dice[1:]),
         assd_mm=assd,
         hd95_mm=hd95,
         volume_error_ml=pred_ml - label_ml,
@@ -100,9 +109,9 @@ def measure_class(
 
 
 def surface_measures(
-    pred: np.ndarray, label: np.ndarray, spacing: Sequence[float], tolerance_mm: float
-) -> tuple[float, float, float]:
-    """Surface Dice, ASSD (mm) and HD95 (mm) of two masks with voxels in both, from one pass over the distances."""
+    pred: np.ndarray, label: np.ndarray, spacing: Sequence[float], tolerances_mm: Sequence[float]
+) -> tuple[list[float], float, float]:
+    """Surface Dice at every tolerance, ASSD (mm) and HD95 (mm) of two masks with voxels in both, in one pass."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # about an argument that MONAI gives itself
         _, distances, _ = get_edge_surface_distance(
@@ -111,7 +120,7 @@ def surface_measures(
     there, back = (np.asarray(each, dtype=float) for each in distances)
     both = np.concatenate([there, back])
     # The distances are float32: a step of exactly the tolerance must not fall out by rounding.
-    surface_dice = float((both <= tolerance_mm * (1 + 1e-6)).mean())
+    surface_dice = [float((both <= tolerance * (1 + 1e-6)).mean()) for tolerance in tolerances_mm]
     # numpy instead of MONAI's torch.quantile, which refuses more than 2^24 distances.
     return surface_dice, float(both.mean()), float(max(np.percentile(each, 95) for each in (there, back)))
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from med3d_ext.data.fingerprint import weights_domain
 from med3d_ext.errors import InputError
 from med3d_ext.files import read_json
+from med3d_ext.labelling import weights_to_continue
+from med3d_ext.networks.encoder_loading import encoder_of
 from med3d_ext.networks.lits import TwoStageSegmenter
 from med3d_ext.networks.weight_files import read_checkpoint
 from med3d_ext.networks.weight_sources import describe_weights
@@ -38,7 +40,8 @@ class CoarseStage:
     Args:
         network: the two-stage network.
         weights: a weights file of the coarse network or of a whole cascade; the name of a bundle beside this one, whose
-            trained, else released weights are taken where they fit; or None for no coarse stage.
+            trained, else released weights are taken where they fit; or None for no coarse stage. In a labelling server
+            the coarse network is that of the weights which are served.
         hu_window: the fine network's intensity window (HU).
         bundle_root: this bundle's folder. Defaults to the working directory.
         test_items: items that nothing may be trained on; the log tells where the coarse network has seen some.
@@ -68,14 +71,15 @@ class CoarseStage:
         self.tensors: dict[str, Tensor] = {}
         network.coarse.requires_grad_(False)
         path = None if weights is None else Path(weights).expanduser()
-        if path is None:
+        served = weights_to_continue(bundle_root)
+        if served is not None:
+            self._load_where_it_fits(served)
+        elif path is None:
             self._warn("coarse_weights is null.")
         elif path.is_file():
             self._load(path)
         elif path.name != str(path) or path.suffix:
-            raise InputError(
-                f"coarse_weights must be a file, the name of a bundle or null, and '{weights}' is no file."
-            )
+            raise InputError(f"coarse_weights must be a file, a bundle's name or null, and '{weights}' is no file.")
         else:
             self._load_from_bundle(Path(bundle_root).resolve().parent / path)
 
@@ -84,13 +88,22 @@ class CoarseStage:
         if not found:
             self._warn(f"'{bundle}' holds neither models/model.pt nor weights/model.pt.")
             return
+        self._load_where_it_fits(found[0])
+
+    def _load_where_it_fits(self, path: Path) -> None:
         try:
-            self._load(found[0])
+            self._load(path)
         except InputError as error:  # nobody asked for this file
             self._warn(str(error))
 
     def _load(self, path: Path) -> None:
         found = read_coarse(path, self.network.coarse.state_dict(), self.hu_window)
+        stride = encoder_of(self.network.coarse).output_stride
+        if found.facts["coarse_output_stride"] != stride:
+            raise InputError(
+                f"'{path}' was trained at output stride {found.facts['coarse_output_stride']}, the coarse network has "
+                f"{stride}; set --coarse_output_stride."
+            )
         self.network.coarse.load_state_dict(found.tensors)
         self.tensors, self.facts, self.seen = found.tensors, found.facts, found.seen
         if rank() != 0:
@@ -134,7 +147,7 @@ class CoarseWeights:
 
     Args:
         tensors: its state dict.
-        facts: ``coarse_size``, its grid.
+        facts: ``coarse_size``, its grid, and ``coarse_output_stride``.
         seen: the cases that it has seen, as ``card.json`` lists them, the names beginning with ``coarse``.
     """
 
@@ -171,7 +184,9 @@ def read_coarse(path: str | os.PathLike, expected: Mapping[str, Tensor], hu_wind
     cases = read_json(card).get("cases", {}) if card.is_file() else {}
     if inside:  # of a cascade, what its coarse network has seen
         cases = {name.removeprefix("coarse_"): each for name, each in cases.items() if name.startswith("coarse_")}
-    return CoarseWeights(inside or state, {"coarse_size": size}, {f"coarse_{name}": cases[name] for name in cases})
+    stride = domain.get("coarse_output_stride" if inside else "output_stride", 8)
+    facts = {"coarse_size": size, "coarse_output_stride": stride}
+    return CoarseWeights(inside or state, facts, {f"coarse_{name}": cases[name] for name in cases})
 
 
 def _check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Any) -> None:

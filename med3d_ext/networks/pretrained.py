@@ -11,9 +11,10 @@ from torch import nn
 
 from med3d_ext.errors import InputError
 from med3d_ext.files import write_atomically
+from med3d_ext.labelling import weights_to_continue
 from med3d_ext.networks.encoder_loading import adapt_stem, encoder_of, load_encoder, read_weights
 from med3d_ext.networks.load_report import LoadReport
-from med3d_ext.networks.weight_files import check_sha256, download_weights, write_state
+from med3d_ext.networks.weight_files import check_sha256, download_weights, read_checkpoint, write_state
 from med3d_ext.networks.weight_sources import SOURCES, Description, describe_weights
 from med3d_ext.rank import rank
 
@@ -54,7 +55,8 @@ def find_weights(bundle_root: str | os.PathLike, ckpt_dir: str | os.PathLike | N
     """
     trained = Path(ckpt_dir or Path(bundle_root) / "models") / "model.pt"
     released = Path(bundle_root) / "weights" / "model.pt"
-    for path, kind in ((trained, "trained here"), (released, "released")):
+    came = "trained here" if trained.with_name("training_state.pt").is_file() else "they came with the bundle"
+    for path, kind in ((trained, came), (released, "released")):
         if path.is_file():
             logger.info(f"Weights: '{path}' ({kind}).")
             return path
@@ -64,7 +66,8 @@ def find_weights(bundle_root: str | os.PathLike, ckpt_dir: str | os.PathLike | N
 class InitialWeights:
     """What a training starts from, and the paper's learning rate for it (section 4.2).
 
-    The weights are loaded when the component is built; the report goes to the log and to ``report_path``.
+    The weights are loaded when the component is built; the report goes to the log and to ``report_path``. In a
+    labelling server a training goes on from the weights that are served, whole; see :mod:`med3d_ext.labelling`.
 
     Args:
         network: an encoder or a network with one, see :func:`encoder_of`.
@@ -99,18 +102,24 @@ class InitialWeights:
         scratch_learning_rate: float = 0.01,
         pretrained_learning_rate: float = 0.001,
     ) -> None:
-        path = initial_weights_path(str(init), bundle_root, released)
+        served = weights_to_continue(bundle_root)
+        path = served or initial_weights_path(str(init), bundle_root, released)
         self.network = network
-        self.report = load_encoder(network, path, minimum_share) if path else None
+        self.report = None
+        if served is not None:
+            load_network(network, served)
+        elif path is not None:
+            self.report = load_encoder(network, path, minimum_share)
         if learning_rate is None:
             learning_rate = pretrained_learning_rate if path else scratch_learning_rate
+        self.start = f"those of '{served}', which are served" if served else "from scratch"
         self.learning_rate = learning_rate
         self._tell(report_path)
 
     def _tell(self, report_path: str | os.PathLike | None) -> None:
         if rank() != 0:
             return
-        text = self.report.table() if self.report else "from scratch"
+        text = self.report.table() if self.report else self.start
         logger.info(f"Initial weights: {text}\nLearning rate {self.learning_rate:g}.")
         if report_path is not None and self.report:
             with write_atomically(Path(report_path), "w") as file:
@@ -133,6 +142,22 @@ class InitialWeights:
         rest = [each for each in self.network.parameters() if id(each) not in inside and each.requires_grad]
         groups = [{"params": encoder, "lr": rate}, {"params": rest, "lr": rate * head_lr_multiplier}]
         return [group for group in groups if group["params"]]
+
+
+def load_network(network: nn.Module, path: str | os.PathLike) -> None:
+    """Load a bundle's own weights, encoder and head.
+
+    Raises:
+        InputError: they are of another network.
+    """
+    try:
+        network.load_state_dict(read_checkpoint(path)[0])
+    except RuntimeError as error:
+        fault = " ".join(str(error).split()[:40])
+        raise InputError(
+            f"'{path}' is of another network ({fault} ...); set network_name and its other options in "
+            "configs/train.json as they were in its training."
+        ) from error
 
 
 def initial_weights_path(

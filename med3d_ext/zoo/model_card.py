@@ -60,7 +60,7 @@ def facts(bundle: Path) -> str:
     for part, cases in card.get("cases", {}).items():
         counts = Counter(case.get("domain") for case in cases)
         each = ", ".join(f"{domain} {count}" for domain, count in counts.items())
-        lines.append(f"- {part} cases: {len(cases)}" + (f" ({each})" if each else ""))
+        lines.append(f"- {part.replace('_', ' ')} cases: {len(cases)}" + (f" ({each})" if each else ""))
     if "precision" in card:
         lines.append(f"- {card['precision']}")
     lines.append("- `models/card.json` lists the SHA-256 of every image that they have seen")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
+
+from med3d_ext.check.binding import texts, walk
+
+__all__ = ["texts", "walk"]
 
 REPOSITORY = Path(__file__).parents[2]
 BUNDLES = sorted(path.parents[1] for path in REPOSITORY.glob("bundles/*/configs/metadata.json"))
@@ -45,21 +48,6 @@ def key_metric(bundle: Path) -> str:
 def images_of(folder: Path) -> Path:
     """The folder of images in a bundle's data, or in the first domain of it."""
     return next(path for name in ("imagesTr", "images") for path in sorted(folder.rglob(name)))
-
-
-def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every item of a config, the nested ones too, with its id."""
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for key, value in items:
-        yield f"{prefix}{key}", value
-        yield from walk(value, f"{prefix}{key}::")
-
-
-def texts(config: Any) -> Iterator[tuple[str, str]]:
-    """Every text of a config with its id; descriptions are for people and left out."""
-    for name, value in walk(config):
-        if isinstance(value, str) and name.rpartition("::")[2] != "_desc_":
-            yield name, value
 
 
 def workflow(bundle: Path, *names: str, **overrides: Any) -> ConfigWorkflow:

@@ -16,7 +16,8 @@ from monai.utils import set_determinism
 from med3d_ext.data.phantoms import phantom_dataset
 
 PHANTOMS = {
-    "lits_coarse": ("lits", 6),  # six torsos show every orientation
+    "lits_coarse": ("lits", 6),
+    "lits_fine": ("lits", 6),  # six torsos show every orientation
     "lung_segmentation": ("lung", 4),
     "nodule_classification": ("nodules", 16),
     "pretrain_3dseg8": ("3dseg8", 2),

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import ast
-import builtins
-import inspect
 import json
 import re
-from pydoc import locate
 
 import pytest
-from bundle_files import BUNDLES, COMBINATIONS, config_files, merged, texts, walk
-from monai.bundle import ComponentLocator, ConfigComponent, ReferenceResolver
+from bundle_files import BUNDLES, COMBINATIONS, config_files, merged
+from monai.bundle import ReferenceResolver
 
-LOCATOR = ComponentLocator()
+from med3d_ext.check.binding import (
+    components,
+    expressions,
+    lost_references,
+    texts,
+    unknown_arguments,
+    unknown_names,
+    walk,
+    wrong_components,
+)
+
 ROOT = "$next((p for p in sys.path[1:] if os.path.isfile(p + '/configs/metadata.json')), '.')"
 FOUND_BY_MONAI = {"run", "initialize", "finalize"}  # what `monai.bundle run` itself looks for
 
@@ -32,24 +39,6 @@ def config(request, names):
     return merged(request.param, *names)
 
 
-def components(config):
-    return {name: value for name, value in walk(config) if isinstance(value, dict) and "_target_" in value}
-
-
-def unknown_arguments(target, given):
-    """Arguments that ``target`` does not take; what it takes as ``**kwargs`` must be known to a class it is made of."""
-    signature = inspect.signature(target)
-    try:
-        signature.bind(**given)
-    except TypeError as error:
-        return str(error)
-    if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
-        return None
-    makers = [one.__init__ for one in inspect.getmro(target)[:-1]] if inspect.isclass(target) else [target]
-    known = {name for maker in makers for name in inspect.signature(maker).parameters}
-    return ", ".join(sorted(given.keys() - known)) or None
-
-
 def test_there_are_bundles_and_their_configs_hold_components():
     assert {"lits_coarse", "nodule_classification", "pretrain_3dseg8"} <= {bundle.name for bundle in BUNDLES}
     for bundle in BUNDLES:
@@ -57,15 +46,7 @@ def test_there_are_bundles_and_their_configs_hold_components():
 
 
 def test_every_target_exists_and_takes_its_arguments(config):
-    wrong = {}
-    for name, value in components(config).items():
-        component = ConfigComponent(value, locator=LOCATOR)
-        target = locate(component.resolve_module_name())
-        given = component.resolve_args()
-        fault = "no such class" if target is None else unknown_arguments(target, given)
-        if fault:
-            wrong[name] = f"{value['_target_']}: {fault}"
-    assert wrong == {}
+    assert wrong_components(config) == {}
 
 
 def test_a_wrong_target_or_argument_would_be_found():
@@ -78,18 +59,7 @@ def test_a_wrong_target_or_argument_would_be_found():
 
 
 def test_every_reference_names_an_id(config):
-    ids = {name for name, _ in walk(config)}
-    lost = {name: ref for name, text in texts(config) for ref in ReferenceResolver.match_refs_pattern(text)}
-    lost = {name: ref for name, ref in lost.items() if ref not in ids}
-    lost |= {name: text for name, text in texts(config) if text.startswith("%") and text[1:] not in ids}
-    assert lost == {}
-
-
-def expressions(config):
-    """Parsed expressions by id, references in them replaced by the name ``reference``."""
-    for name, text in texts(config):
-        if text.startswith("$"):
-            yield name, text, ast.parse(ReferenceResolver.id_matcher.sub("reference", text[1:]))
+    assert lost_references(config) == {}
 
 
 def test_every_expression_parses_is_short_and_has_no_lambda(config):
@@ -100,15 +70,7 @@ def test_every_expression_parses_is_short_and_has_no_lambda(config):
 
 
 def test_every_name_in_an_expression_is_imported(config):
-    imported = {text.split()[-1] for text in config["imports"]} | {"reference", *vars(builtins)}
-    lost = {}
-    for name, _, tree in expressions(config):
-        names = {node for node in ast.walk(tree) if isinstance(node, ast.Name)}
-        bound = {node.id for node in names if isinstance(node.ctx, ast.Store)}
-        unknown = {node.id for node in names} - bound - imported
-        if unknown:
-            lost[name] = unknown
-    assert lost == {}
+    assert unknown_names(config) == {}
 
 
 def test_the_imports_work_in_a_packed_bundle(config):

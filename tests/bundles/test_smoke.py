@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from bundle_files import BUNDLES, SMALL, images_of, is_classifier, key_metric, run_bundle
+from bundle_files import BUNDLES, SMALL, images_of, is_classifier, key_metric, run_bundle, workflow
 from monai.utils import set_determinism
 
 from med3d_ext.handlers.card import public_case
@@ -21,7 +21,7 @@ from med3d_ext.networks.resnet import ResNetEncoder
 
 PNG = b"\x89PNG"
 EPOCHS = 2
-ORIENTATIONS = {"lits_coarse": 6, "lung_segmentation": 2, "pretrain_3dseg8": 2}
+ORIENTATIONS = {"lits_coarse": 6, "lits_fine": 6, "lung_segmentation": 2, "pretrain_3dseg8": 2}
 
 pytestmark = [
     pytest.mark.usefixtures("clean_process"),
@@ -139,6 +139,41 @@ def test_classes_come_as_a_table_with_a_row_per_image(classification):
     assert all(0 <= case["probability"] <= 1 for case in cases)
     table = rows(classification.root / "inference" / "predictions.csv")
     assert [row["prediction"] for row in table] == [case["prediction"] for case in cases]
+
+
+def test_a_point_in_a_scan_is_classified_as_the_cube_around_it(classification, tmp_path):
+    image = sorted(classification.images.iterdir())[0]
+    header = nibabel.load(image)
+    middle = header.affine[:3, :3] @ (np.array(header.shape) / 2 - 0.5) + header.affine[:3, 3]
+    points = [f"middle,{middle[0]},{middle[1]},{middle[2]}", f"aside,{middle[0]},{middle[1] + 9},{middle[2]}"]
+    (tmp_path / "points.csv").write_text("\n".join(["name,x,y,z", *points]))
+    folders = {"bundle_root": str(classification.bundle), "ckpt_dir": str(classification.root / "models")}
+    options = {"dataset_dir": str(image), "points": str(tmp_path / "points.csv"), "output_dir": str(tmp_path / "out")}
+    run_bundle(classification.bundle, "inference", device="cpu", **options, **folders)
+    middle_row, aside_row = read(tmp_path / "out" / "predictions.json")["cases"]
+    cube = read(classification.root / "inference" / "predictions.json")["cases"][0]
+    assert middle_row["name"] == "middle" and middle_row["case"] == cube["case"]
+    assert middle_row["probability"] == pytest.approx(cube["probability"], abs=1e-4)
+    assert aside_row["probability"] != pytest.approx(cube["probability"], abs=1e-4)
+
+
+def test_a_labelling_server_gets_a_score_per_class(classification):
+    """It runs the transforms one by one on its request, then reads ``pred.array`` and must find no image."""
+    folders = {"bundle_root": str(classification.bundle), "ckpt_dir": str(classification.root / "models")}
+    made = workflow(classification.bundle, "inference", device="cpu", **folders)
+    network = made.network_def.eval()
+    network.load_state_dict(torch.load(classification.root / "models" / "model.pt", weights_only=True))
+    path = str(sorted(classification.images.iterdir())[0])
+    data = {"image": path, "image_path": path, "device": "cpu", "model": classification.bundle.name}
+    for transform in made.preprocessing.transforms:
+        data = transform(data)
+    with torch.inference_mode():
+        data["pred"] = made.inferer(data["image"][None], network)[0]
+    for transform in made.postprocessing.transforms:
+        data = transform(data)
+    cube = read(classification.root / "inference" / "predictions.json")["cases"][0]
+    np.testing.assert_allclose(data["pred"].array, [1 - cube["probability"], cube["probability"]], atol=1e-4)
+    assert "image" not in data and data["image_path"] == path
 
 
 def test_label_maps_lie_on_the_grid_of_their_images(segmentation):

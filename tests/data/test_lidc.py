@@ -14,7 +14,7 @@ import pytest
 from lidc_files import FLIP_Z, SMALL, Chest, Drawn, Roi, drawn
 
 from med3d_ext.data import lidc
-from med3d_ext.data.lidc import read_lidc
+from med3d_ext.data.lidc import nodules_folder, read_lidc
 from med3d_ext.errors import InputError
 from med3d_ext.files import read_json
 
@@ -336,6 +336,29 @@ def test_what_changed_is_read_again(tmp_path: Path, change: str, monkeypatch: py
     (row,) = prepared(tmp_path / "src", tmp_path / "out", size_mm=26 if change == "size" else 24)
     assert len(calls) == 1
     assert row["malignancy"] == ("5.0" if change == "readings" else "2.0")
+
+
+def test_only_a_folder_of_lidc_without_a_table_is_read(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert nodules_folder(tmp_path / "empty", tmp_path / "out") == tmp_path / "empty"
+    write_patient(tmp_path / "src", Chest())
+    assert nodules_folder(tmp_path / "src", tmp_path / "out") == tmp_path / "out"
+    assert len(rows_of(tmp_path / "out")) == 1
+    (tmp_path / "src" / "nodules.csv").write_text("nodule,scan,malignancy\n")
+    assert nodules_folder(tmp_path / "src", tmp_path / "other") == tmp_path / "src"
+    assert not (tmp_path / "other").exists()
+
+
+def test_patients_that_came_since_are_taken_in(tmp_path: Path) -> None:
+    src = tmp_path / "src"
+    write_patient(src, Chest())
+    nodules_folder(src, src)
+    write_patient(src, Chest(uid="1.2.4", patient="LIDC-IDRI-0002"))
+    assert nodules_folder(src, tmp_path / "run") == src
+    assert len(rows_of(src)) == 1 and not (tmp_path / "run").exists()
+    nodules_folder(src, src)
+    assert len(rows_of(src)) == 2
+    assert nodules_folder(src, src) == src
 
 
 def test_the_output_may_be_the_source(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from med3d_ext.errors import InputError
         ("left upper lobe", LEFT),
         ("liver", 0),
         ("right kidney", 0),
+        ("left lobe of the liver", 0),
         ("cancer", 0),
         ("background", 0),
     ],

@@ -109,6 +109,14 @@ def test_totalsegmentator_cases_that_show_no_lung_are_left_out_and_counted(tmp_p
     assert "1 cases show no lung (s0000)" in said and "1 cases have no masks of the lungs (s0002)" in said
 
 
+def test_totalsegmentator_cases_none_of_which_shows_a_lung_are_refused(tmp_path):
+    root = write_totalsegmentator(tmp_path / "ts", 1)
+    for path in (root / "s0000" / "segmentations").iterdir():
+        save(path, np.zeros_like(right_and_left()))
+    with pytest.raises(InputError, match="has no case that shows a lung"):
+        read_lung(root, tmp_path / "out")
+
+
 def test_a_missing_lobe_is_refused_by_name(tmp_path):
     root = write_totalsegmentator(tmp_path / "ts", 2)
     path = root / "s0001" / "segmentations" / "lung_middle_lobe_right.nii.gz"

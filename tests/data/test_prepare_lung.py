@@ -94,6 +94,8 @@ def test_a_prepared_folder_is_split_anew_for_a_fold_and_left_as_it_is(tmp_path):
         tested |= names(data.test)
     assert len(tested) == 8
     assert {path: path.read_bytes() for path in before} == before
+    with pytest.raises(InputError, match="fold 2 needs the number of parts"):
+        PreparedData("lung", str(moved), str(tmp_path / "alone"), options={"num_classes": 2, "folds": None, "fold": 2})
     plain = PreparedData(
         "lung", str(moved), str(tmp_path / "plain"), options={"num_classes": 2, "folds": None, "fold": 0}
     )
@@ -174,6 +176,8 @@ def test_a_damaged_mask_is_named_and_no_list_is_written(layout, tmp_path):
         ({"num_classes": 1}, "num_classes must be 2"),
         ({"folds": 9}, "folds must be from 2 to the 4 subjects of 'Lung', got 9"),
         ({"folds": 4, "fold": 4}, "fold must be from 0 to 3, got 4"),
+        ({"folds": "four"}, "folds must be a whole number, got 'four'"),
+        ({"fold": 2}, "fold 2 needs the number of parts; add --folds"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, message, tmp_path):

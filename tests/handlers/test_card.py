@@ -101,3 +101,11 @@ def test_only_the_first_process_writes(data, tmp_path):
     handler = WeightsCard(**arguments(data, tmp_path / "models"))
     handler.attach(SimpleNamespace(state=SimpleNamespace(rank=1)))  # an engine without handlers: none is added
     assert not (tmp_path / "models").exists()
+
+
+def test_further_facts_and_further_cases_lie_beside_the_weights(data, tmp_path):
+    more = {"facts": {"coarse_size": [8, 8, 4]}, "seen": {"coarse_training": [{"image": "c.nii", "sha256": "c"}]}}
+    run_training(arguments(data, tmp_path / "models", **more))
+    assert weights_domain(tmp_path / "models" / "model.pt")["coarse_size"] == [8, 8, 4]
+    card = json.loads((tmp_path / "models" / "card.json").read_text())
+    assert list(card["cases"]) == ["training", "validation", "coarse_training"]

@@ -27,3 +27,17 @@ def test_the_last_epoch_is_always_validated_and_none_twice(interval: int, epochs
     handler.attach(engine)
     engine.run([0, 0], max_epochs=epochs)
     assert recorder.epochs == expected
+
+
+def test_without_cases_nothing_is_validated_and_that_is_said(caplog):
+    recorder = Recorder()
+    recorder.data_loader = []
+    engine = Engine(lambda *_: None)
+    handler = EpochValidation(1)
+    handler.validator = recorder
+    handler.attach(engine)
+    engine.run([0, 0], max_epochs=3)
+    assert recorder.epochs == []
+    assert [record.message for record in caplog.records if "no case to validate on" in record.message] == [
+        "no case to validate on: the weights are those of the last epoch"
+    ]

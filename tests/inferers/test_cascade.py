@@ -178,6 +178,48 @@ def test_an_empty_fine_mask_does_not_grow():
     assert len(net.fine.seen) == 1
 
 
+def test_nothing_found_is_a_warning(caplog):
+    net, x = two_stages(), volume(INNER, INNER)
+    net.fine.level = 2.0
+    inferer()(x, net)
+    assert "The fine network found nothing: the label map is empty." in caplog.text
+
+
+def test_without_a_coarse_grid_the_coarse_network_is_not_asked(caplog):
+    net, x = two_stages(), volume(INNER, INNER)
+    logits = inferer(coarse_size=None)(x, net)
+    assert net.coarse.seen == [] and torch.equal(logits, Threshold(FINE)(x))
+    assert "There is no trained coarse network" in caplog.text
+
+
+def test_the_latest_regions_are_kept_with_the_affine_of_their_voxels():
+    cascade, x = inferer(), with_spacing(volume(INNER, INNER), 1.0, 1.0, 1.0)
+    cascade(x, two_stages())
+    cascade(x, two_stages())
+    ((box, affine),) = cascade.regions
+    assert [each.tolist() for each in box] == [[6, 4, 5], [14, 13, 11]]
+    assert affine.tolist() == torch.eye(4).tolist()
+
+
+@pytest.mark.parametrize("options", [{}, {"fine_size": [16, 18, 12]}, {"maximum_voxels": 1, "roi_size": (8, 8, 8)}])
+def test_half_precision_logits_give_the_same_map(options):
+    x = volume(INNER, ((8, 17), (6, 11), (7, 9)))
+    whole = inferer(**options)(x, two_stages())
+    half = inferer(**options, logits_dtype=torch.float16)(x, two_stages())
+    assert (whole.dtype, half.dtype) == (torch.float32, torch.float16)
+    assert torch.equal(half.argmax(1), whole.argmax(1))
+    torch.testing.assert_close(half.float(), whole, atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(64, 60, 10), (64, 60, 2), (9, 9, 40)])
+def test_few_slices_are_segmented_as_well(shape):
+    torch.manual_seed(0)
+    net = TwoStageSegmenter(Segmenter(), DenseASPPSegmenter(widths=(8, 4))).eval()
+    cascade = CascadeInferer(coarse_size=[16, 16, 16], fine_size=[16, 16, 16], maximum_growths=1)
+    with torch.no_grad():
+        assert cascade(torch.randn(1, 1, *shape), net).shape == (1, 2, *shape)
+
+
 def test_each_sample_of_a_batch_has_its_own_region_and_spacing():
     other = ((2, 5), (3, 6), (4, 10))
     items = [with_spacing(volume(box, box)[0], *spacing) for box, spacing in ((INNER, (1, 1, 1)), (other, (1, 2, 4)))]

@@ -11,7 +11,7 @@ import pytest
 
 from med3d_ext import cli
 from med3d_ext.errors import InputError
-from med3d_ext.metrics.evaluate_verb import evaluate, parse_classes
+from med3d_ext.metrics.evaluate_verb import evaluate, parse_classes, parse_tolerances
 from med3d_ext.metrics.label_files import case_name, pair_cases, read_pair
 from med3d_ext.metrics.paired import paired_test
 
@@ -243,6 +243,28 @@ def test_background_alone_is_refused(tmp_path, nifti):
     path = str(nifti(tmp_path / "label.nii.gz", bar(), AFFINE))
     with pytest.raises(InputError, match="background only"):
         evaluate(path, path)
+
+
+def test_the_surface_dice_has_as_many_tolerances_as_are_asked_for(run, capsys):
+    words = ["evaluate", str(run / "out"), str(run / "labels"), "--output", str(run / "report"), "--classes", "1"]
+    assert cli.main([*words, "--tolerance_mm", "2,5,0.5", "--compare", str(run / "labels")]) == 0
+    summary = json.loads((run / "report" / "summary.json").read_text())
+    one = summary["classes"]["1"]
+    assert (summary["tolerance_mm"], summary["further_tolerances_mm"]) == (2, [5, 0.5])
+    # case a: six of the eight surface voxels lie on the other surface, two 5 mm off; b and c have none to find
+    for name, share in (("surface_dice", 0.75), ("surface_dice_5mm", 1), ("surface_dice_0.5mm", 0.75)):
+        assert one[name]["mean"] == pytest.approx(share / 3, abs=1e-4) and one[name]["n"] == 3
+        assert float(rows(run / "report" / "cases.csv")[0][name]) == share
+        assert rows(run / "report" / "cases.csv")[3][name] == "nan"  # empty in both
+    assert "surface_dice_further" not in rows(run / "report" / "cases.csv")[0]
+    assert summary["comparison"]["classes"]["1"]["surface_dice_5mm"]["mean_difference"] == -0.5
+    assert capsys.readouterr().out.count("surface_dice_0.5mm") == 2
+
+
+@pytest.mark.parametrize("tolerance", ["2,2", "two", "", "1,-1", "1,,2"])
+def test_tolerances_of_another_form_are_refused(tolerance):
+    with pytest.raises(InputError, match="--tolerance_mm must be"):
+        parse_tolerances(tolerance)
 
 
 @pytest.mark.parametrize("tolerance", [-1.0, math.inf, math.nan])

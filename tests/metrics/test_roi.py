@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -91,3 +93,16 @@ def test_wrong_arguments_are_refused():
         ROIMetric("size")
     with pytest.raises(ValueError, match="y must be the label map"):
         ROIMetric()(torch.zeros(1, 1, 4, 4, 4))
+
+
+def test_a_cascades_own_region_stands_for_the_predictions_and_is_found_on_any_orientation():
+    label = block((2, 6), (10, 14), (16, 18))  # stored as LPS; in RAS order 14 to 18, 6 to 10, 16 to 18
+    lps = torch.diag(torch.tensor([-1.0, -2.0, 3.0, 1.0]))
+    lps[:3, 3] = torch.tensor([19.0, 38.0, 0.0])
+    region = (np.array([16, 6, 10]), np.array([20, 12, 20])), np.diag([1.0, 2.0, 3.0, 1.0])
+    pred = MetaTensor(torch.zeros_like(label), affine=lps)
+    inferer = SimpleNamespace(regions=[region])
+    recall, share = (ROIMetric(quantity, inferer=inferer) for quantity in ("recall", "share"))
+    assert float(recall([pred], [label])[0]) == 0.5
+    assert float(share([pred], [label])[0]) == pytest.approx(4 * 6 * 10 / 8000)
+    assert float(ROIMetric("recall", inferer=object())([pred], [label])[0]) == 0  # no region: the prediction's

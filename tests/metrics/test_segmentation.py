@@ -13,6 +13,8 @@ from monai.metrics import (
     compute_hausdorff_distance,
     compute_surface_dice,
 )
+from scipy.ndimage import binary_dilation, binary_erosion, generate_binary_structure
+from scipy.spatial import cKDTree
 from scipy.stats import wilcoxon
 
 from med3d_ext.metrics.intervals import bootstrap_interval
@@ -93,6 +95,25 @@ def test_measures_equal_monais():
         assert found.surface_dice == pytest.approx(
             compute_surface_dice(*tensors, class_thresholds=[1.0], **options).item(), rel=1e-5
         )
+
+
+def erosion_surface(mask):
+    """Surface points as the LiTS challenge's evaluation takes them: what an erosion with face neighbors removes."""
+    return np.argwhere(mask & ~binary_erosion(mask, generate_binary_structure(3, 1)))
+
+
+def test_the_surface_distance_is_the_lits_challenges():
+    generator = np.random.default_rng(1)
+    spacing = np.array([0.7, 0.8, 5.0])
+    for _ in range(5):
+        pred, label = (binary_dilation(generator.random((12, 14, 9)) < 0.03, iterations=2) for _ in range(2))
+        ours, theirs = (erosion_surface(mask) * spacing for mask in (pred, label))
+        there, back = cKDTree(theirs).query(ours)[0], cKDTree(ours).query(theirs)[0]
+        found = measure_class(pred, label, spacing.tolist(), 1.0, [3.0])
+        assert found.assd_mm == pytest.approx((there.sum() + back.sum()) / (len(there) + len(back)), rel=1e-5)
+        for share, tolerance in ((found.surface_dice, 1.0), (found.surface_dice_further[0], 3.0)):
+            assert share == pytest.approx((np.concatenate([there, back]) <= tolerance).mean())
+        assert found.volume_error_relative == pytest.approx(pred.sum() / label.sum() - 1)  # its RVD
 
 
 def test_equal_masks_are_perfect_also_at_the_faces_of_the_volume():

@@ -396,10 +396,11 @@ def test_parameter_groups_hold_every_parameter_once():
 def test_a_bundles_weights_are_the_trained_ones_else_the_released_ones(tmp_path, caplog):
     with pytest.raises(InputError, match=r"neither '.*models/model\.pt' nor '.*weights/model\.pt'"):
         find_weights(tmp_path)
-    for folder, kind in (("weights", "released"), ("models", "trained here")):
+    for folder, kind in (("weights", "released"), ("models", "they came with the bundle"), ("models", "trained here")):
         path = tmp_path / folder / "model.pt"
-        path.parent.mkdir()
+        path.parent.mkdir(exist_ok=True)
         path.touch()
+        path.with_name("training_state.pt").touch() if kind == "trained here" else None
         with caplog.at_level(logging.INFO):
             assert find_weights(str(tmp_path)) == Path(path)
         assert f"({kind})" in caplog.messages[-1]

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.transforms import ScaleIntensityRange
 
-from med3d_ext.transforms import PercentileNormalized
+from med3d_ext.transforms import HUWindowd, PercentileNormalized
 
 
 def by_numpy(values: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
@@ -109,3 +110,17 @@ def test_a_ct_of_512_512_300_stays_under_3_gb(tmp_path: Path) -> None:
     nibabel.save(image, tmp_path / "ct.nii")
     done = subprocess.run([sys.executable, "-c", PEAK, tmp_path / "ct.nii"], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 3.0
+
+
+def test_a_window_is_monais_scaling_bit_for_bit_and_leaves_the_input():
+    volume = MetaTensor(torch.randn(1, 9, 8, 7) * 300, affine=torch.diag(torch.tensor([1.0, 2, 3, 1])))
+    before = volume.clone()
+    ours = HUWindowd("image", [-125.3, 250])({"image": volume})["image"]
+    theirs = ScaleIntensityRange(-125.3, 250, -1.0, 1.0, clip=True)(volume)
+    assert torch.equal(ours, theirs) and torch.equal(volume, before)
+    assert torch.equal(ours.affine, volume.affine) and ours.dtype == torch.float32
+
+
+def test_a_window_must_ascend():
+    with pytest.raises(ValueError, match=r"hu_window must be \[lowest, highest\], got \[250, -200\]"):
+        HUWindowd("image", [250, -200])

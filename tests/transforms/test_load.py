@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import nibabel
 import numpy as np
 import pytest
@@ -35,6 +37,25 @@ def test_scaled_integers_are_read_as_the_values_they_stand_for(nifti, tmp_path):
     path = nifti(tmp_path / "a.nii", stored, scaling=(0.5, -100))
     np.testing.assert_array_equal(load_volume(path)[0].numpy(), nibabel.load(path).get_fdata())
     np.testing.assert_array_equal(load_volume(path)[0].numpy(), stored * 0.5 - 100)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.float32])
+def test_scaled_voxels_are_nibabels_to_the_bit(kind, nifti, tmp_path):
+    stored = (np.random.default_rng(0).random((6, 7, 8)) * 255).astype(kind)
+    path = nifti(tmp_path / "a.nii", stored, scaling=(400 / 255, -125.3))
+    np.testing.assert_array_equal(load_volume(path)[0].numpy(), nibabel.load(path).get_fdata().astype(np.float32))
+
+
+def test_reading_a_scaled_volume_takes_no_copy_in_float64(nifti, tmp_path):
+    """A CT of 512 x 512 x 800 would not fit into 4 GB."""
+    stored = np.zeros((64, 64, 400), np.int16)
+    path = nifti(tmp_path / "a.nii.gz", stored, scaling=(0.5, -100))
+    load_volume(path)  # what is imported on the first call does not count
+    tracemalloc.start()
+    load_volume(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2.2 * stored.size * 4
 
 
 def test_other_formats_keep_their_geometry(tmp_path):

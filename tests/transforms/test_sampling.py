@@ -352,3 +352,38 @@ def test_a_mirrored_copy_of_an_image_gives_the_identical_sample(flips):
         np.testing.assert_allclose(ours["image"].affine.numpy(), theirs["image"].affine.numpy(), atol=1e-4)
         np.testing.assert_allclose(ours["image"].numpy(), theirs["image"].numpy(), atol=2e-3)
         assert (ours["label"].as_tensor() == theirs["label"].as_tensor()).float().mean() > 0.999
+
+
+def crops(**options):
+    """Extents (share of the volume) and centers of many crops of a target that fills a tenth of each axis."""
+    transform = RandTargetCropd(["image", "label"], [8, 8, 8], **{**FIXED, **options})
+    transform.set_random_state(seed=0)
+    box = np.array([[45.0] * 3, [55.0] * 3])
+    windows = [transform.draw_window(np.full(3, 100.0), box) for _ in range(2000)]
+    return np.array([window[1] for window in windows]) / 100, np.array([window[0] for window in windows])
+
+
+def test_a_skew_prefers_small_crops_between_the_same_ends():
+    even, skewed = crops(target_factor=2.0)[0], crops(target_factor=2.0, skew=2.0)[0]
+    for extents in (even, skewed):
+        assert 0.2 <= extents.min() < 0.21 and 0.99 < extents.max() <= 1
+    assert abs(even.mean() - 0.6) < 0.02 and abs(skewed.mean() - (0.2 + 0.8 / 3)) < 0.02
+
+
+def test_a_share_of_the_crops_is_the_whole_volume_along_all_axes():
+    whole = (crops(whole_share=0.1)[0] == 1).all(axis=1)
+    assert abs(whole.mean() - 0.1) < 0.02
+    assert not (crops()[0] == 1).all(axis=1).any()
+
+
+def test_a_crop_may_cut_the_target_by_its_translation_where_it_is_not_kept():
+    def cut(**options):
+        extents, centers = crops(target_factor=1.1, translate=0.5, skew=8.0, **options)
+        return (np.abs(centers - 50) + 5 - extents * 50).max()
+
+    assert cut() <= 1e-9
+    assert 0 < cut(keep_target=False) <= 5 + 1e-9
+
+
+def test_the_new_options_leave_the_draws_of_the_old_ones():
+    assert np.array_equal(crops()[0], crops(skew=1.0, whole_share=0.0, keep_target=True)[0])

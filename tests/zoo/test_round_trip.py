@@ -29,7 +29,7 @@ each_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.n
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
-    """The archive of a bundle with random weights."""
+    """The archive of a bundle with random weights. They are large: nothing is kept after the tests."""
     folder = tmp_path_factory.mktemp("zoo")
 
     @cache
@@ -38,7 +38,15 @@ def packed(tmp_path_factory):
         (archive,) = folder.glob(f"{bundle.name}_v*.zip")
         return archive
 
-    return make
+    yield make
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def room(tmp_path):
+    """A folder for unpacked bundles, gone after the test."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +87,8 @@ def test_the_package_is_nowhere_but_in_the_bundle(bundle, elsewhere):
 
 
 @each_bundle
-def test_a_packed_bundle_passes_what_the_model_zoo_checks(bundle, packed, elsewhere, tmp_path):
-    models = tmp_path / "models"
+def test_a_packed_bundle_passes_what_the_model_zoo_checks(bundle, packed, elsewhere, room):
+    models = room / "models"
     with zipfile.ZipFile(packed(bundle)) as archive:
         archive.extractall(models)
     (models / "model_info.json").write_text("{}")
@@ -125,16 +133,16 @@ with torch.inference_mode():
 
 
 @each_bundle
-def test_a_downloaded_bundle_segments_loads_and_trains_anywhere(bundle, packed, server, elsewhere, tmp_path):
+def test_a_downloaded_bundle_segments_loads_and_trains_anywhere(bundle, packed, server, elsewhere, room):
     there, archive, name = elsewhere(bundle), packed(bundle), bundle.name
     version = archive.stem.removeprefix(f"{name}_v")
-    place = tmp_path / "empty"
+    place = room / "empty"
     where = ("--name", name, "--version", version, "--url", f"{server}/{archive.name}", "--bundle_dir", place)
     there.succeed("-m", "monai.bundle", "download", *where)
     root, kind = place / name, json.loads((bundle / "configs" / "train.json").read_text())["data"]["kind"]
     assert not list(root.rglob("__pycache__"))
 
-    data = phantom_dataset(kind, tmp_path / "data", 4)
+    data = phantom_dataset(kind, room / "data", 4)
     run = ("-m", "monai.bundle", "run", "--config_file")
     there.succeed(*run, root / "configs" / "inference.json", "--dataset_dir", images_of(data))
     assert list((root / "eval" / "inference").iterdir())
@@ -151,9 +159,9 @@ def test_a_downloaded_bundle_segments_loads_and_trains_anywhere(bundle, packed, 
 
 
 @each_bundle
-def test_its_verbs_work_inside_a_bundle(bundle, packed, elsewhere, tmp_path):
+def test_its_verbs_work_inside_a_bundle(bundle, packed, elsewhere, room):
     there = elsewhere(bundle)
     with zipfile.ZipFile(packed(bundle)) as archive:
-        archive.extractall(tmp_path)
-    said = there.succeed("-m", "med3d_ext", "weights", "inspect", "models/model.pt", cwd=tmp_path / bundle.name)
+        archive.extractall(room)
+    said = there.succeed("-m", "med3d_ext", "weights", "inspect", "models/model.pt", cwd=room / bundle.name)
     assert "resnet10" in said

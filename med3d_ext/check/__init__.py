@@ -1,0 +1,1 @@
+"""``check``: what would go wrong in a run, told before it begins."""
