@@ -10,7 +10,7 @@ import torch
 from med3d_ext.data.fingerprint import sha256
 from med3d_ext.data.prepare import PreparedData
 from med3d_ext.errors import InputError
-from med3d_ext.handlers.card import WeightsCard, each_once
+from med3d_ext.handlers.card import WeightsCard
 from med3d_ext.labelling import weights_to_continue
 from med3d_ext.networks import Segmenter
 from med3d_ext.networks.pretrained import InitialWeights
@@ -131,6 +131,11 @@ def test_the_card_names_the_old_cases_and_the_servers_with_their_hashes(bundle, 
     assert [case["image"] for case in cases["validation"]] == ["liver_1.nii.gz"]
 
 
-def test_a_case_that_comes_again_is_named_once():
-    cases = [{"sha256": "a", "domain": "x"}, {"sha256": "a", "domain": "y"}, {"sha256": "a", "domain": "x"}]
-    assert each_once(cases) == cases[:2]
+def test_a_case_that_comes_again_is_named_once(bundle, server, items):
+    (bundle / "models" / "card.json").write_text(
+        json.dumps({"cases": {"training": [{"image": "old name", "sha256": sha256(items[0]["image"])}]}})
+    )
+    card = WeightsCard(str(bundle / "new"), prepared(bundle), Dataset(items), "resnet10", "scratch", [8, 8, 8])
+    card.write_card(Engine())
+    cases = json.loads((bundle / "new" / "card.json").read_text())["cases"]["training"]
+    assert [case["image"] for case in cases] == ["liver_0.nii.gz", "liver_1.nii.gz"]

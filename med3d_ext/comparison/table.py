@@ -65,7 +65,7 @@ def _results(entry: Mapping[str, Any], starts: Mapping[str, Any]) -> list[str]:
         figures["against_reference"]["test"] for figures in entry["arms"].values() if "against_reference" in figures
     }
     remark = "; ".join([*(f"test: {one}" for one in sorted(tests)), *sorted(note for note in notes if note)])
-    return [*_table(header, rows), "", f"{remark}." if remark else ""]
+    return [*_table(header, rows), *(["", f"{remark}."] if remark else [])]
 
 
 def _reach(record: Mapping[str, Any]) -> Iterable[str]:

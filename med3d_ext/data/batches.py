@@ -23,6 +23,7 @@ class GridBatchSampler(Sampler[list[int]]):
         items: items of the data set.
         spatial_size: grid size, or a table from an item's ``domain`` to its size.
         batch_size: samples per batch.
+        domain: the domain of items that name none, as a labelling server sends them. Defaults to None, no domain.
     """
 
     def __init__(
@@ -31,11 +32,12 @@ class GridBatchSampler(Sampler[list[int]]):
         items: Sequence[dict[str, Any]],
         spatial_size: Sequence[int] | Mapping[str, Sequence[int]],
         batch_size: int = 2,
+        domain: str | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         self.sampler = sampler
-        self.sizes = [tuple(size_of(spatial_size, item)) for item in items]
+        self.sizes = [tuple(size_of(spatial_size, {"domain": domain, **item})) for item in items]
         self.batch_size = batch_size
 
     def set_epoch(self, epoch: int) -> None:

@@ -113,15 +113,16 @@ class PreparedData:
             )
         source = Path(dataset_dir).expanduser()
         self.folder = source
-        unprepared = not (source / DATALIST).is_file() or not prepared_with(source, options or {})
-        if self.served is None and unprepared:
+        ready = self.served is not None or (source / DATALIST).is_file() and prepared_with(source, options or {})
+        if not ready:
             self.folder = Path(output_dir) / "prepared" / source.resolve().name
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(str(self.folder / ".lock")):
                 PREPARE[kind](source, self.folder, seed, **(options or {}))
         self.fingerprint = read_json(self.folder / FINGERPRINT)
         every = self.fingerprint["domains"]
-        _check_options(self.folder, every, options or {})
+        if self.served is None:
+            _check_options(self.folder, every, options or {})
         self.fingerprint["domains"] = {name: every[name] for name in choose_domains(every, domains)}
         self.seed, self.share = seed, share
 
@@ -199,6 +200,12 @@ class PreparedData:
         return next(iter(self.fingerprint["domains"].values()))
 
 
+def _item_digest(item: dict[str, Any]) -> str:
+    if "sha256" in item:
+        return str(item["sha256"] + item["domain"])
+    return sha256(item["image"]) + sha256(item["label"])
+
+
 def _check_options(folder: Path, domains: dict[str, dict[str, Any]], options: dict[str, Any]) -> None:
     """A folder that was prepared by hand keeps its facts: options that say otherwise would do nothing.
 
@@ -215,12 +222,6 @@ def _check_options(folder: Path, domains: dict[str, dict[str, Any]], options: di
                     f"'{folder}' was prepared with {name} {domain[name]}, the run asks for {value}; give the source "
                     "folder, or prepare it again."
                 )
-
-
-def _item_digest(item: dict[str, Any]) -> str:
-    if "sha256" in item:
-        return str(item["sha256"] + item["domain"])
-    return sha256(item["image"]) + sha256(item["label"])
 
 
 def images_to_segment(dataset_dir: str | None, kind: str) -> list[dict[str, str]]:

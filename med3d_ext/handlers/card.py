@@ -99,14 +99,20 @@ class WeightsCard:
 
     @cached_property
     def _trained_on(self) -> list[dict[str, Any]]:
-        return each_once([*self.data.seen.get("training", []), *map(named_hash, self.dataset.data)])
+        return self._with_earlier("training", self.dataset.data)
 
     @cached_property
     def _chosen_by(self) -> list[dict[str, Any]]:
         items = self.data.items("validation")
         if self.data.served is not None and self.evaluator is not None:
             items = self.evaluator.data_loader.dataset.data  # the server's
-        return each_once([*self.data.seen.get("validation", []), *map(named_hash, items)])
+        return self._with_earlier("validation", items)
+
+    def _with_earlier(self, split: str, items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The items after the cases that the weights have seen before, in a labelling server."""
+        cases = [named_hash(item) for item in items]
+        hashes = {case["sha256"] for case in cases}
+        return [*(case for case in self.data.seen.get(split, []) if case["sha256"] not in hashes), *cases]
 
     def _best(self) -> dict[str, Any] | None:
         state: Any = None if self.evaluator is None else self.evaluator.state
@@ -122,11 +128,6 @@ def public_case(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def named_hash(item: dict[str, Any]) -> dict[str, Any]:
-    """Name, domain and SHA-256 of a dataset item; a labelling server sends no digest."""
+    """File name, domain and SHA-256 of a dataset item; a labelling server sends no digest."""
     digest = item.get("sha256") or sha256(item["image"])
     return {"image": case_name(item["image"]), "domain": item.get("domain"), "sha256": digest}
-
-
-def each_once(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The cases without those whose image came before in the same domain."""
-    return list({(case["sha256"], case["domain"]): case for case in cases}.values())

@@ -16,6 +16,7 @@ from torch import Tensor
 from med3d_ext.data.fingerprint import weights_domain
 from med3d_ext.errors import InputError
 from med3d_ext.files import read_json
+from med3d_ext.labelling import weights_to_continue
 from med3d_ext.networks.encoder_loading import encoder_of
 from med3d_ext.networks.lits import TwoStageSegmenter
 from med3d_ext.networks.weight_files import read_checkpoint
@@ -39,7 +40,8 @@ class CoarseStage:
     Args:
         network: the two-stage network.
         weights: a weights file of the coarse network or of a whole cascade; the name of a bundle beside this one, whose
-            trained, else released weights are taken where they fit; or None for no coarse stage.
+            trained, else released weights are taken where they fit; or None for no coarse stage. In a labelling server
+            the coarse network is that of the weights which are served.
         hu_window: the fine network's intensity window (HU).
         bundle_root: this bundle's folder. Defaults to the working directory.
         test_items: items that nothing may be trained on; the log tells where the coarse network has seen some.
@@ -69,7 +71,10 @@ class CoarseStage:
         self.tensors: dict[str, Tensor] = {}
         network.coarse.requires_grad_(False)
         path = None if weights is None else Path(weights).expanduser()
-        if path is None:
+        served = weights_to_continue(bundle_root)
+        if served is not None:
+            self._load_where_it_fits(served)
+        elif path is None:
             self._warn("coarse_weights is null.")
         elif path.is_file():
             self._load(path)
@@ -83,8 +88,11 @@ class CoarseStage:
         if not found:
             self._warn(f"'{bundle}' holds neither models/model.pt nor weights/model.pt.")
             return
+        self._load_where_it_fits(found[0])
+
+    def _load_where_it_fits(self, path: Path) -> None:
         try:
-            self._load(found[0])
+            self._load(path)
         except InputError as error:  # nobody asked for this file
             self._warn(str(error))
 

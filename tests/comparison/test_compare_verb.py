@@ -36,12 +36,14 @@ def test_the_whole_command_by_the_bundles_name(run, encoder, tmp_path) -> None:
     assert (record["seeds"], record["shares"]) == ([0], [0.5])
     assert "# Comparison: small" in out
     assert out.endswith("figures are in 1e3\n")
+    assert len(list((tmp_path / "1e3").rglob("model.pt"))) == 3
 
 
 def test_without_output_it_is_written_inside_the_bundle(run, bundle) -> None:
-    code, _, err = run("bundles/small", "--inits=scratch", "--dataset_dir=split2024")
+    code, _, err = run("bundles/small", "--drop_weights", "--inits=scratch", "--dataset_dir=split2024")
     assert code == 0, err
     assert (bundle / "eval" / "compare" / "comparison.json").is_file()
+    assert not list(bundle.rglob("model.pt"))
 
 
 @pytest.mark.parametrize(

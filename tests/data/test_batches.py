@@ -56,3 +56,13 @@ def test_another_epoch_has_other_batches_and_the_same_epoch_the_same():
 def test_a_batch_size_below_one_is_refused():
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         batches(batch_size=0)
+
+
+def test_an_item_without_domain_takes_the_default_ones_grid():
+    items = [{"image": "a"}, {"image": "b", "domain": "heart"}]
+    sizes = {"liver": [8, 8, 8], "heart": [4, 4, 4]}
+    sampler = BalancedSampler([None, "heart"])
+    batches = GridBatchSampler(sampler, items, sizes, batch_size=2, domain="liver")
+    assert batches.sizes == [(8, 8, 8), (4, 4, 4)]
+    with pytest.raises(KeyError, match="got None"):
+        GridBatchSampler(sampler, items, sizes, batch_size=2)

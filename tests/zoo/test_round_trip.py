@@ -77,7 +77,7 @@ def server(packed, bundle) -> Iterator[str]:
 
 def images_of(data: Path) -> Path:
     """The folder to segment: a domain of several, or the data set itself."""
-    return next(path for path in [data, *sorted(data.iterdir())] if (path / "dataset.json").is_file())
+    return next((path for path in sorted(data.iterdir()) if (path / "dataset.json").is_file()), data)
 
 
 @each_bundle

@@ -7,6 +7,7 @@ import configparser
 import json
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,13 @@ def modules(option):
     return {MODULES.get(name, name) for name in names}
 
 
+@cache
 def imports(path, at_top):
     """What a file imports when it is imported itself, or later."""
+    return list(_imports(path, at_top))
+
+
+def _imports(path, at_top):
     tree = ast.parse(path.read_text())
     top = set(ast.walk(ast.Module([node for node in tree.body if not is_definition(node)], [])))
     for node in ast.walk(tree):
