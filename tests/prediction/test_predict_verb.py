@@ -12,8 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from conftest import LITS  # tests/prediction/conftest.py
-from perfect import PerfectNetwork, with_network
+from perfect import REPOSITORY, PerfectNetwork, with_network
 
 from med3d_ext import cli
 from med3d_ext.handlers.overlay import draw_overlay
@@ -24,6 +23,7 @@ from med3d_ext.transforms.load import load_volume
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
+LITS = REPOSITORY / "bundles" / "lits_coarse"
 AFFINE = np.array([[0, -1.5, 0, 5.0], [1.0, 0, 0, -6], [0, 0, 2, 7], [0, 0, 0, 1]])
 
 
