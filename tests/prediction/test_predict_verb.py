@@ -224,11 +224,14 @@ def test_a_result_of_something_else_is_never_replaced_silently(predict, images, 
     assert predict(images, "--overwrite") == 0
 
 
-def test_a_run_that_was_killed_leaves_no_case_that_looks_done(predict, images, tmp_path, monkeypatch, left_behind):
+@pytest.mark.parametrize("last", files_of("out/good"))
+def test_a_run_that_was_killed_leaves_no_case_that_looks_done(
+    last, predict, images, tmp_path, monkeypatch, left_behind
+):
     replace = os.replace
 
     def die(source, target):
-        if str(target).endswith("good_seg.nii.gz") and ".good.tmp" in str(source):
+        if str(target).endswith(last) and ".good.tmp" in str(source):
             raise KeyboardInterrupt
         replace(source, target)
 
