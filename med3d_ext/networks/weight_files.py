@@ -108,8 +108,6 @@ def _unwrap(content: Any) -> tuple[dict[str, Tensor], set[str]]:
 def write_state(state: Mapping[str, Tensor], path: str | os.PathLike, overwrite: bool = False) -> None:
     """Write a flat state dict; ``path`` afterwards holds all of it or what it held before.
 
-    Names of one tensor are written once, except into ``.safetensors``, which has no such names.
-
     Args:
         state: tensors by name.
         path: ``.pt``, ``.pth`` or ``.safetensors``.
@@ -123,7 +121,8 @@ def write_state(state: Mapping[str, Tensor], path: str | os.PathLike, overwrite:
         raise InputError(f"'{path}' must end with .pt, .pth or .safetensors.")
     if path.exists() and not overwrite:
         raise InputError(f"'{path}' exists; give another name or --overwrite.")
-    tensors = _own_storages(state, once=path.suffix != ".safetensors")
+    # Clones: a view would drag along the whole storage that it looks into.
+    tensors = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
     with write_atomically(path) as file:
         if path.suffix == ".safetensors":
             from safetensors.torch import save
@@ -131,18 +130,6 @@ def write_state(state: Mapping[str, Tensor], path: str | os.PathLike, overwrite:
             file.write(save(tensors))
         else:
             torch.save(tensors, file)
-
-
-def _own_storages(state: Mapping[str, Tensor], once: bool) -> dict[str, Tensor]:
-    """Clones: a view would drag along the whole storage that it looks into. One clone for one tensor if ``once``."""
-    clones: dict[Any, Tensor] = {}
-    tensors = {}
-    for name, value in state.items():
-        key = (value.data_ptr(), value.dtype, value.shape, value.stride()) if once else name
-        if key not in clones:
-            clones[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        tensors[name] = clones[key]
-    return tensors
 
 
 def download_weights(url: str, path: str | os.PathLike, sha256: str) -> Path:

@@ -49,7 +49,7 @@ def test_the_file_holds_both_networks_and_loads_into_the_cascade(files, tmp_path
         assert torch.equal(state[f"fine.{name}"], tensor)
     for name, tensor in coarse.state_dict().items():
         assert torch.equal(state[f"coarse.{name}"], tensor)
-    assert "72 of them shared" in told
+    assert "72 of them in both networks" in told
 
 
 def test_equal_tensors_are_stored_once_and_each_is_its_own_parameter_again(files, tmp_path):
@@ -76,16 +76,6 @@ def test_a_coarse_network_of_its_own_stays_so(files, tmp_path):
     assert torch.equal(joined["fine.encoder.conv1.weight"], load(fine)["fine.encoder.conv1.weight"])
 
 
-def test_half_precision_leaves_the_statistics_and_the_shared_tensors(files, tmp_path):
-    fine, other, *_ = files
-    join(fine, other, str(tmp_path / "out/model.pt"), half=True)
-    state = load(tmp_path / "out/model.pt")
-    kinds = {".running_" in name: each.dtype for name, each in state.items() if each.is_floating_point()}
-    assert kinds == {True: torch.float32, False: torch.float16}
-    size, whole = (tmp_path / "out/model.pt").stat().st_size, (tmp_path / "fine/model.pt").stat().st_size
-    assert size < 0.3 * whole
-
-
 def test_the_facts_and_the_cases_of_both_lie_beside_it(files, tmp_path):
     fine, other, *_ = files
     join(fine, other, str(tmp_path / "out/model.pt"))
@@ -101,6 +91,8 @@ def test_it_is_refused_before_anything_is_written(files, tmp_path):
     out = str(tmp_path / "out/model.pt")
     with pytest.raises(InputError, match="is no file of lits_fine"):
         join(other, other, out)
+    with pytest.raises(InputError, match="out must end with .pt"):
+        join(fine, other, out.replace(".pt", ".safetensors"))
     fingerprint = tmp_path / "coarse/fingerprint.json"
     fingerprint.write_text(fingerprint.read_text().replace("-125.0", "-200.0"))
     with pytest.raises(InputError, match="was trained with the window"):
@@ -111,7 +103,7 @@ def test_it_is_refused_before_anything_is_written(files, tmp_path):
 def test_an_existing_file_stays_without_overwrite(files):
     fine, other, *_ = files
     before = load(fine)
-    with pytest.raises(InputError, match="exists; give another name or --overwrite"):
+    with pytest.raises(InputError, match="exists; give another folder or --overwrite"):
         join(fine, other, fine)
     assert before.keys() == load(fine).keys()
     join(fine, other, fine, overwrite=True)
