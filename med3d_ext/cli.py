@@ -52,6 +52,7 @@ VERBS = {
     "leakage": Verb("med3d_ext.data.leakage:leakage", "which cases of a datalist the weights have seen"),
     "compare": Verb("med3d_ext.comparison.compare_verb:compare", "scratch against pretrained weights, equal budgets"),
     "predict": Verb("med3d_ext.prediction.predict_verb:predict", "images to label maps, pictures and volumes"),
+    "export": Verb("med3d_ext.export:export", "network and weights as TorchScript or ONNX"),
     "evaluate": Verb("med3d_ext.metrics.evaluate_verb:evaluate", "predicted label maps against the truth"),
     "weights inspect": Verb("med3d_ext.networks.weights_verbs:inspect", "what a weights file holds"),
     "weights join": Verb("med3d_ext.networks.join:join", "the two networks of the LiTS cascade to one file"),

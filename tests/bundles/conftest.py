@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -10,7 +11,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from bundle_files import REPOSITORY
+import torch
+from bundle_files import REPOSITORY, workflow
 from monai.utils import set_determinism
 
 from med3d_ext.data.phantoms import phantom_dataset
@@ -21,6 +23,15 @@ PHANTOMS = {
     "lung_segmentation": ("lung", 4),
     "nodule_classification": ("nodules", 16),
     "pretrain_3dseg8": ("3dseg8", 2),
+}
+FACTS = {
+    "spacing_mean": [1.0, 1.0, 1.0],
+    "spacing_median": [1.0, 1.0, 1.0],
+    "hu_window": [-200, 250],
+    "intensity_range": None,
+    "channel": None,
+    "cube_mm": 32.0,
+    "spatial_size": [32, 32, 32],
 }
 
 
@@ -62,4 +73,23 @@ def schema() -> Path:
     path = folder / "schema" / "meta_schema_20240725.json"
     if not path.is_file():
         pytest.skip(f"needs the schema of MONAI's metadata in {path} (set MED3D_DATA)")
+    return path
+
+
+@pytest.fixture
+def folders(bundle, tmp_path):
+    """A bundle's folder, and its outputs in one of the test's."""
+    return {"bundle_root": str(bundle), "output_dir": str(tmp_path / "eval"), "ckpt_dir": str(tmp_path / "models")}
+
+
+@pytest.fixture
+def weights(bundle, folders, tmp_path):
+    """Random weights of the bundle's network with a fingerprint beside them, as a training leaves them."""
+    network = workflow(bundle, "inference", **folders).network_def
+    classes = dict(zip(getattr(network, "domains", ["liver"]), getattr(network, "num_classes", [2])))
+    facts = {name: {**FACTS, "classes": {str(i): str(i) for i in range(count)}} for name, count in classes.items()}
+    path = tmp_path / "models" / "model.pt"
+    path.parent.mkdir()
+    torch.save(network.state_dict(), path)
+    path.with_name("fingerprint.json").write_text(json.dumps({"domains": facts}))
     return path

@@ -23,37 +23,10 @@ pytestmark = [
 each_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
 
 SHAPE = "_meta_::network_data_format::inputs::image::spatial_shape"
-FACTS = {
-    "spacing_mean": [1.0, 1.0, 1.0],
-    "spacing_median": [1.0, 1.0, 1.0],
-    "hu_window": [-200, 250],
-    "intensity_range": None,
-    "channel": None,
-    "cube_mm": 32.0,
-    "spatial_size": [32, 32, 32],
-}
 
 
 def metadata_file(bundle):
     return str(bundle / "configs" / "metadata.json")
-
-
-@pytest.fixture
-def folders(bundle, tmp_path):
-    return {"bundle_root": str(bundle), "output_dir": str(tmp_path / "eval"), "ckpt_dir": str(tmp_path / "models")}
-
-
-@pytest.fixture
-def weights(bundle, folders, tmp_path):
-    """Random weights of the bundle's network with a fingerprint beside them, as a training leaves them."""
-    network = workflow(bundle, "inference", **folders).network_def
-    classes = dict(zip(getattr(network, "domains", ["liver"]), getattr(network, "num_classes", [2])))
-    facts = {name: {**FACTS, "classes": {str(i): str(i) for i in range(count)}} for name, count in classes.items()}
-    path = tmp_path / "models" / "model.pt"
-    path.parent.mkdir()
-    torch.save(network.state_dict(), path)
-    path.with_name("fingerprint.json").write_text(json.dumps({"domains": facts}))
-    return path
 
 
 @each_bundle
