@@ -180,4 +180,5 @@ def test_the_targets_spacing_is_that_of_a_grid_over_the_typical_box_in_ras_order
         case([1.0, 1.0, 1.0], "RAS", None),
     ]
     assert target_spacing({"cases": cases}, [80, 85, 50], 20.0) == [2.0, 2.0, 3.0]
+    assert target_spacing({"cases": cases[1:2]}, [90, 100, 80], 20.0) == [2.0, 2.0, 2.0]  # 140 x 160 x 120 mm in RAS
     assert target_spacing({"cases": cases[-1:], "spacing_mean": [1, 2, 3]}, [8, 8, 8], 20.0) == [1, 2, 3]
