@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from med3d_ext.comparison.figures import is_small_good
+
 
 def comparison_table(record: Mapping[str, Any]) -> str:
     """The page of a ``comparison.json``."""
     state = "" if record["complete"] else " (unfinished: of the seeds so far)"
     lines = [f"# Comparison: {record['bundle']}{state}", "", f"`{record['command']}`", "", *_facts(record)]
     for entry in record["results"]:
-        lines += ["", f"## {_place(entry)}: {entry['metric']}", "", *_results(entry, record["starts"])]
+        which = " (lower is better)" if is_small_good(entry["metric"]) else ""
+        lines += ["", f"## {_place(entry)}: {entry['metric']}{which}", "", *_results(entry, record["starts"])]
     lines += ["", "## Iterations to reach what training from scratch ends at", "", *_reach(record)]
     return "\n".join(lines) + "\n"
 
@@ -23,7 +26,7 @@ def _facts(record: Mapping[str, Any]) -> list[str]:
     for one in record["budgets"]:
         where = _place(one)
         lines.append(
-            f"- {where}: every arm made {one['iterations']} iterations ({one['epochs']} epochs) on "
+            f"- {where}: every arm made {one['iterations']} iterations ({_count(one['epochs'], 'epoch')}) on "
             f"{one['training_cases']} training cases."
         )
     for name, facts in record["starts"].items():
@@ -86,6 +89,10 @@ def _reach(record: Mapping[str, Any]) -> Iterable[str]:
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     lines = [header, ["---"] * len(header), *rows]
     return [f"| {' | '.join(str(cell) for cell in line)} |" for line in lines]
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def _number(value: float | None, digits: int, sign: str = "") -> str:

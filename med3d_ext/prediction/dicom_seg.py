@@ -42,9 +42,7 @@ def need_highdicom() -> Any:
     try:
         return importlib.import_module("highdicom")
     except ImportError as error:
-        raise InputError(
-            f"--dicom_seg needs highdicom ({error}); install it with `pip install 'med3d-ext[dicom]'`."
-        ) from error
+        raise InputError(f"--dicom_seg needs highdicom ({error}); install it with `pip install highdicom`.") from error
 
 
 def write_dicom_seg(

@@ -66,7 +66,7 @@ def predict(
         outcome = run.outcome(case)
         summary.add(outcome)
         left = timedelta(seconds=round(summary.seconds_left))
-        logger.info(f"[{len(summary.outcomes)}/{summary.total}] {outcome}; {left} left")
+        logger.info(f"[{len(summary.outcomes)}/{summary.total}, {left} left] {outcome}")
     if summary.of("failed"):
         print(summary)
         raise SystemExit(1)

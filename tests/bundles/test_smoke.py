@@ -19,6 +19,7 @@ from med3d_ext.handlers.card import public_case
 from med3d_ext.networks import Segmenter
 from med3d_ext.networks.pretrained import InitialWeights
 from med3d_ext.networks.resnet import ResNetEncoder
+from med3d_ext.prediction import read_label_names
 
 PNG = b"\x89PNG"
 EPOCHS = 2
@@ -193,6 +194,8 @@ def test_label_maps_lie_on_the_grid_of_their_images(segmentation):
         assert segmented.shape == image.shape[:3]
         np.testing.assert_allclose(segmented.affine, image.affine, atol=1e-4)
         assert segmented.get_data_dtype() == np.uint8
+        names = read_label_names(segmented.get_filename())
+        assert names and set(np.unique(np.asarray(segmented.dataobj)).tolist()) <= {0, *names}
         orientations.add("".join(nibabel.aff2axcodes(image.affine)))
     assert len(orientations) == ORIENTATIONS[run.bundle.name]
 

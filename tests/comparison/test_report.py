@@ -55,7 +55,9 @@ def test_a_classifier_is_compared_by_the_auc_of_all_folds(make, runner, tmp_path
     auc = record["results"][1]["arms"]["med3d"]
     assert auc["n"] == 20
     assert auc["interval_95"][0] <= auc["mean"] <= auc["interval_95"][1]
-    assert "DeLong" in (tmp_path / "out" / "table.md").read_text()
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "DeLong" in table
+    assert "val_brier (lower is better)" in table and "auc (lower" not in table
 
 
 @pytest.mark.usefixtures("no_pictures")

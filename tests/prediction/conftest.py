@@ -8,13 +8,11 @@ from pathlib import Path
 
 import pytest
 from monai.utils import set_determinism
-from perfect import REPOSITORY, PerfectNetwork, random_weights, with_network
+from perfect import LITS, PerfectNetwork, random_weights, with_network
 
 from med3d_ext import cli
 from med3d_ext.prediction import predict_verb, results
 from med3d_ext.prediction.predictor import BundlePredictor
-
-LITS = REPOSITORY / "bundles" / "lits_coarse"
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.bundle import ConfigParser
 
 from med3d_ext.prediction import BundlePredictor
 
 REPOSITORY = Path(__file__).parents[2]
+LITS = REPOSITORY / "bundles" / "lits_coarse"
 FACTS = {
     "spacing_mean": [1.0, 1.0, 1.0],
     "spacing_median": [1.0, 1.0, 1.0],
@@ -22,6 +24,14 @@ FACTS = {
     "spatial_size": [64, 64, 64],
     "coarse_size": [64, 64, 64],
 }
+
+
+def body(shape: tuple[int, ...]) -> np.ndarray:
+    """An ellipsoid off the center with a ball on one side: no axis can be turned without notice."""
+    grid = np.stack(np.meshgrid(*[(np.arange(size) + 0.5) / size for size in shape], indexing="ij"), axis=-1)
+    ellipsoid = np.square((grid - [0.40, 0.44, 0.57]) / [0.27, 0.22, 0.24]).sum(axis=-1) < 1
+    ball = np.square((grid - [0.66, 0.63, 0.36]) / 0.15).sum(axis=-1) < 1
+    return ellipsoid | ball
 
 
 def segmentation_bundles() -> list[Path]:

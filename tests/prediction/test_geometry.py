@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from perfect import PerfectNetwork, random_weights, segmentation_bundles, with_network
+from perfect import PerfectNetwork, body, random_weights, segmentation_bundles, with_network
 from scipy.spatial.transform import Rotation
 
 from med3d_ext.prediction import BundlePredictor, write_label_map
@@ -34,14 +34,6 @@ def random_grid(seed: int) -> tuple[tuple[int, ...], np.ndarray]:
     affine[:3, :3] = axes * spacing[order]
     affine[:3, 3] = rng.uniform(-300, 300, 3)
     return tuple(shape[order].tolist()), affine
-
-
-def body(shape: tuple[int, ...]) -> np.ndarray:
-    """An ellipsoid off the center with a ball on one side: no axis can be turned without notice."""
-    grid = np.stack(np.meshgrid(*[(np.arange(size) + 0.5) / size for size in shape], indexing="ij"), axis=-1)
-    ellipsoid = np.square((grid - [0.40, 0.44, 0.57]) / [0.27, 0.22, 0.24]).sum(axis=-1) < 1
-    ball = np.square((grid - [0.66, 0.63, 0.36]) / 0.15).sum(axis=-1) < 1
-    return ellipsoid | ball
 
 
 def write_image(path: Path, label: np.ndarray, affine: np.ndarray) -> Path:

@@ -108,3 +108,17 @@ def test_monais_save_image_writes_the_same_file(tmp_path):
     write_label_map(tmp_path / "map.nii.gz", LABELS, affine, NAMES, source)
     found, expected = (nibabel.load(path) for path in (tmp_path / "out" / "scan_seg.nii.gz", tmp_path / "map.nii.gz"))
     assert found.to_bytes() == expected.to_bytes()
+
+
+def test_a_map_on_another_grid_is_brought_to_the_images(tmp_path):
+    source = image(tmp_path / "scan.nii.gz", sform=1)
+    affine = nibabel.load(source).affine
+    turned = affine @ nibabel.orientations.inv_ornt_aff([[0, -1], [1, 1], [2, 1]], LABELS.shape)
+    meta = {"filename_or_obj": str(source), "original_affine": affine, "spatial_shape": LABELS.shape}
+    flipped = torch.from_numpy(LABELS[::-1].copy())[None]
+    prediction = MetaTensor(flipped, affine=torch.from_numpy(turned), meta=meta)
+    options = {"resample": True, "separate_folder": False, "mode": "nearest"}
+    SaveImage(tmp_path / "out", "seg", writer=partial(LabelMapWriter, names=NAMES), **options)(prediction)
+    found = nibabel.load(tmp_path / "out" / "scan_seg.nii.gz")
+    np.testing.assert_array_equal(np.asarray(found.dataobj), LABELS)
+    np.testing.assert_allclose(found.affine, affine, atol=1e-6)

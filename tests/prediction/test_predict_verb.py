@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from perfect import REPOSITORY, PerfectNetwork, with_network
+from perfect import LITS, PerfectNetwork, with_network
 
 from med3d_ext import cli
 from med3d_ext.handlers.overlay import draw_overlay
@@ -23,7 +23,6 @@ from med3d_ext.transforms.load import load_volume
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-LITS = REPOSITORY / "bundles" / "lits_coarse"
 AFFINE = np.array([[0, -1.5, 0, 5.0], [1.0, 0, 0, -6], [0, 0, 2, 7], [0, 0, 0, 1]])
 
 
@@ -225,11 +224,14 @@ def test_a_result_of_something_else_is_never_replaced_silently(predict, images, 
     assert predict(images, "--overwrite") == 0
 
 
-def test_a_run_that_was_killed_leaves_no_case_that_looks_done(predict, images, tmp_path, monkeypatch, left_behind):
+@pytest.mark.parametrize("last", files_of("out/good"))
+def test_a_run_that_was_killed_leaves_no_case_that_looks_done(
+    last, predict, images, tmp_path, monkeypatch, left_behind
+):
     replace = os.replace
 
     def die(source, target):
-        if str(target).endswith("good_seg.nii.gz") and ".good.tmp" in str(source):
+        if str(target).endswith(last) and ".good.tmp" in str(source):
             raise KeyboardInterrupt
         replace(source, target)
 
