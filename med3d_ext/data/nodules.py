@@ -13,6 +13,7 @@ from typing import Any
 
 from med3d_ext.data.datalists import Source, existing_file
 from med3d_ext.data.fingerprint import read_voxels
+from med3d_ext.data.prepared_files import FINGERPRINT
 from med3d_ext.errors import InputError
 from med3d_ext.files import read_json, read_table
 
@@ -39,7 +40,7 @@ class Nodules:
 
 
 def read_nodules(folder: str | os.PathLike, ties: str = "exclude", skip_bad: bool = False) -> Nodules:
-    """Read a folder with ``nodules.csv``, ``images/`` and perhaps ``masks/``, or with ``dataset.json``.
+    """Read a folder with ``nodules.csv``, ``images/`` and perhaps ``masks/``, with ``dataset.json``, or a prepared one.
 
     ``nodules.csv`` has a row per nodule: ``nodule`` (the file's name in ``images/`` and ``masks/``), ``malignancy``
     (one rating from 1 to 5, or those of all readers as ``3;4;5``) and, for the split, ``patient`` or ``scan``. The
@@ -124,6 +125,10 @@ def _layout(root: Path) -> tuple[dict[int, str], Entries, Reader]:
         if not isinstance(entries, list) or not entries:
             raise InputError(f"'{root / 'dataset.json'}' lists no cases under 'training'; add entries with a class.")
         return _class_names(root, content), enumerate(entries), _case_of_entry
+    if (root / FINGERPRINT).is_file():
+        domain = next(iter(read_json(root / FINGERPRINT)["domains"].values()))
+        classes = {int(value): str(name) for value, name in domain["classes"].items()}
+        return classes, enumerate(domain["cases"]), _case_of_prepared
     fault = "is empty" if not any(root.iterdir()) else f"holds neither {TABLE} nor dataset.json"
     raise InputError(f"dataset_dir '{root}' {fault}; give a folder of nodules with a table of their ratings.")
 
@@ -149,6 +154,14 @@ def _find(folder: Path, name: str) -> str | None:
 def _subject(entry: Mapping[str, Any]) -> dict[str, str]:
     stated = [str(entry[key]).strip() for key in _SUBJECT if str(entry.get(key) or "").strip()]
     return {"subject": stated[0]} if stated else {}
+
+
+def _case_of_prepared(root: Path, case: dict[str, Any], number: int) -> dict[str, Any]:
+    kept: dict[str, Any] = {key: case[key] for key in ("label", "malignancy", "subject") if key in case}
+    for key in ("image", "mask"):
+        if key in case:
+            kept[key] = str(existing_file(Path(case[key]), root / FINGERPRINT))
+    return kept
 
 
 def _class_names(root: Path, content: Mapping[str, Any]) -> dict[int, str]:

@@ -40,7 +40,7 @@ def prepare(
         num_classes: lung: 2 for lung, 3 for right and left lung. Defaults to 2.
         folds: lung, nodules: test on one of so many equal parts instead of a tenth.
         fold: lung, nodules: which part, from 0 on.
-        cube_mm: nodules: edge of the network's cube in mm. Defaults to 48, narrowed to what the images hold.
+        cube_mm: nodules: edge of the network's cube in mm. Defaults to 32, narrowed to what the images hold.
         ties: nodules: a median rating between 3 and 4 is left out (exclude), benign or malignant. Defaults to exclude.
         skip_bad: nodules, lidc: leave out faulty scans, marks and nodules and count them.
     """

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from med3d_ext.metrics.best_epoch import BestEpoch
 from med3d_ext.metrics.classification import measure_classes
 from med3d_ext.metrics.classification_metric import ClassificationScore
 from med3d_ext.metrics.domain_dice import DomainDice
@@ -10,6 +11,7 @@ from med3d_ext.metrics.roi import ROIMetric, region_of_interest
 from med3d_ext.metrics.segmentation import ClassMeasures, global_dice, measure_class
 
 __all__ = [
+    "BestEpoch",
     "ClassMeasures",
     "ClassificationScore",
     "DomainDice",

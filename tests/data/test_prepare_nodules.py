@@ -12,7 +12,7 @@ from monai.data import load_decathlon_datalist
 
 from med3d_ext.cli import main
 from med3d_ext.data.leakage import leakage
-from med3d_ext.data.prepare import PreparedData
+from med3d_ext.data.prepare import PreparedData, prepare_lits
 from med3d_ext.data.prepare_nodules import prepare_nodules
 from med3d_ext.errors import InputError
 from med3d_ext.files import read_json
@@ -77,14 +77,14 @@ def test_the_fingerprint_holds_digests_and_the_size_of_each_nodule(nodule_folder
     assert public_case(domain["cases"][2])["label"] == 0
 
 
-def test_the_cube_is_48_mm_or_what_the_images_hold(nodule_folder, nifti, tmp_path):
+def test_the_cube_is_32_mm_or_what_the_images_hold(nodule_folder, nifti, tmp_path):
     source = nodule_folder(ratings=(1, 5))
     assert domain_of(prepare_nodules(source, tmp_path / "a"))["cube_mm"] == 14.0
     assert domain_of(prepare_nodules(source, tmp_path / "b", cube_mm=10))["cube_mm"] == 10.0
     for number in range(2):
         for part in ("images", "masks"):
             nifti(source / part / f"n{number}.nii.gz", np.ones((20, 20, 20), np.uint8), np.diag([3.0, 3, 3, 1]))
-    assert domain_of(prepare_nodules(source, tmp_path / "c"))["cube_mm"] == 48.0
+    assert domain_of(prepare_nodules(source, tmp_path / "c"))["cube_mm"] == 32.0
     with pytest.raises(InputError, match="cube_mm must be above 0, got -1"):
         prepare_nodules(source, tmp_path / "d", cube_mm=-1)
 
@@ -117,18 +117,39 @@ def test_a_list_beside_the_data_moves_with_it(nodule_folder, tmp_path):
     assert all(item["mask"].startswith(str(moved / "masks")) for item in items)
 
 
-def test_a_prepared_folder_refuses_other_folds_than_its_own(nodule_folder, tmp_path):
-    prepare_nodules(nodule_folder(), tmp_path / "out", folds=3, fold=2)
+def test_a_prepared_folder_is_prepared_again_for_another_fold_and_left_as_it_is(nodule_folder, tmp_path, monkeypatch):
+    prepared = prepare_nodules(nodule_folder(), tmp_path / "out", folds=3, fold=2)
+    before = {path: path.read_bytes() for path in prepared.iterdir()}
+    monkeypatch.setattr("med3d_ext.data.fingerprint.read_voxels", None)  # known voxels are not read again
 
     def run(**options):
-        return PreparedData("nodules", str(tmp_path / "out"), str(tmp_path / "run"), options=options)
+        return PreparedData("nodules", str(prepared), str(tmp_path / "run"), options=options)
 
-    for accepted in ({}, {"folds": None, "fold": 0, "cube_mm": None, "skip_bad": False}, {"folds": 3, "fold": 2}):
-        assert len(run(**accepted).test) == 4
-    with pytest.raises(InputError, match="was prepared with fold 2, the run asks for 1"):
-        run(folds=3, fold=1)
-    with pytest.raises(InputError, match="was prepared with ties exclude, the run asks for benign"):
-        run(ties="benign")
+    own = {item["image"] for item in run(folds=3, fold=2).test}
+    for accepted in ({}, {"folds": None, "fold": 0, "cube_mm": None, "ties": None, "skip_bad": False}):
+        assert run(**accepted).folder == prepared and {item["image"] for item in run(**accepted).test} == own
+    tested = [item["image"] for fold in range(3) for item in run(folds=3, fold=fold).test]
+    assert len(tested) == len(set(tested)) == 12
+    assert run(cube_mm=9).domain["cube_mm"] == 9.0
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_tied_nodules_that_a_prepared_folder_left_out_are_not_pretended(nodule_folder, tmp_path):
+    source = nodule_folder(ratings=(1, 5, "3;4", 2, 4, 5))
+    prepare_nodules(source, tmp_path / "out")
+    options = {"ties": "malignant"}
+    with pytest.raises(InputError, match="lacks the 1 tied nodules .* give the source for --ties malignant"):
+        PreparedData("nodules", str(tmp_path / "out"), str(tmp_path / "run"), options=options)
+    prepare_nodules(source, source)  # beside the table they are not lost
+    data = PreparedData("nodules", str(source), str(tmp_path / "run"), options=options)
+    assert sum(case["label"] for case in data.domain["cases"]) == 4
+
+
+def test_a_window_that_a_prepared_folder_was_not_made_with_is_refused(liver_folder, tmp_path):
+    prepare_lits(liver_folder(), tmp_path / "out")
+    options = {"hu_window": (-100, 100)}
+    with pytest.raises(InputError, match=r"was prepared with hu_window .* the run asks for \(-100, 100\)"):
+        PreparedData("lits", str(tmp_path / "out"), str(tmp_path / "run"), options=options)
 
 
 def test_the_summary_line_counts_classes_ties_and_skipped_nodules(nodule_folder, tmp_path, caplog):
@@ -177,4 +198,4 @@ def test_the_verb_prepares_and_its_list_can_be_checked_for_leakage(nodule_folder
 def test_real_nodules_are_read_as_they_are(real_data, tmp_path):
     domain = domain_of(prepare_nodules(real_data / "nodules", tmp_path / "out", folds=5))
     assert Counter(case["label"] for case in domain["cases"]) == {0: 53, 1: 55}
-    assert domain["cube_mm"] == 48.0 and domain["intensity_observed"] == [0.0, 255.0]
+    assert domain["cube_mm"] == 32.0 and domain["intensity_observed"] == [0.0, 255.0]
