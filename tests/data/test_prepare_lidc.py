@@ -9,6 +9,7 @@ from lidc_files import Chest, drawn
 
 from med3d_ext.cli import main
 from med3d_ext.data.prepare import PreparedData
+from med3d_ext.data.prepare_nodules import CUBE_MM
 from med3d_ext.files import read_json
 
 RATINGS = ((1, 2), (5, 4), (2, 2), (5, 5), (3, 4))  # the last lies between the classes
@@ -37,7 +38,7 @@ def test_one_command_makes_a_datalist_of_two_classes_by_patient(
         assert Path(item["image"]).parent == output / "images" and Path(item["mask"]).parent == output / "masks"
     (domain,) = read_json(output / "fingerprint.json")["domains"].values()
     assert {case["subject"] for case in domain["cases"]} == {f"LIDC-IDRI-000{n}" for n in (1, 2, 3, 4)}
-    assert (domain["tied"], domain["spacing_median"], domain["cube_mm"]) == (1, [1, 1, 1], 48)
+    assert (domain["tied"], domain["spacing_median"], domain["cube_mm"]) == (1, [1, 1, 1], CUBE_MM)
 
 
 def test_a_run_prepares_lidc_by_itself_outside_of_the_data(tmp_path: Path) -> None:
