@@ -210,7 +210,7 @@ def test_a_path_beside_the_weights_is_found_too(tiny, change, tmp_path, capsys):
 
 
 def test_addresses_and_examples_are_no_paths_of_machines(tiny, tmp_path):
-    (tiny / "docs" / "notes.txt").write_text("https://example.org/home/x ~/scratch/x ../scratch/x /data/Task03_Liver ./mnt/a")
+    (tiny / "docs" / "notes.txt").write_text("https://example.org/home/x ~/mnt/x ../mnt/x /data/Task03_Liver ./mnt/a")
     assert pack(tiny, tmp_path) == 0
 
 
