@@ -4,10 +4,11 @@ VENV   ?= .venv
 RUN     = $(VENV)/bin/python
 DEMO   ?= build/demo
 LABEL_VENV ?= .venv-label
+DEPLOY_VENV ?= .venv-deploy
 BUNDLE  = bundles/lits_coarse
 DEMO_OPTIONS = --output_dir $(DEMO)/eval --ckpt_dir $(DEMO)/models
 
-.PHONY: demo test test-slow label-test lint docs clean
+.PHONY: demo test test-slow label-test deploy-test lint docs clean
 
 $(VENV)/base: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed, this is ' + sys.version)"
@@ -45,7 +46,20 @@ $(LABEL_VENV)/done: tests/label/requirements.txt
 	touch $@
 
 label-test: $(VENV)/test $(LABEL_VENV)/done
+	mkdir -p build
 	LABEL_PYTHON=$(CURDIR)/$(LABEL_VENV)/bin/python $(RUN) -m pytest --basetemp build/label-test tests/label/label_checks.py
+
+# MONAI Deploy's bundle operator really run on CPU, in an environment of its own (2 GB).
+$(DEPLOY_VENV)/done: tests/deploy/requirements.txt
+	$(PYTHON) -m venv $(DEPLOY_VENV)
+	$(DEPLOY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/deploy/requirements.txt
+	$(DEPLOY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	    monai-deploy-app-sdk==4.0.0 holoscan-cu13==4.0.0 holoscan-cli==5.0.0
+	touch $@
+
+deploy-test: $(VENV)/test $(DEPLOY_VENV)/done
+	mkdir -p build
+	DEPLOY_PYTHON=$(CURDIR)/$(DEPLOY_VENV)/bin/python $(RUN) -m pytest --basetemp build/deploy-test tests/deploy/deploy_checks.py
 
 lint: $(VENV)/test
 	$(RUN) -m ruff check .
@@ -57,4 +71,4 @@ docs: $(VENV)/base
 	$(RUN) -m sphinx -W -b html docs docs/_build
 
 clean:
-	rm -rf $(VENV) $(LABEL_VENV) build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LABEL_VENV) $(DEPLOY_VENV) build .pytest_cache .mypy_cache .ruff_cache

@@ -180,10 +180,14 @@ def initial_weights_path(
 
 
 def _released_encoder(bundle_root: str | os.PathLike | None, released: str | os.PathLike | None) -> Path:
-    pretraining = Path(bundle_root or ".").resolve().parent / PRETRAINING
+    bundle = Path(bundle_root or ".").resolve()
+    pretraining = bundle.parent / PRETRAINING
     path = Path(released) if released is not None else pretraining / "weights" / "model.pt"
     if path.is_file():
         return path
-    trained = pretraining / "models" / "model.pt"
-    hint = f"--init '{trained}' is the one trained here" if trained.is_file() else "in a packed bundle use --init PATH"
+    hint = "in a packed bundle use --init PATH"
+    for other, whose in ((pretraining, "those pretrained here"), (bundle, "those of this bundle")):
+        if (other / "models" / "model.pt").is_file():
+            hint = f"--init '{other / 'models' / 'model.pt'}' takes {whose}"
+            break
     raise InputError(f"init 'med3d' finds no released encoder at '{path}'; {hint}, --init scratch does without.")

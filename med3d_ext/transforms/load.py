@@ -21,6 +21,7 @@ from monai.utils import ensure_tuple_rep
 from med3d_ext.errors import InputError
 
 NIFTI = (".nii", ".nii.gz")
+IN_MEMORY = "image in memory"
 
 # Where pydicom is installed, MONAI warns at every image that a GPU decoder, which is not used here, is missing.
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
@@ -31,15 +32,15 @@ def usable_spacing(spacing: Sequence[float]) -> bool:
     return bool(np.isfinite(spacing).all() and np.greater(spacing, 0).all())
 
 
-def stated_spacing(path: str | os.PathLike, affine: Any) -> list[float]:
+def stated_spacing(path: str | os.PathLike | MetaTensor, affine: Any) -> list[float]:
     """Spacing (mm) of the stored axes by a file's header; 0 or NaN where the header states none.
 
     Args:
-        path: the file.
+        path: the file, or a volume that was read before.
         affine: the affine that MONAI's reader gives it (4, 4).
     """
     spacing = [float(value) for value in affine_to_spacing(np.asarray(affine, dtype=float), suppress_zeros=False)]
-    if not str(path).endswith(NIFTI):
+    if isinstance(path, MetaTensor) or not str(path).endswith(NIFTI):
         return spacing
     # nibabel turns a voxel size of 0 into 1 as it reads: whether there is one stands in the bytes alone.
     header_class: Any = nibabel.load(path).header_class
@@ -65,7 +66,7 @@ class _Float32Reader(NibabelReader):
         return voxels
 
 
-def load_volume(path: str | os.PathLike, channel: int | None = None) -> MetaTensor:
+def load_volume(path: str | os.PathLike | MetaTensor, channel: int | None = None) -> MetaTensor:
     """Load one 3D volume as a channel-first float32 MetaTensor with its affine.
 
     NIfTI goes through nibabel and everything else through ITK: the two differ where a file has neither qform nor
@@ -73,13 +74,16 @@ def load_volume(path: str | os.PathLike, channel: int | None = None) -> MetaTens
     its values are those after slope and intercept.
 
     Args:
-        path: file, or folder of a DICOM series.
+        path: file, or folder of a DICOM series; or, as MONAI Deploy hands it over, a volume that was read before:
+            (X, Y, Z) or (X, Y, Z, channels) with its affine.
         channel: the channel to take of a 4D file; None wants a 3D file.
 
     Raises:
         InputError: when the file cannot be read, is not 3D, or holds NaN or infinite voxels; when a folder holds not
             exactly one DICOM series or its slices are no even stack.
     """
+    if isinstance(path, MetaTensor):
+        return _three_dimensional(path.to(torch.float32), IN_MEMORY, channel)
     if Path(path).is_dir():
         return _three_dimensional(_load_series(path), path, channel)
     reader = _Float32Reader() if str(path).endswith(NIFTI) else ITKReader()
@@ -171,19 +175,21 @@ class LoadVolumed(MapTransform):
         self._repair_spacing(image, item[image_key])
         item[image_key] = image
         for key in label_keys:
-            item[key] = self._label(load_volume(item[key]), image, item[key])
+            item[key] = self._label(load_volume(item[key]), image)
         return item
 
     def _repair_spacing(self, image: MetaTensor, path: Any) -> None:
         if usable_spacing(stated_spacing(path, image.affine)):
             return
         if self.default_spacing is None:
-            raise InputError(f"'{path}' has no usable voxel spacing (0 or NaN); write the spacing into its header.")
+            name = image.meta["filename_or_obj"]
+            raise InputError(f"'{name}' has no usable voxel spacing (0 or NaN); write the spacing into its header.")
         diagonal = torch.tensor([*ensure_tuple_rep(self.default_spacing, 3), 1.0], dtype=torch.float64)
         image.affine = torch.diag(diagonal)
         image.meta["original_affine"] = image.affine.clone()
 
-    def _label(self, label: MetaTensor, image: MetaTensor, path: Any) -> MetaTensor:
+    def _label(self, label: MetaTensor, image: MetaTensor) -> MetaTensor:
+        path = label.meta["filename_or_obj"]
         if label.shape != image.shape:
             shapes = ["x".join(str(size) for size in volume.shape[1:]) for volume in (label, image)]
             raise InputError(f"label '{path}' is {shapes[0]}, its image is {shapes[1]}; give the label of this image.")

@@ -26,10 +26,12 @@ each_bundle = pytest.mark.parametrize("name", [bundle.name for bundle in BUNDLES
 
 @pytest.fixture
 def project(tmp_path):
-    """A copy of the bundles as a clone has them: without what earlier runs wrote."""
+    """A copy of the bundles as a clone has them: with the released encoder, without what runs wrote."""
     root = tmp_path / "project"
     left_out = shutil.ignore_patterns("models", "eval", "weights")
     shutil.copytree(REPOSITORY / "bundles", root / "bundles", ignore=left_out)
+    encoder = Path("bundles") / "pretrain_3dseg8" / "weights"
+    (root / encoder).symlink_to(REPOSITORY / encoder)
     return root
 
 

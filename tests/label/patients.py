@@ -32,7 +32,7 @@ def install_bundle(name: str, app: Path) -> Path:
 def train(bundle: Path, data: Path, folder: Path, *options: str) -> None:
     """One epoch in this environment; of what it leaves, the bundle gets what inference reads."""
     folders = ("--output_dir", folder / "eval", "--ckpt_dir", folder / "models")
-    run_bundle(bundle, "train", "--dataset_dir", data, "--epochs", 1, *folders, *options)
+    run_bundle(bundle, "train", "--dataset_dir", data, "--epochs", 1, "--init", "scratch", *folders, *options)
     (bundle / "models").mkdir()
     for name in ("model.pt", "fingerprint.json", "card.json"):
         shutil.copyfile(folder / "models" / name, bundle / "models" / name)

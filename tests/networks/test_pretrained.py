@@ -378,7 +378,7 @@ def test_init_without_weights_is_refused_with_a_way_out(tmp_path):
     trained = tmp_path / "pretrain_3dseg8" / "models" / "model.pt"
     trained.parent.mkdir(parents=True)
     trained.touch()
-    with pytest.raises(InputError, match=f"--init '{trained}' is the one trained here"):
+    with pytest.raises(InputError, match=f"--init '{trained}' takes those pretrained here"):
         InitialWeights(network, "med3d", bundle)
 
 

@@ -8,6 +8,8 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
+from monai.transforms import LoadImage
 
 from med3d_ext.errors import InputError
 from med3d_ext.transforms.load import LoadVolumed, load_volume, stated_spacing, usable_spacing
@@ -68,6 +70,32 @@ def test_other_formats_keep_their_geometry(tmp_path):
     np.testing.assert_array_equal(item["image"][0].numpy(), VOXELS)
     expected = np.array([[-1, 0, 0, -10.0], [0, -2, 0, -20], [0, 0, 3, 30], [0, 0, 0, 1]])  # ITK counts in LPS
     np.testing.assert_allclose(item["image"].affine.numpy(), expected, atol=1e-6)
+
+
+def test_a_volume_in_memory_is_taken_as_its_file_is(nifti, tmp_path):
+    """MONAI Deploy reads images itself and hands them over without a channel axis."""
+    affine = np.array([[0, -2.0, 0, 5], [1, 0, 0, 6], [0, 0, 3, 7], [0, 0, 0, 1]])
+    path = nifti(tmp_path / "a.nii.gz", VOXELS, affine)
+    from_file = LoadVolumed("image")({"image": path})["image"]
+    read = LoadImage(image_only=True, dtype=np.float64)(path)
+    from_memory = LoadVolumed("image")({"image": read})["image"]
+    assert from_memory.dtype == from_file.dtype and torch.equal(from_memory, from_file)
+    for name in ("affine", "original_affine", "spatial_shape"):
+        np.testing.assert_array_equal(from_memory.meta[name], from_file.meta[name])
+
+
+@pytest.mark.parametrize(
+    ("voxels", "affine", "words"),
+    [
+        (VOXELS[0], np.eye(4), "not a 3D volume"),
+        (np.where(VOXELS > 2, NAN, VOXELS), np.eye(4), "NaN"),
+        (VOXELS, np.diag([0.0, 1, 1, 1]), "no usable voxel spacing"),
+    ],
+)
+def test_a_bad_volume_in_memory_is_refused_in_one_sentence(voxels, affine, words):
+    with pytest.raises(InputError) as error:
+        LoadVolumed("image")({"image": MetaTensor(torch.from_numpy(voxels), affine=torch.from_numpy(affine))})
+    assert_one_sentence(error, "image in memory", words)
 
 
 def test_the_channel_of_a_4d_file_comes_from_the_transform_or_the_item(nifti, tmp_path):
