@@ -63,8 +63,9 @@ def series_of(image, folder):
     volume = nibabel.load(image)
     voxels = np.asarray(volume.dataobj)
     stored = np.round(voxels * (1000 / max(abs(voxels.max()), 1000))).astype(np.int16)
-    spacing = nibabel.affines.voxel_sizes(volume.affine)
-    return write_series(folder, stored, spacing, (5.0, -7.0, 30.0), OBLIQUE)
+    across, _, along = nibabel.affines.voxel_sizes(volume.affine)
+    # SDK 4.0.0 exchanges the spacing of rows and columns in its affine, so that only square pixels can be compared.
+    return write_series(folder, stored, (across, across, along), (5.0, -7.0, 30.0), OBLIQUE)
 
 
 def deploy(bundle, series, result):
