@@ -4,6 +4,7 @@ from med3d_ext.data.batches import GridBatchSampler
 from med3d_ext.data.branches import branch_classes, class_count
 from med3d_ext.data.dataset import SeededDataset
 from med3d_ext.data.fingerprint import target_spacing, weights_domain, weights_domains
+from med3d_ext.data.negatives import scans_without_target
 from med3d_ext.data.nodules_to_classify import NodulesToClassify
 from med3d_ext.data.prepare import PreparedData, images_to_segment
 from med3d_ext.data.sampler import BalancedSampler
@@ -17,6 +18,7 @@ __all__ = [
     "branch_classes",
     "class_count",
     "images_to_segment",
+    "scans_without_target",
     "target_spacing",
     "weights_domain",
     "weights_domains",

@@ -138,16 +138,23 @@ def _last_line(error: BaseException) -> str:
     return lines[-1][:120] if lines else type(root).__name__
 
 
+def _empty_label(image: MetaTensor) -> MetaTensor:
+    """The label of a scan that is known to hold no target."""
+    meta = _meta(image.meta["filename_or_obj"], image.affine, image.shape[1:])
+    return MetaTensor(torch.zeros(image.shape), affine=image.affine, meta=meta)
+
+
 class LoadVolumed(MapTransform):
     """Load volumes channel-first, check them, and give label and image one geometry.
 
-    The label takes the image's affine (both stand on one voxel grid), and its values become integers in float32.
+    The label takes the image's affine (both stand on one voxel grid), and its values become integers in float32. A
+    label that is None is empty: the scan is known to hold no target.
 
     Args:
         keys: keys of the files; the first is the image.
         channel: the channel to take of 4D images; an item's own ``channel`` wins. Defaults to None.
         default_spacing: spacing (mm) for an image whose header has none. Defaults to None, which refuses such a file.
-        require_foreground: refuse a label without any foreground. Defaults to False.
+        require_foreground: refuse a label file without any foreground. Defaults to False.
         domain: the domain of items that name none, as a labelling server sends them. Defaults to None, no domain.
     """
 
@@ -175,7 +182,8 @@ class LoadVolumed(MapTransform):
         self._repair_spacing(image, item[image_key])
         item[image_key] = image
         for key in label_keys:
-            item[key] = self._label(load_volume(item[key]), image)
+            label = _empty_label(image) if item[key] is None else self._label(load_volume(item[key]), image)
+            item[key] = label
         return item
 
     def _repair_spacing(self, image: MetaTensor, path: Any) -> None:

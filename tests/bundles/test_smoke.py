@@ -252,3 +252,17 @@ def test_every_domain_has_its_own_loss_and_dice_from_the_first_epoch(pretraining
         for name in (f"loss/{domain}", f"val_mean_dice/{domain}"):
             assert name in tags
             assert [event.step for event in events.Scalars(name)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "bundle", [each for each in BUNDLES if each.name.startswith("lits")], ids=lambda path: path.name
+)
+def test_scans_without_a_liver_are_trained_on_and_stand_in_the_card(bundle, phantoms, folders, tmp_path, nifti):
+    nifti(tmp_path / "negatives" / "head.nii.gz", np.random.default_rng(0).normal(size=(20, 20, 10)).astype(np.float32))
+    options = {"dataset_dir": str(phantoms(bundle)), "negatives": str(tmp_path / "negatives"), "init": "scratch"}
+    training = run_bundle(bundle, "train", epochs=1, val_interval=1, **options, **SMALL, **folders)
+    data = training.parser.get_parsed_content("train::dataset").data
+    seen = read(tmp_path / "models" / "card.json")["cases"]
+    assert len(seen["training"]) == len(data) == len(training.parser.get_parsed_content("data").training) + 1
+    assert seen["training"][-1]["image"] == "head.nii.gz"
+    assert "head.nii.gz" not in {case["image"] for case in seen["validation"]}

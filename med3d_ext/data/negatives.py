@@ -1,0 +1,26 @@
+"""Scans that are known to hold no target: a network that has only seen livers finds one in a head, too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from med3d_ext.data.datalists import list_images
+from med3d_ext.data.fingerprint import sha256
+
+
+def scans_without_target(folder: str | None, domain: str) -> list[dict[str, Any]]:
+    """Training items of whole scans whose label is empty: ``label`` is None, which LoadVolumed fills with zeros.
+
+    They are trained on only, never tested on: a Dice of nothing says nothing.
+
+    Args:
+        folder: image files; None gives no items.
+        domain: the domain that they count as.
+
+    Raises:
+        InputError: the folder holds no image.
+    """
+    if folder is None:
+        return []
+    images = [item["image"] for item in list_images(folder, "negatives")]
+    return [{"image": image, "label": None, "domain": domain, "sha256": sha256(image)} for image in images]
