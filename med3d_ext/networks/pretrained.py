@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from med3d_ext.errors import InputError
-from med3d_ext.files import write_atomically
+from med3d_ext.files import read_json, write_atomically
 from med3d_ext.labelling import weights_to_continue
 from med3d_ext.networks.encoder_loading import adapt_stem, encoder_of, load_encoder, read_weights
 from med3d_ext.networks.load_report import LoadReport
@@ -85,6 +85,8 @@ class InitialWeights:
         network: the network, with the weights in it.
         report: the load report, None from scratch.
         learning_rate: the one to train with.
+        seen: ``initial_weights``, the cases that they have seen by the card beside them; nothing without a card. Cases
+            of weights that a labelling server serves are the run's own.
 
     Raises:
         InputError: ``init`` names no weights, or they do not fit the network.
@@ -106,6 +108,7 @@ class InitialWeights:
         path = served or initial_weights_path(str(init), bundle_root, released)
         self.network = network
         self.report = None
+        self.seen = {} if served or path is None else seen_by(path)
         if served is not None:
             load_network(network, served)
         elif path is not None:
@@ -142,6 +145,16 @@ class InitialWeights:
         rest = [each for each in self.network.parameters() if id(each) not in inside and each.requires_grad]
         groups = [{"params": encoder, "lr": rate}, {"params": rest, "lr": rate * head_lr_multiplier}]
         return [group for group in groups if group["params"]]
+
+
+def seen_by(weights: Path) -> dict[str, list[dict[str, Any]]]:
+    """The cases of the card beside a weights file, each once, under ``initial_weights``."""
+    card = weights.with_name("card.json")
+    if not card.is_file():
+        return {}
+    splits = read_json(card).get("cases", {}).values()
+    cases = {case.get("sha256", case["image"]): case for split in splits for case in split}
+    return {"initial_weights": list(cases.values())}
 
 
 def load_network(network: nn.Module, path: str | os.PathLike) -> None:

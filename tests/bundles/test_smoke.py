@@ -91,6 +91,7 @@ def test_a_training_leaves_weights_that_carry_their_facts(run):
     init = "scratch" if run.bundle.name == "pretrain_3dseg8" else "med3d"
     assert (card["epochs"], card["network"], card["init"]) == (EPOCHS, "resnet10", init)
     assert card["cases"]["training"]
+    assert ("initial_weights" in card["cases"]) == (init == "med3d")
     assert all(len(case["sha256"]) == 64 for case in card["cases"]["training"])
     for domain in read(models / "fingerprint.json")["domains"].values():
         assert domain["spatial_size"] == [32, 32, 32]

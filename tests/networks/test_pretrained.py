@@ -382,6 +382,17 @@ def test_init_without_weights_is_refused_with_a_way_out(tmp_path):
         InitialWeights(network, "med3d", bundle)
 
 
+def test_the_cases_that_the_weights_have_seen_go_with_them(tmp_path):
+    """A leakage check of fine-tuned weights must know what their encoder was pretrained on."""
+    torch.save(Segmenter("resnet10").state_dict(), tmp_path / "model.pt")
+    assert InitialWeights(Segmenter("resnet10"), str(tmp_path / "model.pt")).seen == {}
+    one, two = ({"image": f"{name}.nii.gz", "domain": "liver", "sha256": name * 64} for name in "ab")
+    card = {"cases": {"training": [one], "validation": [two], "coarse_training": [one]}}
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    assert InitialWeights(Segmenter("resnet10"), str(tmp_path / "model.pt")).seen == {"initial_weights": [one, two]}
+    assert InitialWeights(Segmenter("resnet10"), "scratch").seen == {}
+
+
 def test_parameter_groups_hold_every_parameter_once():
     start = InitialWeights(Segmenter("resnet10"), "scratch")
     encoder, head = start.parameter_groups(head_lr_multiplier=100)
