@@ -13,6 +13,7 @@ from monai.bundle import ConfigParser, onnx_export
 from med3d_ext.cli import main
 from med3d_ext.errors import InputError
 from med3d_ext.export import _difference, export
+from med3d_ext.networks.med3d import PADDING_LOGIT
 
 pytestmark = [pytest.mark.usefixtures("clean_process"), pytest.mark.filterwarnings("ignore")]
 each_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
@@ -149,6 +150,13 @@ def test_an_export_that_differs_is_refused():
         _difference(right + 1, network, image)
     with pytest.raises(InputError, match="the export gives"):
         _difference(right[:, :1], network, image)
+
+
+def test_channels_that_a_branch_does_not_have_excuse_no_difference():
+    network, image = torch.nn.Identity(), torch.full((1, 3, 2, 2, 2), PADDING_LOGIT)
+    image[:, :2] = 1.0
+    with pytest.raises(InputError, match="differs from the network"):
+        _difference(image + 0.01, network, image)
 
 
 @each_coarse
