@@ -49,7 +49,7 @@ label-test: $(VENV)/test $(LABEL_VENV)/done
 	mkdir -p build
 	LABEL_PYTHON=$(CURDIR)/$(LABEL_VENV)/bin/python $(RUN) -m pytest --basetemp build/label-test tests/label/label_checks.py
 
-# MONAI Deploy's bundle operator really run on CPU, in an environment of its own (2 GB).
+# MONAI Deploy's bundle operator really run on CPU, in an environment of its own (3 GB).
 $(DEPLOY_VENV)/done: tests/deploy/requirements.txt
 	$(PYTHON) -m venv $(DEPLOY_VENV)
 	$(DEPLOY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/deploy/requirements.txt

@@ -133,9 +133,8 @@ def _difference(found: Tensor, network: nn.Module, image: Tensor) -> float:
     with torch.inference_mode():
         expected = network(image)
     _check_shape(found.shape, expected.shape)
-    real = expected[
-        expected > PADDING_LOGIT
-    ]  # that of channels which a branch does not have would excuse any difference
+    # The logits of channels that a branch does not have would excuse any difference.
+    real = expected[expected > PADDING_LOGIT]
     difference = float((found - expected).abs().max() / real.abs().max().clamp(min=1e-6))
     if not difference < TOLERANCE:
         raise InputError(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from med3d_ext.data.datalists import list_images
 from med3d_ext.data.fingerprint import sha256
+from med3d_ext.errors import InputError
 
 
 def scans_without_target(folder: str | None, domain: str) -> list[dict[str, Any]]:
@@ -18,9 +20,12 @@ def scans_without_target(folder: str | None, domain: str) -> list[dict[str, Any]
         domain: the domain that they count as.
 
     Raises:
-        InputError: the folder holds no image.
+        InputError: the folder holds no image, or a DICOM series, which has no hash for the card.
     """
     if folder is None:
         return []
     images = [item["image"] for item in list_images(folder, "negatives")]
+    for image in images:
+        if Path(image).is_dir():
+            raise InputError(f"negatives must be image files, and '{image}' is a DICOM series; convert it to NIfTI.")
     return [{"image": image, "label": None, "domain": domain, "sha256": sha256(image)} for image in images]

@@ -7,6 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+from dicom_files import write_series
 
 from med3d_ext.data.negatives import scans_without_target
 from med3d_ext.errors import InputError
@@ -37,6 +38,12 @@ def test_each_image_is_an_item_with_its_hash_and_no_label(folder):
 
 def test_a_folder_without_images_is_refused_by_name(tmp_path):
     with pytest.raises(InputError, match=f"negatives '{tmp_path}' holds no image"):
+        scans_without_target(str(tmp_path), "liver")
+
+
+def test_a_dicom_series_is_refused_by_name(tmp_path):
+    write_series(tmp_path / "scan", np.zeros((4, 4, 3), np.int16))
+    with pytest.raises(InputError, match=f"'{tmp_path / 'scan'}' is a DICOM series; convert it"):
         scans_without_target(str(tmp_path), "liver")
 
 
