@@ -11,6 +11,16 @@ from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys
 
 
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16, and so gains by it.
+
+    Without them a CPU's 3D convolutions take many times as long as in float32: 2.5 times with AVX-512, 60 with AVX2.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
 class TrainingIteration:
     """``iteration_update`` of MONAI's SupervisedTrainer.
 
@@ -18,7 +28,8 @@ class TrainingIteration:
     runs on both. Further keyword arguments of a batch (``domain``) reach the network and the loss.
 
     Args:
-        amp: forward pass in bfloat16; the loss is always computed in float32. Defaults to True.
+        amp: forward pass in bfloat16 where the device :func:`computes_bfloat16`; the loss is always computed in
+            float32. Defaults to True.
         accumulate: batches whose gradients are summed for one step of the optimizer. Defaults to 1.
         max_gradient_norm: clip the gradient's norm. Defaults to None.
     """
@@ -35,7 +46,9 @@ class TrainingIteration:
         inputs, targets, args, kwargs = batch if len(batch) == 4 else (*batch, (), {})
         engine.state.output = {CommonKeys.IMAGE: inputs, CommonKeys.LABEL: targets}
         engine.network.train()
-        with torch.autocast(torch.device(engine.state.device).type, dtype=torch.bfloat16, enabled=self.amp):
+        device = torch.device(engine.state.device)
+        amp = self.amp and computes_bfloat16(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
             prediction = engine.inferer(inputs, engine.network, *args, **kwargs)
         engine.state.output[CommonKeys.PRED] = prediction
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)

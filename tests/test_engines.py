@@ -10,7 +10,7 @@ from monai.data import DataLoader
 from monai.engines import IterationEvents, SupervisedTrainer
 from torch import nn
 
-from med3d_ext.engines import DomainBatch, TrainingIteration
+from med3d_ext.engines import DomainBatch, TrainingIteration, computes_bfloat16
 
 
 def make_network() -> nn.Module:
@@ -141,7 +141,8 @@ def test_momentum_and_decay_do_not_move_an_idle_branch():
     assert torch.equal(moved[1], moved[2]) and torch.equal(moved[2], network.branches[0].weight)
 
 
-def test_amp_computes_the_forward_pass_in_bfloat16_and_the_loss_in_float32_on_a_cpu():
+def test_amp_computes_the_forward_pass_in_bfloat16_and_the_loss_in_float32_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     network, types = make_network(), []
     network[0].register_forward_hook(lambda module, inputs, output: types.append(output.dtype))
 
@@ -156,6 +157,16 @@ def test_amp_computes_the_forward_pass_in_bfloat16_and_the_loss_in_float32_on_a_
     types.clear()
     train(reference, 6, 1, loss_function=loss, iteration_update=TrainingIteration(amp=False))
     assert types == [torch.float32, torch.float32]
+
+
+def test_amp_stays_in_float32_where_the_device_would_only_emulate_bfloat16(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    ours, theirs = make_network(), make_network()
+    train(ours, iteration_update=TrainingIteration())
+    train(theirs, iteration_update=TrainingIteration(amp=False))
+    assert_equal(ours, theirs)
+    assert not computes_bfloat16(torch.device("cuda")) and not computes_bfloat16(torch.device("mps"))
 
 
 def test_the_events_of_a_step_are_fired_in_monais_order():

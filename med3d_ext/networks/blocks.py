@@ -2,12 +2,44 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+CHANNELS_OF_A_BLOCK = 256
+
+
+class DilatedConv3d(nn.Conv3d):
+    """A convolution that is also fast in bfloat16 on a CPU: above 256 channels it is then computed in blocks.
+
+    oneDNN has no fast kernel for a dilated bfloat16 convolution of more than 256 channels: 512 to 512 channels on
+    20 x 20 x 12 voxels took 12 s forward and backward, in blocks it takes 0.8 s, in float32 2.1 s. Parameters and, but
+    for rounding, results are those of ``nn.Conv3d``.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():  # noqa: SIM102: joined, TorchScript would compile both conditions
+            if self._is_slow(input):
+                return self._in_blocks(input)
+        return self._conv_forward(input, self.weight, self.bias)
+
+    def _is_slow(self, x: Tensor) -> bool:
+        wide = max(self.in_channels, self.out_channels) > CHANNELS_OF_A_BLOCK and max(self.dilation) > 1
+        return wide and x.device.type == "cpu" and (x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu"))
+
+    def _in_blocks(self, x: Tensor) -> Tensor:
+        blocks = [
+            sum(
+                F.conv3d(channels, weight, None, self.stride, self.padding, self.dilation)
+                for channels, weight in zip(x.split(CHANNELS_OF_A_BLOCK, 1), weights.split(CHANNELS_OF_A_BLOCK, 1))
+            )
+            for weights in self.weight.split(CHANNELS_OF_A_BLOCK)
+        ]
+        return torch.cat(blocks, 1)  # type: ignore[arg-type]
+
 
 def _conv3(in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1) -> nn.Conv3d:
-    return nn.Conv3d(in_channels, out_channels, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
+    return DilatedConv3d(in_channels, out_channels, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
 
 
 class ZeroPadShortcut(nn.Module):
