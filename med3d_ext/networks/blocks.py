@@ -18,7 +18,8 @@ class DilatedConv3d(nn.Conv3d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if not torch.jit.is_scripting():  # noqa: SIM102: joined, TorchScript would compile both conditions
+        if not torch.jit.is_scripting():  # noqa: SIM102
+            # Joined by "and", TorchScript would compile this condition.
             if self._is_slow(input):
                 return self._in_blocks(input)
         return self._conv_forward(input, self.weight, self.bias)
