@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from bundle_files import BUNDLES, SMALL, images_of, is_classifier, key_metric, run_bundle, workflow
+from monai.data import MetaTensor
 from monai.utils import set_determinism
 
 from med3d_ext.handlers.card import public_case
@@ -255,9 +256,29 @@ def test_every_domain_has_its_own_loss_and_dice_from_the_first_epoch(pretraining
             assert [event.step for event in events.Scalars(name)] == [1, 2]
 
 
-@pytest.mark.parametrize(
+each_liver_bundle = pytest.mark.parametrize(
     "bundle", [each for each in BUNDLES if each.name.startswith("lits")], ids=lambda path: path.name
 )
+
+
+@each_liver_bundle
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_share_of_the_samples_is_cut_to_a_part_of_its_slices(bundle, share, phantoms, folders):
+    run = workflow(bundle, "train", dataset_dir=str(phantoms(bundle)), cut_share=share, init="scratch", **folders)
+    cut = run.parser.get_parsed_content("train::dataset").transform.transforms[-2]
+    cut.set_random_state(0)
+    volume = MetaTensor(torch.arange(100.0).expand(1, 2, 2, 100), affine=torch.eye(4))
+    samples = [cut({"image": volume, "label": volume}) for _ in range(40)]
+    slices = [sample["image"].shape[3] for sample in samples]
+    assert 0.7 * share <= sum(count < 100 for count in slices) / 40 <= 1.3 * share
+    assert all(30 <= count <= 100 for count in slices)
+    for sample in samples:  # image and label are cut alike, and the affine tells where
+        first = float(sample["image"][0, 0, 0, 0])
+        assert torch.equal(sample["image"].as_tensor(), sample["label"].as_tensor())
+        assert sample["image"].affine[2, 3] == first
+
+
+@each_liver_bundle
 def test_scans_without_a_liver_are_trained_on_and_stand_in_the_card(bundle, phantoms, folders, tmp_path, nifti):
     nifti(tmp_path / "negatives" / "head.nii.gz", np.random.default_rng(0).normal(size=(20, 20, 10)).astype(np.float32))
     options = {"dataset_dir": str(phantoms(bundle)), "negatives": str(tmp_path / "negatives"), "init": "scratch"}

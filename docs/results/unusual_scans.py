@@ -1,8 +1,9 @@
-"""Makes the scans without a liver that the released `lits_fine` was trained and tested with, from the sets it names.
+"""Makes the scans without a liver, or with a part of one, that the released `lits_fine` was trained and tested with.
 
-    python docs/results/scans_without_liver.py DECATHLON_FOLDER LUNG_FOLDER OUTPUT
+    python docs/results/unusual_scans.py DECATHLON_FOLDER LUNG_FOLDER OUTPUT
 
-writes `OUTPUT/training` for `--negatives`, and `OUTPUT/test` of cases that no training has seen.
+writes `OUTPUT/training` for `--negatives`; `OUTPUT/test` with scans without a liver, and `OUTPUT/cut` with parts of
+livers and their labels, both of cases that no training has seen.
 """
 
 import sys
@@ -39,6 +40,18 @@ def below_the_liver(liver_folder, number):
     liver, _ = read(liver_folder / f"labelsTr/liver_{number:02d}.nii.gz")
     first = np.flatnonzero(liver.any(axis=(0, 1)))[0]
     return slab(voxels, affine, 0, max(int(first - np.ceil(15 / affine[2, 2])), 0))
+
+
+def write_parts_of_the_liver(liver_folder, number, folder):
+    """The scan up to the liver's middle slice, from there on, and 60 mm around it, each with its label."""
+    voxels, affine = read(liver_folder / f"imagesTr/liver_{number:02d}.nii.gz")
+    liver, _ = read(liver_folder / f"labelsTr/liver_{number:02d}.nii.gz")
+    reached = np.flatnonzero(liver.any(axis=(0, 1)))
+    middle, slices = int(reached.mean()), int(round(30 / affine[2, 2]))
+    parts = {"lower": (0, middle), "upper": (middle, liver.shape[2]), "middle": (middle - slices, middle + slices)}
+    for name, (first, last) in parts.items():
+        write(folder / f"images_{name}/liver_{number:02d}.nii.gz", *slab(voxels, affine, first, last))
+        write(folder / f"labels_{name}/liver_{number:02d}.nii.gz", *slab(liver, affine, first, last))
 
 
 def above_the_liver(lung_folder, name):
@@ -86,6 +99,8 @@ def main(decathlon, lung, output):
             voxels, affine = below_the_liver(decathlon / "Task03_Liver", number)
             if voxels.shape[2] * affine[2, 2] >= 40:
                 write(output / split / f"below_liver_{number:02d}.nii.gz", voxels, affine)
+    for number in range(20, 24):
+        write_parts_of_the_liver(decathlon / "Task03_Liver", number, output / "cut")
     for split, names in {"training": ["ct_1", "ct_2"], "test": ["ct_3", "ct_5"]}.items():
         for name in names:
             write(output / split / f"chest_{name}.nii.gz", *above_the_liver(lung, name))
