@@ -31,7 +31,8 @@ class CascadeInferer(Inferer):
     The box around the largest component of the coarse foreground, grown by a margin, is the region of interest. The
     fine logits are pasted into a volume whose other voxels are certain background. Two fallbacks, both logged: without
     any coarse foreground the fine network sees the whole volume once; a fine mask that touches a face of the region
-    which is no face of the volume moves that face out by the margin, and the fine network runs again.
+    which is no face of the volume moves that face out, by the margin, then twice and four times that, and the fine
+    network runs again.
 
     Axes are taken as they come, so the volume must have the orientation of the training.
 
@@ -110,11 +111,11 @@ class CascadeInferer(Inferer):
         else:
             box = _grow(box, np.ones((2, 3), int), margin, shape)
         logits, touched = self._region(volume, box, fine)
-        for _ in range(self.maximum_growths):
+        for growth in range(self.maximum_growths):
             if not touched.any():
                 break
             logger.info("The fine mask touches a face of the region of interest: it grows.")
-            box = _grow(box, touched, np.maximum(margin, 1), shape)
+            box = _grow(box, touched, np.maximum(margin, 1) * 2**growth, shape)  # a coarse box may be far too small
             del logits  # a whole volume's would wait for its successor in memory
             logits, touched = self._region(volume, box, fine)
         if touched.any():

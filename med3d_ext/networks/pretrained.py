@@ -77,6 +77,8 @@ class InitialWeights:
         released: the released encoder's file, where it lies elsewhere. Defaults to None.
         report_path: where the report is written as JSON. Defaults to None, nowhere.
         minimum_share: see :func:`load_encoder`. Defaults to 0.95.
+        with_head: load all that a file holds of this very network, its decoder and head, too, as for more training of
+            one task. Defaults to False: the encoder alone.
         learning_rate: wins over the paper's. Defaults to None.
         scratch_learning_rate: for `scratch`. Defaults to the paper's 0.01.
         pretrained_learning_rate: for all else. Defaults to the paper's 0.001.
@@ -100,6 +102,7 @@ class InitialWeights:
         released: str | os.PathLike | None = None,
         report_path: str | os.PathLike | None = None,
         minimum_share: float = 0.95,
+        with_head: bool = False,
         learning_rate: float | None = None,
         scratch_learning_rate: float = 0.01,
         pretrained_learning_rate: float = 0.001,
@@ -109,13 +112,15 @@ class InitialWeights:
         self.network = network
         self.report = None
         self.seen = {} if served or path is None else seen_by(path)
-        if served is not None:
-            load_network(network, served)
+        if with_head and path is None:
+            raise InputError("init_head takes the head of a weights file, and init is scratch; give --init PATH.")
+        if path is not None and (served or with_head):
+            load_network(network, path)
         elif path is not None:
             self.report = load_encoder(network, path, minimum_share)
         if learning_rate is None:
             learning_rate = pretrained_learning_rate if path else scratch_learning_rate
-        self.start = f"those of '{served}', which are served" if served else "from scratch"
+        self.start = f"those of '{path}', its head, too" if path else "from scratch"
         self.learning_rate = learning_rate
         self._tell(report_path)
 

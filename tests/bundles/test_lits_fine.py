@@ -65,6 +65,16 @@ def test_the_coarse_grid_and_cases_travel_with_the_weights(trained):
     assert (domain["coarse_size"], domain["spatial_size"]) == ([24, 32, 16], [32, 32, 32])
 
 
+def test_a_training_goes_on_from_the_whole_network_where_init_head_says_so(trained, tmp_path):
+    root, given, *_ = trained
+    path = root / "models" / "model.pt"
+    folders = {"output_dir": str(tmp_path / "eval"), "ckpt_dir": str(tmp_path / "models")}
+    run = workflow(FINE, "train", **{**given, **folders, "init": str(path), "init_head": True})
+    state = torch.load(path, weights_only=True)
+    network = run.parser.get_parsed_content("network")
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+
+
 def test_three_classes_keep_the_tumor_and_two_merge_it(trained):
     *_, run = trained
     label = next(iter(run.parser.get_parsed_content("train::dataloader")))["label"]

@@ -138,8 +138,8 @@ def test_a_fine_mask_at_a_face_moves_only_that_face_until_it_is_inside(caplog):
     caplog.set_level(logging.INFO)
     net, x = two_stages(), volume(INNER, ((8, 17), (6, 11), (7, 9)))
     logits = inferer()(x, net)
-    assert [tuple(each.shape[2:]) for each in net.fine.seen] == [(8, 9, 6), (10, 9, 6), (12, 9, 6)]
-    assert torch.equal(net.fine.seen[-1], x[..., 6:18, 4:13, 5:11])
+    assert [tuple(each.shape[2:]) for each in net.fine.seen] == [(8, 9, 6), (10, 9, 6), (14, 9, 6)]
+    assert torch.equal(net.fine.seen[-1], x[..., 6:20, 4:13, 5:11])  # by the margin, then by twice that
     assert torch.equal(logits.argmax(1)[0] > 0, x[0, 0] > FINE)
     assert caplog.text.count("it grows") == 2
 
@@ -153,9 +153,9 @@ def test_growth_reaches_the_first_faces_too():
 def test_growth_ends_with_a_warning_and_the_last_result(caplog):
     net, x = two_stages(), volume(INNER, ((8, 20), (6, 11), (7, 9)))
     logits = inferer(0.0, maximum_growths=2)(x, net)
-    assert [each.shape[2] for each in net.fine.seen] == [4, 6, 7]  # by one voxel, though the margin is 0
+    assert [each.shape[2] for each in net.fine.seen] == [4, 6, 8]  # by one voxel, then two, though the margin is 0
     assert "touches the region of interest after 2 growths" in caplog.text
-    assert int((logits.argmax(1) > 0).sum()) == 6 * 5 * 2
+    assert int((logits.argmax(1) > 0).sum()) == 7 * 5 * 2
 
 
 def test_without_a_coarse_result_the_whole_volume_runs_once(caplog):

@@ -343,6 +343,26 @@ def test_init_decides_the_papers_learning_rate(encoder, tmp_path):
     assert InitialWeights(loaded.network, "scratch", learning_rate=0.5).learning_rate == 0.5
 
 
+def test_with_head_all_of_a_network_is_loaded_and_without_it_the_encoder_alone(tmp_path, caplog):
+    trained = Segmenter("resnet10", num_classes=3)
+    write_state(trained.state_dict(), tmp_path / "model.pt")
+    path = str(tmp_path / "model.pt")
+    alone, whole = Segmenter("resnet10", num_classes=3), Segmenter("resnet10", num_classes=3)
+    InitialWeights(alone, path)
+    with caplog.at_level("INFO"):
+        assert InitialWeights(whole, path, with_head=True).learning_rate == 0.001
+    assert f"those of '{path}', its head, too" in caplog.text
+    differing = [
+        name for name, value in trained.state_dict().items() if not torch.equal(value, alone.state_dict()[name])
+    ]
+    assert differing and not any(name.startswith("encoder") for name in differing)
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in trained.state_dict().items())
+    with pytest.raises(InputError, match="is of another network"):
+        InitialWeights(Segmenter("resnet10"), path, with_head=True)
+    with pytest.raises(InputError, match="init_head takes the head of a weights file, and init is scratch"):
+        InitialWeights(whole, "scratch", with_head=True)
+
+
 def test_init_med3d_takes_the_released_encoder_beside_the_bundle(encoder, tmp_path, caplog):
     bundle, weights = tmp_path / "lung_segmentation", tmp_path / "pretrain_3dseg8" / "weights"
     bundle.mkdir()
