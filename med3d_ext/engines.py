@@ -10,6 +10,8 @@ from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys
 
+from med3d_ext.overrides import truth
+
 
 def computes_bfloat16(device: torch.device) -> bool:
     """Whether a device has instructions for bfloat16, and so gains by it.
@@ -34,10 +36,10 @@ class TrainingIteration:
         max_gradient_norm: clip the gradient's norm. Defaults to None.
     """
 
-    def __init__(self, amp: bool = True, accumulate: int = 1, max_gradient_norm: float | None = None) -> None:
+    def __init__(self, amp: bool | str = True, accumulate: int = 1, max_gradient_norm: float | None = None) -> None:
         if accumulate < 1:
             raise ValueError(f"accumulate must be at least 1, got {accumulate}.")
-        self.amp = amp
+        self.amp = truth("amp", amp)
         self.accumulate = accumulate
         self.max_gradient_norm = max_gradient_norm
 

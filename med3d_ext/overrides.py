@@ -1,4 +1,4 @@
-"""Overrides that would change nothing are found before a run begins."""
+"""Overrides: those that would change nothing are found before a run begins, and a word becomes true or false."""
 
 from __future__ import annotations
 
@@ -37,6 +37,18 @@ def check_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any], sou
         if not _known(merged, keys):
             raise InputError(f"override '{name}' matches no id of {source}; {_repair('::'.join(keys), merged)}")
         set_by_id(merged, keys, value)
+
+
+def truth(name: str, value: bool | str) -> bool:
+    """``value`` as a bool; a command line gives ``false`` as a word, which Python takes for true.
+
+    Raises:
+        InputError: ``value`` is neither true nor false.
+    """
+    words = {"true": True, "false": False}
+    if str(value).lower() not in words:
+        raise InputError(f"{name} must be true or false, got {value!r}.")
+    return words[str(value).lower()]
 
 
 def split_id(name: str) -> list[str]:

@@ -155,7 +155,7 @@ def test_amp_computes_the_forward_pass_in_bfloat16_and_the_loss_in_float32_on_a_
     assert types == [torch.bfloat16, torch.float32]
     assert all(value.dtype == torch.float32 for value in weights(network))
     types.clear()
-    train(reference, 6, 1, loss_function=loss, iteration_update=TrainingIteration(amp=False))
+    train(reference, 6, 1, loss_function=loss, iteration_update=TrainingIteration(amp="false"))  # as typed
     assert types == [torch.float32, torch.float32]
 
 

@@ -15,6 +15,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from med3d_ext.errors import InputError
 from med3d_ext.files import write_atomically
 from med3d_ext.handlers.values import iteration_loss
+from med3d_ext.overrides import truth
 from med3d_ext.rank import rank, wait_for_all
 
 logger = logging.getLogger(__name__)
@@ -222,15 +223,3 @@ def unwrapped(network: torch.nn.Module) -> torch.nn.Module:
     """The network itself, out of ``torch.compile`` and the wrappers for several processes or devices."""
     network = getattr(network, "_orig_mod", network)
     return network.module if isinstance(network, DataParallel | DistributedDataParallel) else network
-
-
-def truth(name: str, value: bool | str) -> bool:
-    """``value`` as a bool; a command line gives ``false`` as a word, which Python takes for true.
-
-    Raises:
-        InputError: ``value`` is neither true nor false.
-    """
-    words = {"true": True, "false": False}
-    if str(value).lower() not in words:
-        raise InputError(f"{name} must be true or false, got {value!r}.")
-    return words[str(value).lower()]

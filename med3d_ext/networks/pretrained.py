@@ -16,6 +16,7 @@ from med3d_ext.networks.encoder_loading import adapt_stem, encoder_of, load_enco
 from med3d_ext.networks.load_report import LoadReport
 from med3d_ext.networks.weight_files import check_sha256, download_weights, read_checkpoint, write_state
 from med3d_ext.networks.weight_sources import SOURCES, Description, describe_weights
+from med3d_ext.overrides import truth
 from med3d_ext.rank import rank
 
 __all__ = [
@@ -102,7 +103,7 @@ class InitialWeights:
         released: str | os.PathLike | None = None,
         report_path: str | os.PathLike | None = None,
         minimum_share: float = 0.95,
-        with_head: bool = False,
+        with_head: bool | str = False,
         learning_rate: float | None = None,
         scratch_learning_rate: float = 0.01,
         pretrained_learning_rate: float = 0.001,
@@ -112,6 +113,7 @@ class InitialWeights:
         self.network = network
         self.report = None
         self.seen = {} if served or path is None else seen_by(path)
+        with_head = truth("init_head", with_head)
         if with_head and path is None:
             raise InputError("init_head takes the head of a weights file, and init is scratch; give --init PATH.")
         if path is not None and (served or with_head):

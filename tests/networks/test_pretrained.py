@@ -348,7 +348,7 @@ def test_with_head_all_of_a_network_is_loaded_and_without_it_the_encoder_alone(t
     write_state(trained.state_dict(), tmp_path / "model.pt")
     path = str(tmp_path / "model.pt")
     alone, whole = Segmenter("resnet10", num_classes=3), Segmenter("resnet10", num_classes=3)
-    InitialWeights(alone, path)
+    InitialWeights(alone, path, with_head="false")  # as a command line gives it
     with caplog.at_level("INFO"):
         assert InitialWeights(whole, path, with_head=True).learning_rate == 0.001
     assert f"those of '{path}', its head, too" in caplog.text
