@@ -91,6 +91,7 @@ def in_other_units(voxels, random):
 
 
 def main(decathlon, lung, output):
+    random = np.random.default_rng(0)
     decathlon, lung, output = Path(decathlon), Path(lung), Path(output)
 
     for split, numbers in {"training": range(7), "test": range(20, 24)}.items():
@@ -104,20 +105,19 @@ def main(decathlon, lung, output):
         for name in names:
             write(output / split / f"chest_{name}.nii.gz", *above_the_liver(lung, name))
     for split, patients in BRAINS.items():
-        random = np.random.default_rng(len(patients))
         for patient in patients:
             for channel in (0, 1):
                 brain, affine = read(decathlon / f"Task01_BrainTumour/imagesTr/brats_2013_{patient}_1.nii.gz", channel)
                 if split == "test" or channel == 0:
                     write(output / split / f"brain_{patient}_{channel}.nii.gz", brain, affine)
-                other = in_other_units(brain, random)
-                write(output / split / f"brain_{patient}_{channel}_other_units.nii.gz", other, affine)
+                if split == "test" or channel == 1:
+                    other = in_other_units(brain, random)
+                    write(output / split / f"brain_{patient}_{channel}_other_units.nii.gz", other, affine)
                 write(output / split / f"head_{patient}_{channel}.nii.gz", *head_in_ct(brain, affine, random))
     others = {
         "Task02_Heart": {"training": ["la_000", "la_001", "la_002"], "test": ["la_017", "la_019"]},
         "Task05_Prostate": {"training": ["promise_0", "ProstateX-0000"], "test": ["promise_1"]},
     }
-    random = np.random.default_rng(0)
     for task, splits in others.items():
         for split, names in splits.items():
             for name in names:

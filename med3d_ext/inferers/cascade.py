@@ -46,6 +46,7 @@ class CascadeInferer(Inferer):
         roi_size: size of these windows. Defaults to 128 x 128 x 128.
         overlap: share by which they overlap. Defaults to 0.25.
         maximum_growths: how often a region may grow. Defaults to 3.
+        minimum_ml: a smaller fine result (ml) counts as nothing, and the label map is empty. Defaults to 0.
         logits_dtype: type of the logits on the volume's grid. Defaults to None, that of the network; ``torch.float16``
             halves the memory of a large volume, and where float32 decides by less than a thousandth it may pick the
             other class.
@@ -63,6 +64,7 @@ class CascadeInferer(Inferer):
         roi_size: Sequence[int] = (128, 128, 128),
         overlap: float = 0.25,
         maximum_growths: int = 3,
+        minimum_ml: float = 0.0,
         logits_dtype: torch.dtype | None = None,
     ) -> None:
         self.margin_mm = margin_mm
@@ -70,6 +72,7 @@ class CascadeInferer(Inferer):
         self.fine_size = None if fine_size is None else tuple(fine_size)
         self.maximum_voxels = maximum_voxels
         self.maximum_growths = maximum_growths
+        self.minimum_ml = minimum_ml
         self.logits_dtype = logits_dtype
         self.regions: list[tuple[Box, np.ndarray]] = []
         self.sliding_window = SlidingWindowInferer(roi_size, overlap=overlap, mode="gaussian")
@@ -120,8 +123,14 @@ class CascadeInferer(Inferer):
             logits, touched = self._region(volume, box, fine)
         if touched.any():
             logger.warning(f"The fine mask touches the region of interest after {self.maximum_growths} growths.")
-        if not foreground(logits).any():
+        found_ml = float(torch.count_nonzero(foreground(logits)) * np.prod(spacing) / 1000)  # sum() takes 8 bytes a voxel
+        if not found_ml:
             logger.warning("The fine network found nothing: the label map is empty.")
+        elif found_ml < self.minimum_ml:
+            logger.warning(
+                f"The fine network found {found_ml:.1f} ml, less than {self.minimum_ml:g}: the label map is empty."
+            )
+            logits[:, 0], logits[:, 1:] = 0, PADDING_LOGIT
         return _paste(logits, box, volume), box
 
     def _region(self, volume: Tensor, box: Box, fine: Stage) -> tuple[Tensor, np.ndarray]:

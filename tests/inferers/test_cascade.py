@@ -171,6 +171,14 @@ def test_nothing_anywhere_is_an_empty_map(caplog):
     assert "The coarse network found nothing" in caplog.text
 
 
+@pytest.mark.parametrize(("minimum", "left"), [(0.0, 40), (0.039, 40), (0.041, 0)])
+def test_a_smaller_result_than_the_minimum_counts_as_nothing(minimum, left, caplog):
+    net, x = two_stages(), volume(INNER, ((8, 12), (6, 11), (7, 9)))  # 4 x 5 x 2 voxels of 1 mm
+    logits = inferer(minimum_ml=minimum)(x, net)
+    assert int((logits.argmax(1) > 0).sum()) == left
+    assert ("found 0.0 ml, less than 0.041: the label map is empty" in caplog.text) == (left == 0)
+
+
 def test_an_empty_fine_mask_does_not_grow():
     net, x = two_stages(), volume(INNER, INNER)
     net.fine.level = 2.0
