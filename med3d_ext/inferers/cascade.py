@@ -123,7 +123,8 @@ class CascadeInferer(Inferer):
             logits, touched = self._region(volume, box, fine)
         if touched.any():
             logger.warning(f"The fine mask touches the region of interest after {self.maximum_growths} growths.")
-        found_ml = float(torch.count_nonzero(foreground(logits)) * np.prod(spacing) / 1000)  # sum() takes 8 bytes a voxel
+        found = torch.count_nonzero(foreground(logits))  # sum() would take 8 bytes for each voxel
+        found_ml = float(found * np.prod(spacing) / 1000)
         if not found_ml:
             logger.warning("The fine network found nothing: the label map is empty.")
         elif found_ml < self.minimum_ml:
