@@ -2,8 +2,8 @@
 
     python docs/results/unusual_scans.py DECATHLON_FOLDER LUNG_FOLDER OUTPUT
 
-writes `OUTPUT/training` for `--negatives`; `OUTPUT/test` with scans without a liver, and `OUTPUT/cut` with parts of
-livers and their labels, both of cases that no training has seen.
+writes `OUTPUT/training` for `--negatives`; `OUTPUT/test` with scans without a liver and `OUTPUT/cut_test` with parts of
+livers and their labels, both of cases that no training has seen; and the same, smaller, of the validation's two CTs.
 """
 
 import sys
@@ -15,6 +15,7 @@ from scipy.ndimage import binary_dilation, binary_erosion, binary_fill_holes, bi
 
 AIR, SKIN, SKULL = -125.0, 40.0, 700.0  # HU; the sets' CTs end at -125
 BRAINS = {"training": ["pat0003", "pat0005", "pat0006"], "test": ["pat0004"]}  # test: no pretraining has seen it
+LIVERS = {"training": [n for n in range(20) if n not in (12, 16)], "validation": [12, 16], "test": range(20, 24)}
 
 
 def read(path, channel=None):
@@ -91,16 +92,17 @@ def in_other_units(voxels, random):
 
 
 def main(decathlon, lung, output):
-    random = np.random.default_rng(0)
+    randoms = {"training": np.random.default_rng(0), "test": np.random.default_rng(1)}
     decathlon, lung, output = Path(decathlon), Path(lung), Path(output)
 
-    for split, numbers in {"training": range(7), "test": range(20, 24)}.items():
+    for split, numbers in LIVERS.items():
         for number in numbers:
-            voxels, affine = below_the_liver(decathlon / "Task03_Liver", number)
-            if voxels.shape[2] * affine[2, 2] >= 40:
-                write(output / split / f"below_liver_{number:02d}.nii.gz", voxels, affine)
-    for number in range(20, 24):
-        write_parts_of_the_liver(decathlon / "Task03_Liver", number, output / "cut")
+            write(
+                output / split / f"below_liver_{number:02d}.nii.gz",
+                *below_the_liver(decathlon / "Task03_Liver", number),
+            )
+            if split != "training":
+                write_parts_of_the_liver(decathlon / "Task03_Liver", number, output / f"cut_{split}")
     for split, names in {"training": ["ct_1", "ct_2"], "test": ["ct_3", "ct_5"]}.items():
         for name in names:
             write(output / split / f"chest_{name}.nii.gz", *above_the_liver(lung, name))
@@ -108,12 +110,10 @@ def main(decathlon, lung, output):
         for patient in patients:
             for channel in (0, 1):
                 brain, affine = read(decathlon / f"Task01_BrainTumour/imagesTr/brats_2013_{patient}_1.nii.gz", channel)
-                if split == "test" or channel == 0:
-                    write(output / split / f"brain_{patient}_{channel}.nii.gz", brain, affine)
-                if split == "test" or channel == 1:
-                    other = in_other_units(brain, random)
-                    write(output / split / f"brain_{patient}_{channel}_other_units.nii.gz", other, affine)
-                write(output / split / f"head_{patient}_{channel}.nii.gz", *head_in_ct(brain, affine, random))
+                write(output / split / f"brain_{patient}_{channel}.nii.gz", brain, affine)
+                other = in_other_units(brain, randoms[split])
+                write(output / split / f"brain_{patient}_{channel}_other_units.nii.gz", other, affine)
+                write(output / split / f"head_{patient}_{channel}.nii.gz", *head_in_ct(brain, affine, randoms[split]))
     others = {
         "Task02_Heart": {"training": ["la_000", "la_001", "la_002"], "test": ["la_017", "la_019"]},
         "Task05_Prostate": {"training": ["promise_0", "ProstateX-0000"], "test": ["promise_1"]},
@@ -122,7 +122,7 @@ def main(decathlon, lung, output):
         for split, names in splits.items():
             for name in names:
                 voxels, affine = read(decathlon / task / f"imagesTr/{name}.nii.gz")
-                shown = in_other_units(voxels, random) if split == "training" else voxels
+                shown = in_other_units(voxels, randoms[split]) if split == "training" else voxels
                 write(output / split / f"{name}.nii.gz", shown, affine)
 
 

@@ -19,6 +19,9 @@ from monai.utils import ensure_tuple_rep
 
 from med3d_ext.transforms.per_domain import value_of
 
+SMALLEST_PART = 0.2
+"""Smallest part of a volume without target, as a share of each axis."""
+
 
 def target_box(label: torch.Tensor) -> tuple[np.ndarray, np.ndarray] | None:
     """First and one-past-last voxel of the foreground of ``label`` (1, X, Y, Z); None when it has none."""
@@ -129,7 +132,7 @@ class RandTargetCropd(RandomizableTransform, MapTransform):
 
     Paper, sections 3.1 and 4.1: a crop between twice the target's bounding box and the whole volume, translation within
     10 % of the box, rotation within 5 degrees, scale 0.8 to 1.2. Scale is limited where it would cut the target. A
-    label without foreground gives the whole volume.
+    label without foreground gives the whole volume, or a part of it (``part_share``).
 
     Args:
         keys: keys of channel-first volumes of one geometry.
@@ -144,6 +147,8 @@ class RandTargetCropd(RandomizableTransform, MapTransform):
             Defaults to 1.
         whole_share: share of the crops that take the whole volume along all axes. Defaults to 0.
         keep_target: move a crop back where its translation would cut the target. Defaults to True.
+        part_share: share of the volumes without target of which a part anywhere is taken, a fifth of each axis or more:
+            what a first stage in error would hand on. Defaults to 0.
     """
 
     def __init__(
@@ -159,6 +164,7 @@ class RandTargetCropd(RandomizableTransform, MapTransform):
         skew: float = 1.0,
         whole_share: float = 0.0,
         keep_target: bool = True,
+        part_share: float = 0.0,
     ) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, prob=1.0)
@@ -169,6 +175,7 @@ class RandTargetCropd(RandomizableTransform, MapTransform):
         self.rotate_degrees = rotate_degrees
         self.scale = tuple(scale)
         self.skew, self.whole_share, self.keep_target = skew, whole_share, keep_target
+        self.part_share = part_share
         self.mode = ensure_tuple_rep(mode, len(self.keys))
         self.resample = SpatialResample(padding_mode="border", align_corners=False, dtype="float32")
 
@@ -184,9 +191,13 @@ class RandTargetCropd(RandomizableTransform, MapTransform):
         share, place, shift = self.R.uniform(size=3) ** self.skew, self.R.uniform(size=3), self.R.uniform(-1, 1, 3)
         if self.whole_share and self.R.uniform() < self.whole_share:
             share = np.ones(3)
-        first, last = (np.zeros(3), volume) if box is None else box
-        factor = np.inf if box is None or self.target_factor is None else self.target_factor
-        smallest = np.minimum(factor * (last - first), volume)
+        if box is None:
+            in_part = self.part_share and self.R.uniform() < self.part_share
+            smallest = SMALLEST_PART * volume if in_part else volume
+        else:
+            first, last = box
+            smallest = volume if self.target_factor is None else self.target_factor * (last - first)
+            smallest = np.minimum(smallest, volume)
         crop = smallest + share * (volume - smallest)
         low, high = np.minimum(crop / 2, volume / 2), np.maximum(volume - crop / 2, volume / 2)
         if box is None:

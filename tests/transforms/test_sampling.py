@@ -280,6 +280,18 @@ def test_an_empty_label_gives_the_whole_volume(factor):
     np.testing.assert_allclose(result["image"].affine.numpy(), whole["image"].affine.numpy(), atol=1e-6)
 
 
+def test_half_the_volumes_without_target_are_shown_in_part_and_the_parts_lie_anywhere():
+    drawn = windows(VOLUME, None, draws=2000, part_share=0.5, **FIXED)
+    share, center = np.array([each[1] for each in drawn]) / VOLUME, np.array([each[0] for each in drawn]) / VOLUME
+    parts = (share < 1).any(axis=1)
+    assert abs(parts.mean() - 0.5) < 0.04
+    assert share.min() >= 0.2 - 1e-9 and (share[parts].min(axis=0) < 0.21).all()
+    assert (center - share / 2 >= -1e-9).all() and (center + share / 2 <= 1 + 1e-9).all()
+    assert ((center - share / 2)[parts].max(axis=0) > 0.7).all() and ((center + share / 2).min(axis=0) < 0.3).all()
+    with_target = windows(VOLUME, BOX, draws=50, part_share=1.0, **FIXED)
+    assert all((extent >= 2 * (BOX[1] - BOX[0]) - 1e-9).all() for _, extent, _ in with_target)
+
+
 def test_the_same_seed_gives_the_same_sample_and_another_seed_another():
     scan = random_scan(5)
     once, again, other = (crop(seed)(scan.item)["image"] for seed in (1, 1, 2))
