@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from monai.transforms import ClipIntensityPercentiles, MapTransform, NormalizeIn
 from monai.utils import convert_to_tensor
 
 from med3d_ext.transforms.per_domain import value_of
+
+logger = logging.getLogger(__name__)
 
 
 class PercentileNormalized(MapTransform):
@@ -69,22 +72,44 @@ class HUWindowd(MapTransform):
     Args:
         keys: keys of volumes.
         hu_window: lowest and highest value (HU) that the network tells apart.
+        expected_below: a volume without any value below this is warned of; every CT holds fat, if not air. Defaults to
+            None: no warning.
         allow_missing_keys: pass over absent keys.
 
     Raises:
         ValueError: when the window is not ascending.
     """
 
-    def __init__(self, keys: KeysCollection, hu_window: Sequence[float], allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        hu_window: Sequence[float],
+        expected_below: float | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
         if len(hu_window) != 2 or hu_window[0] >= hu_window[1]:
             raise ValueError(f"hu_window must be [lowest, highest], got {hu_window!r}.")
         self.hu_window = [float(limit) for limit in hu_window]
+        self.expected_below = expected_below
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         low, high = self.hu_window
         for key in self.key_iterator(item):
+            if self.expected_below is not None:
+                warn_of_other_units(item[key], self.expected_below)
             volume = convert_to_tensor(item[key], dtype=torch.float32, track_meta=True).clamp(low, high)
             item[key] = volume.sub_(low).div_(high - low).mul_(2).sub_(1)
         return item
+
+
+def warn_of_other_units(volume: torch.Tensor, limit: float) -> None:
+    """Warn of a volume without any value below ``limit`` (HU)."""
+    lowest = float(volume.min())
+    if lowest >= limit:
+        name = getattr(volume, "meta", {}).get("filename_or_obj", "The image")
+        logger.warning(
+            f"'{name}' holds no value below {limit:g} (lowest: {lowest:g}), as every CT in Hounsfield units does: "
+            "rescale it, no result on it can be trusted."
+        )

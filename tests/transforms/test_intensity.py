@@ -124,3 +124,15 @@ def test_a_window_is_monais_scaling_bit_for_bit_and_leaves_the_input():
 def test_a_window_must_ascend():
     with pytest.raises(ValueError, match=r"hu_window must be \[lowest, highest\], got \[250, -200\]"):
         HUWindowd("image", [250, -200])
+
+
+@pytest.mark.parametrize(("offset", "warnings"), [(0.0, 0), (900.0, 1)])  # 900: stored without the rescale intercept
+def test_a_volume_that_is_no_ct_in_hu_is_warned_of_by_its_name(caplog, offset, warnings):
+    volume = MetaTensor(ct()[None] + offset, meta={"filename_or_obj": "scan.nrrd"})
+    volume[volume < -1000 + offset] = -1000 + offset
+    before = HUWindowd("image", [-125, 250])({"image": volume})["image"]
+    after = HUWindowd("image", [-125, 250], expected_below=-100.0)({"image": volume})["image"]
+    assert torch.equal(before, after) and len(caplog.records) == warnings
+    assert all(
+        record.message.startswith("'scan.nrrd' holds no value below -100 (lowest: ") for record in caplog.records
+    )
