@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from med3d_ext.bundle_folder import PACKAGE
 from med3d_ext.errors import InputError
 from med3d_ext.files import read_json, write_atomically
 from med3d_ext.labelling import weights_to_continue
@@ -74,7 +75,8 @@ class InitialWeights:
         network: an encoder or a network with one, see :func:`encoder_of`.
         init: `scratch`; `med3d`, the released encoder; `kinetics`, which has no released file and is refused with a
             sentence; or the path of a weights file.
-        bundle_root: the bundle's folder; the released encoder is looked for beside it. Defaults to None.
+        bundle_root: the bundle's folder; the released encoder is looked for beside it, then in the checkout that this
+            package lies in. Defaults to None.
         released: the released encoder's file, where it lies elsewhere. Defaults to None.
         report_path: where the report is written as JSON. Defaults to None, nowhere.
         minimum_share: see :func:`load_encoder`. Defaults to 0.95.
@@ -202,6 +204,9 @@ def initial_weights_path(
 def _released_encoder(bundle_root: str | os.PathLike | None, released: str | os.PathLike | None) -> Path:
     bundle = Path(bundle_root or ".").resolve()
     pretraining = bundle.parent / PRETRAINING
+    checkout = PACKAGE.parent / "bundles" / PRETRAINING
+    if not pretraining.is_dir() and checkout.is_dir():
+        pretraining = checkout  # a user's own bundle lies anywhere
     path = Path(released) if released is not None else pretraining / "weights" / "model.pt"
     if path.is_file():
         return path

@@ -24,6 +24,12 @@ PERSONAL_PATH = re.compile(
 )
 
 
+def check_name(name: str) -> None:
+    """Raise InputError where downloaders would not understand a bundle's name."""
+    if "_v" in name or not re.fullmatch(r"\w+", name):
+        raise InputError(f"a bundle's name must be letters, digits and _ without '_v', got '{name}'; rename it.")
+
+
 def check_version(bundle: Path) -> str:
     """The bundle's version.
 
@@ -31,9 +37,8 @@ def check_version(bundle: Path) -> str:
         InputError: its name or version is not what downloaders understand, or the changelog lacks the version.
     """
     metadata = read_json(bundle / METADATA)
-    version, name = str(metadata.get("version")), bundle.resolve().name
-    if "_v" in name or not re.fullmatch(r"\w+", name):
-        raise InputError(f"the bundle's folder must be letters, digits and _ without '_v', got '{name}'; rename it.")
+    version = str(metadata.get("version"))
+    check_name(bundle.resolve().name)
     if not re.fullmatch(r"\d\.\d\.\d", version):  # downloaders sort versions as text
         raise InputError(f"version in '{bundle / METADATA}' must be three single digits like 0.1.0, got '{version}'.")
     if version not in metadata.get("changelog", {}):

@@ -387,7 +387,8 @@ def test_one_process_of_many_tells(encoder, tmp_path, caplog, monkeypatch):
     assert not (tmp_path / "weights.json").exists()
 
 
-def test_init_without_weights_is_refused_with_a_way_out(tmp_path):
+def test_init_without_weights_is_refused_with_a_way_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("med3d_ext.networks.pretrained.PACKAGE", tmp_path / "packed" / "med3d_ext")
     network, bundle = nn.Identity(), tmp_path / "lung_segmentation"
     with pytest.raises(InputError, match="no released encoder at .*packed bundle use --init PATH"):
         InitialWeights(network, "med3d", bundle)
