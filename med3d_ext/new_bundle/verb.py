@@ -86,6 +86,7 @@ def _next_steps(folder: Path, dataset_dir: str, classes: Mapping[str, str]) -> s
         "check": f"python -m med3d_ext check {bundle} --dataset_dir {data}",
         "train": f'{run} "{configs}/train.json" --dataset_dir {data}',
         "evaluate": f"{run} \"['{configs}/train.json','{configs}/evaluate.json']\" --dataset_dir {data}",
+        "report": f"python -m med3d_ext report {bundle}",
         "segment": f"python -m med3d_ext predict {bundle} IMAGES --output FOLDER",
         "share": f"python -m med3d_ext zoo pack {bundle} ARCHIVES",
     }

@@ -16,6 +16,7 @@ from med3d_ext.errors import InputError
 from med3d_ext.networks.pretrained import initial_weights_path
 from med3d_ext.new_bundle.verb import new_bundle
 from med3d_ext.prediction.predict_verb import predict
+from med3d_ext.report.verb import report
 from med3d_ext.zoo.pack import pack
 
 sys.path.insert(0, str(REPOSITORY / "tests" / "data"))
@@ -49,6 +50,8 @@ def test_a_bundle_of_own_classes_trains_is_evaluated_segments_and_is_shared(tmp_
     assert summary["n"] == 1 and list(summary["domains"]) == ["Kidneys"]
     weights = json.loads((bundle / "eval" / "initial_weights.json").read_text())
     assert weights["share"] == 1.0  # the released encoder, by default
+    page = Path(report(str(bundle))).read_text()
+    assert "<td>Kidneys</td><td>val_mean_dice</td><td>1</td>" in page and page.count("<img") >= 3
     image = kidneys / "imagesTr" / "case_1.nii.gz"
     predict(str(bundle), str(image), output=str(tmp_path / "found"), device="cpu")
     found = nibabel.load(tmp_path / "found" / "case_1_seg.nii.gz")
