@@ -50,6 +50,7 @@ VERBS = {
     "phantoms": Verb("med3d_ext.data.phantoms_verb:phantoms", "generated patients as a data set to try things on"),
     "new-bundle": Verb("med3d_ext.new_bundle.verb:new_bundle", "a bundle for your own labelled volumes"),
     "report": Verb("med3d_ext.report.verb:report", "a run on one page: figures, curves, overlays, origin"),
+    "rerun": Verb("med3d_ext.report.rerun:rerun", "a recorded training once more, and whether the same comes out"),
     "check": Verb("med3d_ext.check.verb:check", "what would go wrong in a run, before it begins"),
     "leakage": Verb("med3d_ext.data.leakage:leakage", "which cases of a datalist the weights have seen"),
     "compare": Verb("med3d_ext.comparison.compare_verb:compare", "scratch against pretrained weights, equal budgets"),
