@@ -31,7 +31,7 @@ def write_run(folder: Path, loss: str = "0.5", dice: float = 0.9, hash_: str = "
         "device": {"threads": 3},
     }
     figures = {"metrics": {"val_mean_dice": dice}, "data": {"liver": {"one.nii.gz": hash_}}}
-    (folder / "run.json").write_text(json.dumps({"status": "completed", **origin, **figures, **changes}))
+    (folder / "run.json").write_text(json.dumps({**record, **figures, **changes}))
     (folder / "loss.csv").write_text(f"iteration,epoch,loss\n1,1,{loss}\n")
     return folder / "run.json"
 
