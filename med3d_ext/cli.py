@@ -52,6 +52,7 @@ VERBS = {
     "report": Verb("med3d_ext.report.verb:report", "a run on one page: figures, curves, overlays, origin"),
     "rerun": Verb("med3d_ext.report.rerun:rerun", "a recorded training once more, and whether the same comes out"),
     "check": Verb("med3d_ext.check.verb:check", "what would go wrong in a run, before it begins"),
+    "benchmark": Verb("med3d_ext.benchmark:benchmark", "how long a training would take on this machine"),
     "leakage": Verb("med3d_ext.data.leakage:leakage", "which cases of a datalist the weights have seen"),
     "compare": Verb("med3d_ext.comparison.compare_verb:compare", "scratch against pretrained weights, equal budgets"),
     "predict": Verb("med3d_ext.prediction.predict_verb:predict", "images to label maps, pictures and volumes"),
