@@ -111,7 +111,7 @@ def _text(configs: BundleConfigs, trainer: Any, timer: StepTimer) -> str:
     return "\n".join(
         [
             ", ".join(what),
-            f"training step      {step:.3f} s, {shape[0] / step:.2f} volumes a second; median of {len(timer.steps) - 1}",
+            f"training step      {step:.3f} s, {shape[0] / step:.2f} volumes a second (median)",
             f"waiting for data   {wait:.3f} s a step; less once every volume was read, in the second epoch",
             f"peak memory        {_peak(device) / 1e9:.2f} GB",
             f"an epoch           {length} steps, {timedelta(seconds=round(step * length))}",
