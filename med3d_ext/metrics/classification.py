@@ -103,6 +103,8 @@ def measure_classes(
         raise ValueError("labels must be 0 or 1 and probabilities from 0 to 1, got others.")
     if not truth.size:
         return {name: {"n": 0, "mean": None, "interval_95": None} for name in MEASURES}
+    order = np.lexsort((scores, truth))  # several processes give the cases in another order
+    truth, scores = truth[order], scores[order]
     draws = np.random.default_rng(seed).integers(0, truth.size, (resamples, truth.size))
     result = {}
     for name, (measure, counted) in MEASURES.items():

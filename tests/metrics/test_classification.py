@@ -110,3 +110,10 @@ def test_a_single_case_has_no_interval_and_none_has_no_figures():
 def test_what_is_no_label_or_probability_is_refused(labels, probabilities):
     with pytest.raises(ValueError, match="must be"):
         measure_classes(labels, probabilities)
+
+
+def test_figures_and_intervals_do_not_depend_on_the_order_of_the_cases():
+    generator = np.random.default_rng(3)
+    labels, probabilities = np.arange(11) % 2, generator.uniform(size=11)
+    order = generator.permutation(11)
+    assert measure_classes(labels, probabilities) == measure_classes(labels[order], probabilities[order])
