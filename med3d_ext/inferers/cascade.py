@@ -30,9 +30,9 @@ class CascadeInferer(Inferer):
 
     The box around the largest component of the coarse foreground, grown by a margin, is the region of interest. The
     fine logits are pasted into a volume whose other voxels are certain background. Two fallbacks, both logged: without
-    any coarse foreground the fine network sees the whole volume once; a fine mask that touches a face of the region
-    which is no face of the volume moves that face out, by the margin, then twice and four times that, and the fine
-    network runs again.
+    any coarse foreground the fine network sees the whole volume once; a fine mask within half the margin of a face of
+    the region which is no face of the volume moves that face out, by the margin, then twice and four times that, and
+    the fine network runs again: networks stop short of a face that cuts the organ.
 
     Axes are taken as they come, so the volume must have the orientation of the training.
 
@@ -113,16 +113,18 @@ class CascadeInferer(Inferer):
             box = np.zeros(3, int), shape
         else:
             box = _grow(box, np.ones((2, 3), int), margin, shape)
-        logits, touched = self._region(volume, box, fine)
+        logits, touched = self._region(volume, box, fine, margin)
         for growth in range(self.maximum_growths):
             if not touched.any():
                 break
-            logger.info("The fine mask touches a face of the region of interest: it grows.")
+            logger.info("The fine mask reaches a face of the region of interest: it grows.")
             box = _grow(box, touched, np.maximum(margin, 1) * 2**growth, shape)  # a coarse box may be far too small
             del logits  # a whole volume's would wait for its successor in memory
-            logits, touched = self._region(volume, box, fine)
+            logits, touched = self._region(volume, box, fine, margin)
         if touched.any():
-            logger.warning(f"The fine mask touches the region of interest after {self.maximum_growths} growths.")
+            logger.warning(
+                f"The fine mask reaches a face of the region of interest after {self.maximum_growths} growths."
+            )
         found = torch.count_nonzero(foreground(logits))  # sum() would take 8 bytes for each voxel
         found_ml = float(found * np.prod(spacing) / 1000)
         if not found_ml:
@@ -134,13 +136,13 @@ class CascadeInferer(Inferer):
             logits[:, 0], logits[:, 1:] = 0, PADDING_LOGIT
         return _paste(logits, box, volume), box
 
-    def _region(self, volume: Tensor, box: Box, fine: Stage) -> tuple[Tensor, np.ndarray]:
-        """Logits of the region, and which of its faces the mask touches."""
+    def _region(self, volume: Tensor, box: Box, fine: Stage, margin: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        """Logits of the region, and to which of its faces the mask comes nearer than half the margin."""
         shape = np.array(volume.shape[2:])
         share = np.prod((box[1] - box[0]) / shape)
         logger.info(f"Region of interest {box[0].tolist()} to {box[1].tolist()}: {share:.0%} of the volume.")
         logits = self._fine(volume[_inside(box)], fine)
-        return logits, _touched(logits, box, shape)
+        return logits, _touched(logits, box, shape, np.maximum(margin // 2, 1))
 
     def _coarse_box(self, volume: Tensor, coarse: Stage) -> Box | None:
         """The box around the largest coarse component in voxels of the volume, rounded outwards; None without any."""
@@ -211,12 +213,13 @@ def foreground(logits: Tensor) -> Tensor:
     return (logits[:, 1:] > logits[:, :1]).any(dim=1)
 
 
-def _touched(logits: Tensor, box: Box, shape: np.ndarray) -> np.ndarray:
-    """Which faces (first or last, axis) the mask touches that are no faces of the volume."""
+def _touched(logits: Tensor, box: Box, shape: np.ndarray, depth: np.ndarray) -> np.ndarray:
+    """Which faces (first or last, axis) that are no faces of the volume the mask reaches, within ``depth`` voxels."""
     inner = np.stack([box[0] > 0, box[1] < shape])
     for side, axis in np.argwhere(inner):
-        face = logits.narrow(int(axis) + 2, -int(side), 1)  # the first layer at 0, the last one at -1
-        inner[side, axis] = bool(foreground(face).any())
+        layers = min(int(depth[axis]), logits.shape[axis + 2])
+        near = logits.narrow(int(axis) + 2, 0 if side == 0 else logits.shape[axis + 2] - layers, layers)
+        inner[side, axis] = bool(foreground(near).any())
     return inner
 
 

@@ -144,6 +144,13 @@ def test_a_fine_mask_at_a_face_moves_only_that_face_until_it_is_inside(caplog):
     assert caplog.text.count("it grows") == 2
 
 
+@pytest.mark.parametrize(("last", "region"), [(14, 12), (15, 16)])  # 2 voxels off the face at 16, then 1
+def test_a_fine_mask_nearer_than_half_the_margin_to_a_face_moves_it_too(last, region):
+    net, x = two_stages(), volume(INNER, ((8, last), (6, 11), (7, 9)))
+    inferer(4.0)(x, net)
+    assert [each.shape[2] for each in net.fine.seen] == ([12] if region == 12 else [12, 16])
+
+
 def test_growth_reaches_the_first_faces_too():
     net, x = two_stages(), volume(INNER, ((8, 12), (3, 11), (7, 9)))
     inferer()(x, net)
@@ -154,7 +161,7 @@ def test_growth_ends_with_a_warning_and_the_last_result(caplog):
     net, x = two_stages(), volume(INNER, ((8, 20), (6, 11), (7, 9)))
     logits = inferer(0.0, maximum_growths=2)(x, net)
     assert [each.shape[2] for each in net.fine.seen] == [4, 6, 8]  # by one voxel, then two, though the margin is 0
-    assert "touches the region of interest after 2 growths" in caplog.text
+    assert "reaches a face of the region of interest after 2 growths" in caplog.text
     assert int((logits.argmax(1) > 0).sum()) == 7 * 5 * 2
 
 
