@@ -25,10 +25,15 @@ def command_line() -> dict[str, Any]:
         start = ["python", "-m", "monai.bundle" if program.parts[-3:-1] == ("monai", "bundle") else program.parent.name]
     else:
         start = [program.name]
-    root = _git("rev-parse", "--show-toplevel")
-    is_inside = root is not None and Path.cwd().is_relative_to(root)
-    folder = Path.cwd().relative_to(root).as_posix() if root is not None and is_inside else "."
+    root = checkout()
+    folder = Path.cwd().relative_to(root).as_posix() if root and Path.cwd().is_relative_to(root) else "."
     return {"command": shlex.join([*start, *(portable(argument) for argument in sys.argv[1:])]), "folder": folder}
+
+
+def checkout() -> Path | None:
+    """The git checkout that this package lies in; None outside one."""
+    root = _git("rev-parse", "--show-toplevel")
+    return None if root is None else Path(root)
 
 
 def versions() -> dict[str, str | None]:

@@ -13,11 +13,10 @@ from typing import Any
 
 from med3d_ext.errors import InputError
 from med3d_ext.files import read_json
-from med3d_ext.provenance import git_state, versions
+from med3d_ext.provenance import checkout, git_state, versions
 
 PROGRAM = ["python", "-m", "monai.bundle", "run"]
 SEVERAL = ("hashes of images", "losses of iterations")
-CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def rerun(manifest: str, *, output: str | None = None) -> str:
@@ -95,8 +94,8 @@ def without(words: Sequence[str], options: Sequence[str]) -> list[str]:
 
 
 def _working_folder(record: Mapping[str, Any]) -> Path:
-    inside = CHECKOUT / record.get("folder", ".")
-    return inside if git_state() is not None and inside.is_dir() else Path.cwd()
+    inside = (checkout() or Path.cwd()) / record.get("folder", ".")
+    return inside if inside.is_dir() else Path.cwd()
 
 
 def _environment(record: Mapping[str, Any]) -> dict[str, str]:

@@ -12,12 +12,13 @@ import pytest
 
 from med3d_ext.errors import InputError
 from med3d_ext.provenance import git_state, versions
-from med3d_ext.report.rerun import CHECKOUT, rerun, without
+from med3d_ext.report.rerun import rerun, without
 
 COMMAND = "python -m monai.bundle run --config_file train.json --output_dir old --epochs 2 --ckpt_dir=old/models"
 
 
 GIT, VERSIONS = git_state(), versions()
+CHECKOUT = Path(__file__).parents[2]
 
 
 def write_run(folder: Path, loss: str = "0.5", dice: float = 0.9, hash_: str = "a", **changes) -> Path:
@@ -51,6 +52,7 @@ def trainings(monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr("med3d_ext.report.rerun.git_state", lambda: {"revision": "now", "dirty": False})
+    monkeypatch.setattr("med3d_ext.report.rerun.checkout", lambda: CHECKOUT)
     return seen
 
 
