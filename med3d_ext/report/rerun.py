@@ -14,6 +14,7 @@ from typing import Any
 from med3d_ext.errors import InputError
 from med3d_ext.files import read_json
 from med3d_ext.provenance import checkout, git_state, versions
+from med3d_ext.report.verb import RECORD
 
 PROGRAM = ["python", "-m", "monai.bundle", "run"]
 SEVERAL = ("hashes of images", "losses of iterations")
@@ -34,6 +35,9 @@ def rerun(manifest: str, *, output: str | None = None) -> str:
     record = read_json(path)
     words = _command(path, record)
     folder = Path(output).expanduser() if output else path.parent / "rerun"
+    again = folder / RECORD
+    if again.is_file() and read_json(again).get("status") == "completed":
+        raise InputError(f"'{folder}' holds a completed run; remove it, or give another --output.")
     for line in _changes(record):
         print(line, file=sys.stderr)
     out = str(folder.resolve())
@@ -41,7 +45,7 @@ def rerun(manifest: str, *, output: str | None = None) -> str:
     done = subprocess.run(command, cwd=_working_folder(record), env=_environment(record), check=False)
     if done.returncode:
         raise SystemExit(done.returncode)
-    rows = compare_runs(path.parent, folder)
+    rows = compare_runs(path, again)
     if not all(row["equal"] for row in rows):
         print(_table(rows))
         raise SystemExit(1)
@@ -52,13 +56,13 @@ def compare_runs(first: Path, second: Path) -> list[dict[str, Any]]:
     """What two runs have in common: a row for the data, the losses and each figure, with both and whether they agree.
 
     Args:
-        first: the first run's folder; without its ``loss.csv`` the losses are not compared.
-        second: the second run's folder.
+        first: the first run's record; without ``loss.csv`` beside it the losses are not compared.
+        second: the second run's.
     """
-    one, two = (read_json(folder / "run.json") for folder in (first, second))
+    one, two = read_json(first), read_json(second)
     rows = [_row(SEVERAL[0], _hashes(one), _hashes(two))]
-    if (first / "loss.csv").is_file():
-        rows.append(_row(SEVERAL[1], *(_losses(folder / "loss.csv") for folder in (first, second))))
+    if first.with_name("loss.csv").is_file():
+        rows.append(_row(SEVERAL[1], *(_losses(record.with_name("loss.csv")) for record in (first, second))))
     for name in one.get("metrics", {}):
         rows.append(_row(name, one["metrics"][name], two.get("metrics", {}).get(name)))
     return rows

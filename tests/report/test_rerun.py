@@ -57,7 +57,7 @@ def trainings(monkeypatch):
 
 
 def test_the_command_runs_again_where_it_was_typed_and_writes_elsewhere(tmp_path, trainings):
-    said = rerun(str(write_run(tmp_path)))
+    said = rerun(str(write_run(tmp_path).rename(tmp_path / "kept.json")))  # whatever the record is called
     out = tmp_path / "rerun"
     wrote = ["--output_dir", str(out), "--ckpt_dir", str(out / "models")]
     options = ["--config_file", "train.json", "--epochs", "2"]
@@ -111,6 +111,15 @@ def test_what_cannot_run_again_is_refused_in_a_sentence(tmp_path, trainings, cha
     with pytest.raises(InputError, match=message):
         rerun(str(write_run(tmp_path, **changes)))
     assert trainings.commands == []
+
+
+def test_a_finished_second_run_is_not_compared_once_more_as_if_it_were_new(tmp_path, trainings):
+    first = write_run(tmp_path)
+    rerun(str(first))
+    with pytest.raises(InputError, match="rerun' holds a completed run; remove it, or give another --output"):
+        rerun(str(first))
+    write_run(tmp_path / "rerun", status="running")  # a killed one goes on
+    assert "DIFFERS" not in rerun(str(first)) and len(trainings.commands) == 2
 
 
 def test_options_leave_a_command_in_both_spellings():
