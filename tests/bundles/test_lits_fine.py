@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from bundle_files import BUNDLES, SMALL, run_bundle, workflow
+from bundle_files import BUNDLES, SMALL, merged, run_bundle, workflow
 
 from med3d_ext.networks import DenseASPPSegmenter, Segmenter, TwoStageSegmenter
 from med3d_ext.one_line import input_error_message
@@ -150,3 +150,8 @@ def test_a_single_slice_is_refused_in_one_sentence(segment, nifti, tmp_path):
     assert input_error_message(caught.value) == (
         f"'{path}' is not a 3D volume (its shape is 40x36x1); give a volume of several slices."
     )
+
+
+def test_a_speck_is_no_liver_in_inference_and_evaluation_alike_and_small_organs_stay():
+    minima = {merged(FINE, *names)["minimum_ml"] for names in (("inference",), ("train", "evaluate"))}
+    assert len(minima) == 1 and 0.025 < minima.pop() < 0.9  # a head had 0.017 ml, the least of the test bodies has 0.96
