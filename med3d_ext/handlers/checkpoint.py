@@ -202,12 +202,14 @@ class ResumableCheckpoint:
 
     def _restore_scheduler(self, state: dict[str, Any]) -> None:
         """Continue the schedule; its length is the config's: `--epochs` may shorten a training that is under way."""
-        length = getattr(self.lr_scheduler, "T_max", None)
+        lengths = {name: getattr(self.lr_scheduler, name, None) for name in ("T_max", "t_total")}
         self.lr_scheduler.load_state_dict(state)
-        if length is not None and length != self.lr_scheduler.T_max:
-            if rank() == 0:
-                logger.info(f"the learning rate now falls within {length} epochs, not {self.lr_scheduler.T_max}")
-            self.lr_scheduler.T_max = length
+        for name, length in lengths.items():
+            if length is not None and length != getattr(self.lr_scheduler, name):
+                if rank() == 0:
+                    former = getattr(self.lr_scheduler, name)
+                    logger.info(f"the learning rate now falls within {length} epochs, not {former}")
+                setattr(self.lr_scheduler, name, length)
 
     def _begin(self, state: dict[str, Any] | None, engine: Engine) -> None:
         model = self.folder / MODEL_NAME
