@@ -1,4 +1,4 @@
-"""Label maps on disk: which prediction belongs to which label, and whether both stand on one grid."""
+"""Label maps on disk: which prediction belongs to which label, and both on one grid."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from monai.data import MetaTensor
 
 from med3d_ext.data.datalists import IMAGE_SUFFIXES, existing_file
 from med3d_ext.data.splits import SPLITS
 from med3d_ext.errors import InputError
 from med3d_ext.files import read_json
+from med3d_ext.transforms.grids import Grid, on_image_grid
+from med3d_ext.transforms.labels import whole_values
 from med3d_ext.transforms.load import load_volume, stated_spacing, usable_spacing
 from med3d_ext.transforms.sampling import axis_spacing
-
-_GRID_TOLERANCE = 0.1  # voxels; headers round their affines, a wrong grid is off by more
 
 
 @dataclass(frozen=True)
@@ -111,35 +110,25 @@ def _by_case(found: list[tuple[str, Path]], source: Path) -> dict[str, Path]:
 def read_pair(pred: Path, label: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Voxels of prediction and label (X, Y, Z), int32, and the spacing (mm) of their common grid.
 
+    The label is brought onto the grid of the prediction as a training brings it onto that of the image.
+
     Raises:
         InputError: when a file is no label map, states no spacing, or the grids differ in shape, place or direction.
     """
     prediction, truth = load_volume(pred), load_volume(label)
-    shapes = ["x".join(str(size) for size in volume.shape[1:]) for volume in (prediction, truth)]
-    if prediction.shape != truth.shape:
-        raise InputError(f"'{pred}' is {shapes[0]}, its label '{label}' is {shapes[1]}; bring both on one grid.")
-    if not usable_spacing(stated_spacing(label, truth.affine)):
-        raise InputError(f"'{label}' has no usable voxel spacing (0 or NaN); write the spacing into its header.")
-    affines = [np.asarray(volume.affine, dtype=float) for volume in (prediction, truth)]
-    spacing = axis_spacing(affines[1])
-    shift = _largest_shift(affines[0], affines[1], truth.shape[1:])
-    if not shift <= _GRID_TOLERANCE * spacing.min():
+    grid = Grid.of(pred, prediction.shape[1:], prediction.affine, "prediction")
+    own = Grid.of(label, truth.shape[1:], truth.affine, "label")
+    voxels = on_image_grid(truth.as_tensor()[0].numpy(), own, grid)
+    reference = grid if grid.has_place or not own.has_place else own
+    if not usable_spacing(stated_spacing(reference.path, reference.affine)):
         raise InputError(
-            f"'{pred}' lies up to {shift:.3g} mm off its label '{label}' (another origin, spacing or orientation in "
-            "its header); bring both on one grid."
+            f"'{reference.path}' has no usable voxel spacing (0 or NaN); write the spacing into its header."
         )
-    return _values(prediction, pred), _values(truth, label), spacing
-
-
-def _largest_shift(affine: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
-    """Largest distance (mm) between the places that two affines give a voxel: it lies in a corner."""
-    corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)]) * [*np.subtract(shape, 1), 1]
-    return float(np.linalg.norm(corners @ (affine - other).T, axis=1).max())
-
-
-def _values(volume: MetaTensor, path: Path) -> np.ndarray:
-    values = volume.as_tensor()[0].numpy()
-    whole = values.astype(np.int32)
-    if (whole != values).any() or whole.min() < 0:
-        raise InputError(f"'{path}' holds values that are no classes (negative or fractions); give a label map.")
-    return whole
+    maps = [
+        whole_values(each, path, what).astype(np.int32)
+        for each, path, what in (
+            (prediction.as_tensor()[0].numpy(), pred, "prediction"),
+            (voxels, label, "label"),
+        )
+    ]
+    return maps[0], maps[1], axis_spacing(reference.affine)

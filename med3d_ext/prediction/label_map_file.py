@@ -14,16 +14,13 @@ import nibabel
 import numpy as np
 from monai.data import NibabelWriter
 
+from med3d_ext.transforms.grids import copy_geometry
 from med3d_ext.transforms.load import NIFTI, stated_spacing, usable_spacing
 
 logger = logging.getLogger("med3d_ext.predict")
 
 COMMENT = 6
 """The code of a NIfTI extension that is text. The text is the XML in which Connectome Workbench keeps labels."""
-_GEOMETRY = (
-    *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
-    *("srow_x", "srow_y", "srow_z", "xyzt_units"),
-)
 
 
 def write_label_map(
@@ -48,7 +45,8 @@ def write_label_map(
     dtype = np.uint8 if labels.max(initial=0) < 256 else np.int32
     map_ = nibabel.Nifti1Image(labels.astype(dtype, copy=False), affine)
     if image is not None and str(image).endswith(NIFTI) and usable_spacing(stated_spacing(image, affine)):
-        map_ = nibabel.Nifti1Image(map_.dataobj, None, _header_like(map_.header, nibabel.load(image).header))
+        copy_geometry(map_.header, nibabel.load(image).header)
+        map_ = nibabel.Nifti1Image(map_.dataobj, None, map_.header)
     header: Any = map_.header
     header.set_intent("label", name="label map")
     header["descrip"] = ", ".join(f"{value} {name}" for value, name in names.items()).encode()[:79]
@@ -99,14 +97,6 @@ def read_label_names(path: str | os.PathLike) -> dict[int, str]:
     tables = [each.get_content() for each in header.extensions if each.get_code() == COMMENT]
     labels = [label for table in tables for label in ElementTree.fromstring(table.rstrip(b"\0")).iter("Label")]
     return {int(label.attrib["Key"]): label.text or "" for label in labels}
-
-
-def _header_like(header: Any, source: Any) -> Any:
-    """``header`` with the place and the voxel sizes that ``source`` states."""
-    for field in _GEOMETRY:
-        header[field] = source[field]
-    header["pixdim"][:4] = source["pixdim"][:4]
-    return header
 
 
 def _label_table(names: Mapping[int, str]) -> bytes:

@@ -1,15 +1,46 @@
-"""Label values of the files turned into the classes that a domain's branch learns."""
+"""What a label value is, and the values of the files turned into the classes that a domain's branch learns."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+import numpy as np
 from monai.config import KeysCollection
 from monai.transforms import MapLabelValue, MapTransform
 from monai.utils import convert_to_dst_type
 
+from med3d_ext.errors import InputError
 from med3d_ext.transforms.per_domain import value_of
+
+ROUNDING = 1e-3
+"""How far a stored value may be from a whole number: files that state a slope come so."""
+
+
+def whole_values(voxels: np.ndarray, path: Any, what: str = "label") -> np.ndarray:
+    """The voxels of a label map as whole numbers of at least 0, in their own type.
+
+    Args:
+        voxels: values as read, of any shape.
+        path: the file, for the error.
+        what: what the message calls it.
+
+    Raises:
+        InputError: a value is negative, or further than 1e-3 from a whole number, as in a map of probabilities.
+    """
+    whole = np.rint(voxels)
+    for plane, rounded in zip(voxels, whole):  # the difference of a whole-body label would take as much memory again
+        wrong = np.abs(plane - rounded) > ROUNDING + 1e-6
+        if wrong.any():
+            raise InputError(
+                f"{what} '{path}' holds the value {plane[wrong].flat[0]:.4g}, which is no whole number; "
+                "give a map of classes that was neither interpolated nor made of probabilities."
+            )
+        if (rounded < 0).any():
+            raise InputError(
+                f"{what} '{path}' holds the negative value {rounded.min():.0f}; give a label map with values from 0."
+            )
+    return whole
 
 
 class MergeLabelsd(MapTransform):
