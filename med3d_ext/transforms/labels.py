@@ -51,11 +51,12 @@ class MergeLabelsd(MapTransform):
 
     Args:
         keys: keys of labels.
-        label_map: value in the file to class; values that it does not name stay. Or a table from an item's ``domain``
-            to such a map. Keys may be text, as JSON has them.
+        label_map: value in the file to class. Or a table from an item's ``domain`` to such a map. Keys may be text,
+            as JSON has them.
         allow_missing_keys: pass over absent keys.
 
     Raises:
+        InputError: a label holds a larger value than the map names.
         KeyError: when the table lacks the item's domain.
     """
 
@@ -71,13 +72,20 @@ class MergeLabelsd(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
-        mapper = value_of("label_map", self.maps, item)
+        largest, mapper = value_of("label_map", self.maps, item)
         for key in self.key_iterator(item):
+            if item[key].max() > largest:
+                where = getattr(item[key], "meta", {}).get("filename_or_obj")
+                raise InputError(
+                    f"label '{where}' holds the value {item[key].max():.0f}, the classes end at {largest}; correct one."
+                )
             if mapper is not None:
                 item[key] = convert_to_dst_type(mapper(item[key]), item[key])[0]
         return item
 
 
-def _mapper(label_map: Mapping[Any, Any]) -> MapLabelValue | None:
+def _mapper(label_map: Mapping[Any, Any]) -> tuple[int, MapLabelValue | None]:
+    """The largest value of the map, and what changes values; None where none changes."""
     changed = {int(value): int(target) for value, target in label_map.items() if int(value) != int(target)}
-    return MapLabelValue(list(changed), list(changed.values())) if changed else None
+    mapper = MapLabelValue(list(changed), list(changed.values())) if changed else None
+    return max(map(int, label_map)), mapper

@@ -245,9 +245,32 @@ def test_values_that_a_slope_rounds_are_those_that_a_training_takes(tmp_path, ni
 
 def test_another_shape_is_refused_in_one_line(run, nifti, capsys):
     nifti(run / "out" / "a_seg.nii.gz", bar(1)[1:], AFFINE)
-    assert cli.main(["evaluate", str(run / "out"), str(run / "labels")]) == 2
+    assert cli.main(["evaluate", str(run / "out"), str(run / "labels")]) == 1
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert "its prediction" in message and "is 5x6x8" in message
+
+
+def test_every_bad_pair_is_named_and_nothing_is_written_or_the_rest_is_measured(run, nifti, capsys):
+    nifti(run / "out" / "a_seg.nii.gz", bar(1)[1:], AFFINE)
+    nifti(run / "labels" / "c.nii.gz", bar(1).astype(np.float32) / 3, AFFINE)
+    (run / "labels" / "d.nii.gz").write_bytes(b"torn")
+    words = ["evaluate", str(run / "out"), str(run / "labels"), "--output", str(run / "report")]
+    assert cli.main(words) == 1
+    lines = capsys.readouterr().err.strip().splitlines()[-4:]
+    assert [name in line for name, line in zip(("a_seg", "c.nii", "d.nii"), lines)] == [True] * 3
+    assert lines[-1].startswith("3 of 4 cases are faulty") and not (run / "report").exists()
+    assert cli.main([*words, "--skip_bad"]) == 0
+    table = capsys.readouterr().out
+    assert table.startswith("1 cases") and all(line in table for line in lines[:3])
+    summary = json.loads((run / "report" / "summary.json").read_text())
+    assert (summary["n"], summary["left_out"]) == (1, lines[:3])
+    for name in ("a", "b", "c", "d"):
+        (run / "labels" / f"{name}.nii.gz").write_bytes(b"torn")
+    assert cli.main([*words, "--skip_bad"]) == 1  # no case is left
+
+
+def test_segmentations_of_slicer_belong_to_their_case():
+    assert {case_name(name) for name in ("case_1.seg.nrrd", "case_1_seg.nii.gz", "case_1.nii.gz")} == {"case_1"}
 
 
 def test_rounding_in_a_header_is_no_other_grid(tmp_path, nifti):
