@@ -19,7 +19,10 @@ class FaultyCases(InputError):
     """Cases of a data set that were refused: every one of them, a line each, and a last line with the repair."""
 
     def __init__(self, sentences: Sequence[str], total: int) -> None:
-        last = f"{len(sentences)} of {total} cases are faulty and nothing was written; repair them, or --skip_bad."
+        last = (
+            f"{len(sentences)} of {total} cases are faulty and nothing was written; repair them, or leave them out by "
+            "--skip_bad (of prepare and evaluate)."
+        )
         super().__init__("\n".join([*sentences, last] if len(sentences) > 1 else sentences))
 
 

@@ -53,8 +53,9 @@ def read_lung(src: str | os.PathLike, output: str | os.PathLike, faults: Faults 
         return _with_modality(read_source(root, faults=faults))
     if (root / DATALIST).is_file():
         return _read_prepared(root)
-    cases = find_totalsegmentator(root) or find_visceral(root)
-    if not cases:
+    found = faults or Faults()
+    cases = find_totalsegmentator(root, found) or ([] if found.sentences else find_visceral(root))
+    if not cases and not found.sentences:
         raise InputError(
             f"dataset_dir '{src}' is no lung data set; give a folder with dataset.json, VISCERAL's volumes and "
             "segmentations, or TotalSegmentator's folders."
@@ -62,10 +63,9 @@ def read_lung(src: str | os.PathLike, output: str | os.PathLike, faults: Faults 
     target = Path(output).resolve()
     if target.is_relative_to(root):
         raise InputError(f"output must be a folder outside of '{root}' for the merged label maps, got '{output}'.")
-    found = faults or Faults()
     labelled = list(_merged(cases, target / "labels", found))
     if found.sentences and (faults is None or not labelled):
-        raise FaultyCases(found.sentences, len(cases))
+        raise FaultyCases(found.sentences, len(labelled) + len(found.sentences))
     if not labelled:
         raise InputError(f"dataset_dir '{src}' has no case that shows a lung; give cases of the chest.")
     return Source(root.name, LUNGS, {0: "CT or MR"}, labelled)
@@ -95,11 +95,10 @@ def _read_prepared(root: Path) -> Source:
     return _with_modality(Source(name, {int(k): v for k, v in domain["label_names"].items()}, {0: "image"}, cases))
 
 
-def find_totalsegmentator(root: Path) -> list[dict[str, Any]]:
+def find_totalsegmentator(root: Path, faults: Faults) -> list[dict[str, Any]]:
     """Cases of ``sNNNN/ct.nii.gz`` or ``mri.nii.gz`` with masks in ``segmentations/``: two lungs, or five lobes.
 
-    Raises:
-        InputError: when a case has some of its lobes only.
+    ``faults`` collects the cases that have some of their lobes only.
     """
     cases: list[dict[str, Any]] = []
     without: list[str] = []
@@ -109,11 +108,12 @@ def find_totalsegmentator(root: Path) -> list[dict[str, Any]]:
             if not masks.is_dir():
                 continue
             found = {path.name.split(".")[0]: path for path in masks.glob("lung_*.nii*")}
-            parts = _lung_masks(masks, found)
-            if parts:
-                cases.append({"name": image.parent.name, "image": str(image), "modality": modality, "parts": parts})
-            else:
-                without.append(image.parent.name)
+            with faults.caught():
+                parts = _lung_masks(masks, found)
+                if parts:
+                    cases.append({"name": image.parent.name, "image": str(image), "modality": modality, "parts": parts})
+                else:
+                    without.append(image.parent.name)
     _tell_left_out(without, "have no masks of the lungs")
     return cases
 

@@ -66,6 +66,16 @@ def _notes(record: Mapping[str, Any], evaluations: Mapping[Path, Mapping[str, An
     if not any(summary["split"] == "test" for summary in evaluations.values()):
         notes.append("There is no evaluation of the test cases yet: run train.json with evaluate.json.")
     for path, summary in evaluations.items():
+        if seen := summary.get("seen_by_weights"):
+            notes.append(
+                f"'{path.name}' has {len(seen)} cases that the weights have seen in training or validation "
+                f"({', '.join(seen)}): their figures say nothing about new cases."
+            )
+        for domain, (trained, given) in summary.get("other_classes", {}).items():
+            notes.append(
+                f"'{path.name}' compares classes of other names: the weights segment {', '.join(trained)}, the labels "
+                f"of {domain} are {', '.join(given)}."
+            )
         if summary["split"] != "test":
             notes.append(f"'{path.name}' is the {summary['split']} split, by which the weights were chosen or trained.")
         if summary["n"] < FEW:
