@@ -89,8 +89,9 @@ def _merged_by_prediction(pred: Path) -> Merged:
     sources = read_label_sources(pred)
     summary = pred.with_name("summary.json")
     if not sources and summary.is_file():
-        stated = read_json(summary).get("label_values") or {}
-        sources = {int(value): list(map(int, values)) for value, values in stated.items()}
+        with suppress(InputError, ValueError, TypeError, AttributeError):  # another program's summary says nothing
+            stated = read_json(summary).get("label_values") or {}
+            sources = {int(value): list(map(int, values)) for value, values in stated.items()}
     return {value: ([value], values) for value, values in sources.items()}
 
 
@@ -109,7 +110,7 @@ def _merged_by_list(datalist: Path) -> dict[str, Merged]:
 
 def _merged_by_name(table: Mapping[Any, Any]) -> Merged:
     by_name: dict[str, list[int]] = {}
-    with suppress(ValueError):  # a table of another form merges nothing
+    with suppress(ValueError, KeyError, TypeError):  # a table of another form merges nothing
         for value in sorted(map(int, table)):
             by_name.setdefault(str(table[str(value)]), []).append(value)
         return {values[0]: (values, values) for values in by_name.values() if len(values) > 1}

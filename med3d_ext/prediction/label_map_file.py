@@ -166,8 +166,10 @@ def read_label_sources(path: str | os.PathLike) -> dict[int, list[int]]:
     """The ``sources`` in a file of :func:`write_label_map`; empty for every other file."""
     if not str(path).endswith(NIFTI):
         return {}
-    header: Any = nibabel.load(Path(path)).header
-    for table in (each.get_content() for each in header.extensions if each.get_code() == COMMENT):
+    header: Any = None
+    with suppress(Exception):  # a damaged file is for the reader of its voxels to refuse
+        header = nibabel.load(Path(path)).header
+    for table in (each.get_content() for each in getattr(header, "extensions", []) if each.get_code() == COMMENT):
         with suppress(ElementTree.ParseError, ValueError, AttributeError):
             for entry in ElementTree.fromstring(table.rstrip(b"\0")).iter("MD"):
                 if entry.findtext("Name") == _SOURCES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import logging
 
@@ -15,6 +16,7 @@ from scipy.spatial.transform import Rotation
 from med3d_ext.errors import InputError
 from med3d_ext.transforms import LoadVolumed, MergeLabelsd, PercentileNormalized, RandTargetCropd
 from med3d_ext.transforms.grids import Grid, on_image_grid
+from med3d_ext.transforms.load import load_volume
 
 ORDERS = [
     np.column_stack([axes, signs])
@@ -227,3 +229,16 @@ def test_permuted_axes_of_another_shape_come_back_and_4d_labels_of_one_volume_to
         voxels, own = reordered(label, affine, order)
         files["label"] = written(tmp_path / "label.nii.gz", voxels[..., None], own)
         np.testing.assert_array_equal(LoadVolumed()(files)["label"][0].numpy(), label)
+
+
+@pytest.mark.parametrize("number", [0, 17, 46])
+def test_a_nifti_label_belongs_to_a_dicom_series_in_any_order_of_its_voxels(number, scan, tmp_path):
+    pytest.importorskip("pydicom")
+    write_series = importlib.import_module("dicom_files").write_series
+    _, label = scan
+    folder = write_series(tmp_path / "ct", label.astype(np.int16) * 100, (1.0, 1.3, 2.5), (5.0, -6.0, 7.0))
+    image = load_volume(folder)
+    stored = (image[0].numpy() > 0).astype(np.uint8)
+    path = written(tmp_path / "label.nii.gz", *reordered(stored, image.affine.numpy(), ORDERS[number]))
+    item = LoadVolumed()({"image": str(folder), "label": path})
+    np.testing.assert_array_equal(item["label"][0].numpy(), stored)
