@@ -52,7 +52,7 @@ class Grid:
         """Whether the affine places voxels at all."""
         return bool(np.isfinite(self.affine).all() and abs(np.linalg.det(self.affine[:3, :3])) > 0)
 
-    @property
+    @functools.cached_property
     def has_place(self) -> bool:
         """Whether the header states a place and directions: an affine of zeros does not, nor do codes of 0."""
         return self.is_usable and states_place(self.path)
@@ -115,7 +115,7 @@ def on_image_grid(voxels: np.ndarray, label: Grid, image: Grid) -> np.ndarray:
 def _affines(image: Grid) -> list[np.ndarray]:
     """The image's affine, then the others that its NIfTI header states: a tool may have drawn the label on either."""
     found = [image.affine]
-    if image.path.endswith((".nii", ".nii.gz")) and os.path.isfile(image.path):
+    if image.path.lower().endswith((".nii", ".nii.gz")) and os.path.isfile(image.path):
         header: Any = nibabel.load(image.path).header  # type: ignore[attr-defined]
         for form in (getattr(header, "get_sform", None), getattr(header, "get_qform", None)):
             affine = form(coded=True)[0] if form is not None else None
