@@ -69,7 +69,7 @@ def states_place(path: str | os.PathLike) -> bool:
         return bool(header.get("sform_code", 1) > 0 or header.get("qform_code", 1) > 0)
     if name.endswith((".nrrd", ".nhdr")):
         with open(path, "rb") as file:
-            fields = file.read(1 << 16).split(b"\n\n")[0].replace(b"\r", b"").split(b"\n")
+            fields = file.read(1 << 16).replace(b"\r", b"").split(b"\n\n")[0].split(b"\n")
         return any(field.startswith((b"space:", b"space dimension:")) for field in fields)
     return True
 
