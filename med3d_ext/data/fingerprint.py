@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from monai.data import NibabelReader
 
-from med3d_ext.errors import InputError
+from med3d_ext.errors import Faults, InputError
 from med3d_ext.files import read_json
 from med3d_ext.transforms.load import LoadVolumed, stated_spacing, usable_spacing
 from med3d_ext.transforms.sampling import target_box
@@ -128,8 +128,9 @@ def scan_cases(
     channel: int | None,
     foreground: bool,
     progress: Callable[[str], None],
+    faults: Faults,
     workers: int = 2,
-) -> None:
+) -> list[dict[str, Any]]:
     """The second pass: add what :func:`read_voxels` finds to each case, taking unchanged files from ``known``.
 
     Args:
@@ -138,7 +139,11 @@ def scan_cases(
         channel: channel of 4D images.
         foreground: refuse labels without foreground.
         progress: called with one line as the pass goes on.
+        faults: collects what is wrong with a case.
         workers: volumes read at once; each needs about five times its float32 size.
+
+    Returns:
+        the cases that could be read, in their order.
     """
     cached = {(old["image"], label_map(old)): old for old in known}
     todo = []
@@ -151,11 +156,13 @@ def scan_cases(
         else:
             todo.append(case)
     with ThreadPoolExecutor(workers) as pool:
-        found = pool.map(lambda case: read_voxels(case, channel, case["spacing"], foreground), todo)
+        found = [pool.submit(read_voxels, case, channel, case["spacing"], foreground) for case in todo]
         for number, (case, facts) in enumerate(zip(todo, found), start=1):
-            case.update(facts)
+            with faults.caught():
+                case.update(facts.result())
             if number == len(todo) or number % max(1, len(todo) // 5) == 0:
                 progress(f"read {number} of {len(todo)} volumes ({Path(case['image']).name})")
+    return [case for case in cases if "sha256" in case and "intensity" in case]
 
 
 def _stamp(path: str) -> list[int]:

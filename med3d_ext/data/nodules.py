@@ -14,7 +14,7 @@ from typing import Any
 from med3d_ext.data.datalists import Source, existing_file
 from med3d_ext.data.fingerprint import read_voxels
 from med3d_ext.data.prepared_files import FINGERPRINT
-from med3d_ext.errors import InputError
+from med3d_ext.errors import Faults, FaultyCases, InputError
 from med3d_ext.files import read_json, read_table
 
 TABLE = "nodules.csv"
@@ -65,25 +65,23 @@ def read_nodules(folder: str | os.PathLike, ties: str = "exclude", skip_bad: boo
         raise InputError(f"dataset_dir '{folder}' is not a folder; give the folder that holds {TABLE} or dataset.json.")
     root = root.resolve()
     classes, entries, read = _layout(root)
-    cases, tied, skipped = [], 0, []
+    cases, tied, total, faults = [], 0, 0, Faults(skip_bad)
     for number, entry in entries:
-        try:
+        total += 1
+        with faults.caught():
             case = read(root, entry, number)
             if "malignancy" in case:
                 case["label"] = rated_class(case["malignancy"], ties)
             if skip_bad:  # else a damaged file is found where all voxels are read, once
                 read_voxels(case, channel=None, spacing=[1.0, 1.0, 1.0], foreground=True)
-        except InputError as error:
-            if not skip_bad:
-                raise
-            skipped.append(str(error))
-            continue
-        if case["label"] is None:
-            tied += 1
-        else:
-            cases.append({**case, "stratum": classes[case["label"]]})
+            if case["label"] is None:
+                tied += 1
+            else:
+                cases.append({**case, "stratum": classes[case["label"]]})
+    if faults.sentences and not skip_bad:
+        raise FaultyCases(faults.sentences, total)
     _check_cases(root, cases, classes)
-    return Nodules(Source(root.name, classes, {0: "CT"}, cases), tied, skipped)
+    return Nodules(Source(root.name, classes, {0: "CT"}, cases), tied, faults.sentences)
 
 
 def rated_class(malignancy: float, ties: str = "exclude") -> int | None:

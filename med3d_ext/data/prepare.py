@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock
 
 from med3d_ext.data.datalists import list_images, read_source
+from med3d_ext.data.domains import label_map_of, merge_classes
 from med3d_ext.data.fingerprint import sha256, summarize
 from med3d_ext.data.phantoms import phantom_dataset
 from med3d_ext.data.prepare_3dseg8 import prepare_3dseg8
@@ -23,12 +24,13 @@ from med3d_ext.data.prepared_files import (
     change_paths,
     fingerprint_domain,
     known_cases,
+    left_out,
     prepared_with,
     write_prepared,
 )
 from med3d_ext.data.splits import split_cases
 from med3d_ext.data.subsets import choose_domains, nested_share
-from med3d_ext.errors import InputError
+from med3d_ext.errors import Faults, InputError
 from med3d_ext.files import read_json
 from med3d_ext.labelling import weights_to_continue
 
@@ -37,7 +39,11 @@ LITS_WINDOW = (-200.0, 250.0)  # paper, section 4.3
 
 
 def prepare_lits(
-    src: str | os.PathLike, output: str | os.PathLike, seed: int = 0, hu_window: Sequence[float] | None = None
+    src: str | os.PathLike,
+    output: str | os.PathLike,
+    seed: int = 0,
+    hu_window: Sequence[float] | None = None,
+    skip_bad: bool = False,
 ) -> Path:
     """Prepare a liver data set: Decathlon's Task03 or LiTS's own volumes; tumor voxels count as liver in training.
 
@@ -47,17 +53,21 @@ def prepare_lits(
         seed: seed of the split.
         hu_window: intensity window (HU). Defaults to the paper's [-200, 250], narrowed to what the images hold: a CT
             that was cut at -125 HU gives other inputs under [-200, 250] than the same CT uncut.
+        skip_bad: leave out faulty cases instead of refusing them all.
 
     Returns:
         the output folder.
     """
-    source = read_source(src)
-    domain = fingerprint_domain(source, known=known_cases(output), foreground=True)
+    faults = Faults(skip_bad)
+    source = read_source(src, faults=faults)
+    domain = fingerprint_domain(source, known_cases(output), foreground=True, faults=faults)
+    faults.settle(len(domain["cases"]) + len(faults.sentences), logger)
+    domain["classes"], domain["label_map"] = merge_classes(source.classes, {})
     split_cases({source.name: domain["cases"]}, seed)
     domain.update(summarize(domain["cases"]))
     low, high = domain["intensity_observed"]
     domain["hu_window"] = list(hu_window) if hu_window else [max(LITS_WINDOW[0], low), min(LITS_WINDOW[1], high)]
-    write_prepared({source.name: domain}, Path(src), Path(output), seed)
+    write_prepared({source.name: domain}, Path(src), Path(output), seed, left_out(faults))
     return Path(output)
 
 
@@ -193,6 +203,20 @@ class PreparedData:
                     f"'{path}' has no '{fact}' of domain '{name}'; prepare the folder for this task again."
                 )
         return {name: domain[fact] for name, domain in self.fingerprint["domains"].items()}
+
+    def label_map(self, domain: str | None = None, num_classes: int | None = None) -> dict[str, int]:
+        """Value in the label files to class of the network, see :func:`med3d_ext.data.domains.label_map_of`.
+
+        A labelling server's labels hold the network's own numbers, as its metadata states them.
+
+        Args:
+            domain: its name. Defaults to None: the first.
+            num_classes: classes from this number on count as the last one. Defaults to None: all classes.
+        """
+        facts = self.domain if domain is None else self.fingerprint["domains"][domain]
+        found = label_map_of(facts, num_classes)
+        own = {str(number): number for number in sorted(set(found.values()))} if self.served else {}
+        return {**found, **own}
 
     @property
     def domain(self) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def prepare(
         fold: lung, nodules: which part, from 0 on.
         cube_mm: nodules: edge of the network's cube in mm. Defaults to 32, narrowed to what the images hold.
         ties: nodules: a median rating between 3 and 4 is left out (exclude), benign or malignant. Defaults to exclude.
-        skip_bad: nodules, lidc: leave out faulty scans, marks and nodules and count them.
+        skip_bad: leave out faulty cases (nodules, lidc: scans, marks and nodules), name and count them.
     """
     if kind not in PREPARE:
         raise InputError(f"prepare: KIND must be one of {', '.join(sorted(PREPARE))}, got '{kind}'.")

@@ -12,7 +12,7 @@ from med3d_ext.data.datalists import Source
 from med3d_ext.data.fingerprint import read_header, repair_spacing, scan_cases
 from med3d_ext.data.left_atrium import read_itk_header
 from med3d_ext.data.splits import SPLITS
-from med3d_ext.errors import InputError
+from med3d_ext.errors import Faults, FaultyCases, InputError
 from med3d_ext.files import read_json, write_json
 
 logger = logging.getLogger("med3d_ext.prepare")
@@ -21,7 +21,11 @@ FILES = ("image", "label", "mask")  # of a case; the label of a classification i
 
 
 def fingerprint_domain(
-    source: Source, known: list[dict[str, Any]], channel: int | None = None, foreground: bool = False
+    source: Source,
+    known: list[dict[str, Any]],
+    channel: int | None = None,
+    foreground: bool = False,
+    faults: Faults | None = None,
 ) -> dict[str, Any]:
     """Both passes over one source: header facts, then hashes, intensities and label values of every case.
 
@@ -30,19 +34,31 @@ def fingerprint_domain(
         known: cases of an earlier fingerprint, which are read again only where files changed.
         channel: channel of 4D images; None wants 3D images.
         foreground: refuse labels without foreground.
+        faults: collects the faulty cases, which are left out of the result; the caller settles them. Defaults to None,
+            which refuses them all here.
 
     Raises:
-        InputError: when a file is damaged, channels differ, or a label value is no class.
+        InputError: when a file is damaged, channels differ, or a label value is no class; every such case is named.
     """
-    headers = [header_of(case["image"]) for case in source.cases]
-    _check_channels(source, headers, channel)
-    for number in repair_spacing(headers):
-        spacing = headers[number]["spacing"]
-        image = source.cases[number]["image"]
+    found = faults or Faults()
+    cases: list[dict[str, Any]] = []
+    for case in source.cases:
+        with found.caught():
+            header = header_of(case["image"])
+            _check_channels(case, header, cases[0] if cases else None, channel)
+            cases.append({**case, **header})
+    for number in repair_spacing(cases) if cases else []:
+        spacing, image = (cases[number][key] for key in ("spacing", "image"))
         logger.warning(f"'{image}' has no usable voxel spacing; taking the mean of the others, {spacing} mm")
-    cases = [{**case, **header} for case, header in zip(source.cases, headers)]
-    scan_cases(cases, known, channel, foreground, logger.info)
-    _check_label_values(source, cases)
+    cases = scan_cases(cases, known, channel, foreground, logger.info, found)
+    good = []
+    for case in cases:
+        with found.caught():
+            _check_label_values(source, case)
+            good.append(case)
+    if found.sentences and (faults is None or not good):
+        raise FaultyCases(found.sentences, len(source.cases))
+    cases = good
     return {"classes": {str(value): name for value, name in source.classes.items()}, "cases": cases}
 
 
@@ -51,28 +67,27 @@ def header_of(path: str) -> dict[str, Any]:
     return read_header(path) if path.endswith((".nii", ".nii.gz")) else read_itk_header(path)
 
 
-def _check_channels(source: Source, headers: list[dict[str, Any]], channel: int | None) -> None:
-    for case, header in zip(source.cases, headers):
-        if channel is None and header["channels"] > 1:
-            raise InputError(f"'{case['image']}' is a 4D file; this task takes 3D volumes: split it.")
-        if header["channels"] != headers[0]["channels"]:
-            raise InputError(
-                f"'{case['image']}' has {header['channels']} channels, '{source.cases[0]['image']}' has "
-                f"{headers[0]['channels']}; a domain's images must have the same channels: repair or remove one."
-            )
+def _check_channels(
+    case: dict[str, Any], header: dict[str, Any], first: dict[str, Any] | None, channel: int | None
+) -> None:
+    if channel is None and header["channels"] > 1:
+        raise InputError(f"'{case['image']}' is a 4D file; this task takes 3D volumes: split it.")
+    if first is not None and header["channels"] != first["channels"]:
+        raise InputError(
+            f"'{case['image']}' has {header['channels']} channels, '{first['image']}' has "
+            f"{first['channels']}; a domain's images must have the same channels: repair or remove one."
+        )
 
 
-def _check_label_values(source: Source, cases: list[dict[str, Any]]) -> None:
-    for case in cases:
-        if not isinstance(case["label"], str):
-            continue
-        unknown = sorted(set(map(int, case["labels"])) - set(source.classes))
-        if unknown:
-            classes = sorted(source.classes)
-            raise InputError(
-                f"label '{case['label']}' holds the value {unknown[0]}, {source.name} has the classes {classes}; "
-                "correct one."
-            )
+def _check_label_values(source: Source, case: dict[str, Any]) -> None:
+    if not isinstance(case["label"], str):
+        return
+    unknown = sorted(set(map(int, case["labels"])) - set(source.classes))
+    if unknown:
+        raise InputError(
+            f"label '{case['label']}' holds the value {unknown[0]}, {source.name} has the classes "
+            f"{sorted(source.classes)}; correct one."
+        )
 
 
 def known_cases(output: str | os.PathLike, channel: int | None = None) -> list[dict[str, Any]]:
@@ -111,12 +126,23 @@ def write_prepared(
             channel = {"channel": domain["channel"]} if "channel" in domain else {}
             facts = {key: case[key] for key in (*stated, "sha256")}
             lists[case["split"]].append({**files, "domain": name, **channel, **facts})
-    first = next(iter(domains.values()))
-    labels = first["classes"] if len(domains) == 1 else {name: domain["classes"] for name, domain in domains.items()}
+    tables = {name: _label_table(domain) for name, domain in domains.items()}
+    labels = next(iter(tables.values())) if len(tables) == 1 else tables
     write_json(output / FINGERPRINT, {"seed": seed, "domains": dict(domains)})
     write_json(output / DATALIST, {"name": src.resolve().name, "labels": labels, **lists})
     counts = ", ".join(f"{len(cases)} {split}" for split, cases in lists.items()) + remarks
     logger.info(f"prepared {src}: {counts}; datalist and fingerprint are in {output}")
+
+
+def left_out(faults: Faults) -> str:
+    """What the summary line tells of faulty cases."""
+    return f"; {len(faults.sentences)} faulty left out" if faults.sentences else ""
+
+
+def _label_table(domain: Mapping[str, Any]) -> dict[str, str]:
+    """Value in the label files to name of its class, as a Decathlon list states them: merged values share a name."""
+    label_map = domain.get("label_map", {value: value for value in domain["classes"]})
+    return {value: domain["classes"][str(target)] for value, target in label_map.items()}
 
 
 def _portable(path: str, root: Path, inside: bool) -> str:
