@@ -16,9 +16,15 @@ class InputError(ValueError):
 
 
 class FaultyCases(InputError):
-    """Cases of a data set that were refused: every one of them, a line each, and a last line with the repair."""
+    """Cases of a data set that were refused: every one of them, a line each, and a last line with the repair.
+
+    Args:
+        sentences: one for each faulty case; they stay readable as an attribute.
+        total: number of cases.
+    """
 
     def __init__(self, sentences: Sequence[str], total: int) -> None:
+        self.sentences = list(sentences)
         last = (
             f"{len(sentences)} of {total} cases are faulty and nothing was written; repair them, or leave them out by "
             "--skip_bad (of prepare and evaluate)."
