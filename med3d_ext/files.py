@@ -50,6 +50,12 @@ def case_name(path: str | os.PathLike) -> str:
     return path.parent.name or path.name if path.name.split(".")[0] in FOLDER_NAMED else path.name
 
 
+def file_stamp(path: str | os.PathLike) -> list[int]:
+    """Size, times (ns) and inode of a file: they change with its content, also if a copy kept the time of writing."""
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
     """Read a JSON object.
 

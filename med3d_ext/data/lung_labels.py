@@ -15,7 +15,7 @@ import numpy as np
 
 from med3d_ext.data.fingerprint import read_header
 from med3d_ext.errors import InputError
-from med3d_ext.files import write_atomically
+from med3d_ext.files import file_stamp, write_atomically
 from med3d_ext.transforms.load import load_volume
 
 RIGHT, LEFT, EITHER = 1, 2, 3
@@ -82,7 +82,8 @@ def merge_masks(image: str, parts: Mapping[str, int], label: Path) -> bool:
     Raises:
         InputError: when a mask is damaged or stands on another grid than the image.
     """
-    digest = hashlib.sha256(repr([(part, value, _stamp(part)) for part, value in parts.items()]).encode()).hexdigest()
+    content = [(part, value, file_stamp(part)) for part, value in parts.items()]
+    digest = hashlib.sha256(repr(content).encode()).hexdigest()
     known = _note(label)
     if known is not None and known[0] == digest[:32]:
         return known[1] > 0
@@ -108,11 +109,6 @@ def _note(label: Path) -> tuple[str, int] | None:
         return digest, int(count)
     except Exception:  # a file of another origin, or a damaged one
         return None
-
-
-def _stamp(path: str) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
 
 
 def _check_grid(part: str, header: dict, image: str, wanted: dict) -> None:

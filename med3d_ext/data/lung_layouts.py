@@ -169,7 +169,7 @@ def _merged(cases: Sequence[Mapping[str, Any]], folder: Path) -> Iterable[dict[s
         label = folder / f"{case['name']}.nii.gz"
         if merge_masks(image, case["parts"], label):
             kept = {key: case[key] for key in ("modality", "subject") if key in case}
-            yield {"image": image, "label": str(label), **kept}
+            yield {"image": image, "label": str(label), "parts": list(case["parts"]), **kept}
         else:
             empty.append(case["name"])
     _tell_left_out(empty, "show no lung")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -12,7 +13,8 @@ from typing import Any
 from filelock import FileLock
 
 from med3d_ext.data.datalists import list_images, read_source
-from med3d_ext.data.fingerprint import sha256, summarize
+from med3d_ext.data.fingerprint import label_map, summarize
+from med3d_ext.data.identity import digests, file_digest
 from med3d_ext.data.phantoms import phantom_dataset
 from med3d_ext.data.prepare_3dseg8 import prepare_3dseg8
 from med3d_ext.data.prepare_lung import prepare_lung
@@ -21,12 +23,13 @@ from med3d_ext.data.prepared_files import (
     DATALIST,
     FINGERPRINT,
     change_paths,
+    changed_files,
     fingerprint_domain,
     known_cases,
     prepared_with,
     write_prepared,
 )
-from med3d_ext.data.splits import split_cases
+from med3d_ext.data.splits import SPLITS, split_cases
 from med3d_ext.data.subsets import choose_domains, nested_share
 from med3d_ext.errors import InputError
 from med3d_ext.files import read_json
@@ -113,13 +116,18 @@ class PreparedData:
             )
         source = Path(dataset_dir).expanduser()
         self.folder = source
-        ready = self.served is not None or (source / DATALIST).is_file() and prepared_with(source, options or {})
+        by_hand = self.served is None and (source / DATALIST).is_file()
+        ready = self.served is not None or by_hand and prepared_with(source, options or {})
+        if by_hand:
+            self._check_unchanged(kind, SPLITS if ready else ())  # what it prepares for itself, a run looks at again
         if not ready:
             self.folder = Path(output_dir) / "prepared" / source.resolve().name
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(str(self.folder / ".lock")):
                 PREPARE[kind](source, self.folder, seed, **(options or {}))
         self.fingerprint = read_json(self.folder / FINGERPRINT)
+        # Read once: another run may prepare the folder again while this one goes on.
+        self.lists = {} if self.served else read_json(self.folder / DATALIST)
         every = self.fingerprint["domains"]
         if self.served is None:
             _check_options(self.folder, every, options or {})
@@ -133,12 +141,30 @@ class PreparedData:
 
         Of the training cases it is the chosen share.
         """
-        items = [] if self.served else read_json(self.folder / DATALIST).get(split, [])
-        items = [item for item in items if item["domain"] in self.fingerprint["domains"]]
+        items = [item for item in self.lists.get(split, []) if item["domain"] in self.fingerprint["domains"]]
+        items = [self._complete(item) for item in items]
         if split == "training":
             items = nested_share(items, self.share, self.seed)
+        return items
+
+    def _complete(self, item: dict[str, Any]) -> dict[str, Any]:
+        """An item with absolute paths, and the hash of its label map, which older lists do not state."""
         root = self.folder.resolve()
-        return [{**item, **change_paths(item, lambda path: str((root / path).resolve()))} for item in items]
+        item = {**item, **change_paths(item, lambda path: str((root / path).resolve()))}
+        path = label_map(item)
+        known = item.get("label_sha256")
+        return {**item, "label_sha256": known or (file_digest(path) if path and os.path.isfile(path) else "")}
+
+    def _check_unchanged(self, kind: str, splits: Sequence[str]) -> None:
+        """What a folder that was prepared by hand was made of must be as it was then."""
+        lists = read_json(self.folder / DATALIST)
+        items = [self._complete(item) for split in splits for item in lists.get(split, [])]
+        if changed := changed_files(self.folder, items):
+            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            raise InputError(
+                f"'{changed[0]}'{more} changed after '{self.folder}' was prepared; prepare it again: "
+                f"`python -m med3d_ext prepare {kind} SOURCE --output '{self.folder}'`."
+            )
 
     @property
     def training(self) -> list[dict[str, Any]]:
@@ -166,13 +192,20 @@ class PreparedData:
 
     @property
     def identity(self) -> str:
-        """A short digest of what is trained on: a training is continued on the same data only."""
+        """A short digest of what is trained on, see :meth:`identity_of`."""
         return self.identity_of(self.training)
 
     def identity_of(self, items: Sequence[dict[str, Any]]) -> str:
-        """:attr:`identity` of other items, which need no hashes: a labelling server sends image and label alone."""
-        content = "".join(sorted(_item_digest(item) for item in items))
+        """A short digest of items: images, labels and all that they state, wherever the files are."""
+        content = json.dumps([digest for digest, _ in digests(training=items)])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def digests(self, training: Sequence[dict[str, Any]], validation: Sequence[dict[str, Any]] = ()) -> list[list[str]]:
+        """A digest and the name of each case of a training, which resumes on the same data only.
+
+        A labelling server sends items without hashes: their files are read.
+        """
+        return digests(training=training, validation=validation)
 
     @property
     def seen(self) -> dict[str, list[dict[str, Any]]]:
@@ -198,12 +231,6 @@ class PreparedData:
     def domain(self) -> dict[str, Any]:
         """The only domain's facts: spacing, classes, intensity window."""
         return next(iter(self.fingerprint["domains"].values()))
-
-
-def _item_digest(item: dict[str, Any]) -> str:
-    if "sha256" in item:
-        return str(item["sha256"] + item["domain"])
-    return sha256(item["image"]) + sha256(item["label"])
 
 
 def _check_options(folder: Path, domains: dict[str, dict[str, Any]], options: dict[str, Any]) -> None:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from med3d_ext.data.datalists import Source
-from med3d_ext.data.fingerprint import read_header, repair_spacing, scan_cases
+from med3d_ext.data.fingerprint import label_map, read_header, repair_spacing, scan_cases
+from med3d_ext.data.identity import FILES, file_digest, stated_files
 from med3d_ext.data.left_atrium import read_itk_header
 from med3d_ext.data.splits import SPLITS
 from med3d_ext.errors import InputError
-from med3d_ext.files import read_json, write_json
+from med3d_ext.files import file_stamp, read_json, write_json
 
 logger = logging.getLogger("med3d_ext.prepare")
 DATALIST, FINGERPRINT = "datalist.json", "fingerprint.json"
-FILES = ("image", "label", "mask")  # of a case; the label of a classification is a number, and its mask may lack
+LISTS = ("dataset.json", "*/dataset.json", "domains.json", "nodules.csv")  # what a source says of its cases
 
 
 def fingerprint_domain(
@@ -110,17 +111,44 @@ def write_prepared(
             files = change_paths(case, lambda path: _portable(path, output.resolve(), inside))
             channel = {"channel": domain["channel"]} if "channel" in domain else {}
             facts = {key: case[key] for key in (*stated, "sha256")}
+            facts["label_sha256"] = case["label_sha256"] or ""  # None would make no batch
             lists[case["split"]].append({**files, "domain": name, **channel, **facts})
+    read = [str(path) for pattern in LISTS for path in sorted(src.resolve().glob(pattern)) if path.is_file()]
+    read += [part for domain in domains.values() for case in domain["cases"] for part in case.pop("parts", [])]
+    sources = {_portable(path, output.resolve(), inside): file_digest(path) for path in read}
     first = next(iter(domains.values()))
     labels = first["classes"] if len(domains) == 1 else {name: domain["classes"] for name, domain in domains.items()}
     write_json(output / FINGERPRINT, {"seed": seed, "domains": dict(domains)})
-    write_json(output / DATALIST, {"name": src.resolve().name, "labels": labels, **lists})
+    write_json(output / DATALIST, {"name": src.resolve().name, "labels": labels, "sources": sources, **lists})
     counts = ", ".join(f"{len(cases)} {split}" for split, cases in lists.items()) + remarks
     logger.info(f"prepared {src}: {counts}; datalist and fingerprint are in {output}")
 
 
 def _portable(path: str, root: Path, inside: bool) -> str:
     return f"./{os.path.relpath(path, root)}" if inside or Path(path).is_relative_to(root) else path
+
+
+def changed_files(folder: Path, items: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Files whose content is not what it was when a folder was prepared: those of some items, lists of cases, masks.
+
+    Files with the size, times and inode of then are not read. A list or mask that is gone does not count: a prepared
+    folder may be moved without its source.
+
+    Args:
+        folder: the prepared folder.
+        items: its items, with absolute paths.
+    """
+    stamps: dict[str, list[int]] = {}
+    for domain in read_json(folder / FINGERPRINT).get("domains", {}).values():
+        for case in domain.get("cases", []):
+            files = [path for path in (case["image"], label_map(case)) if path is not None]
+            stamps |= zip(files, case.get("stamp", [])[-len(files) :])
+    sources = {str(folder / path): digest for path, digest in read_json(folder / DATALIST).get("sources", {}).items()}
+    stated = {path: digest for item in items for _, path, digest in stated_files(item) if digest is not None}
+    stated |= {path: digest for path, digest in sources.items() if Path(path).is_file()}
+    return [
+        path for path, digest in stated.items() if stamps.get(path) != file_stamp(path) and file_digest(path) != digest
+    ]
 
 
 def prepared_with(folder: Path, options: Mapping[str, Any]) -> bool:
