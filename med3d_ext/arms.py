@@ -182,7 +182,7 @@ def alone_in(folder: Path) -> Iterator[tuple[int, ...]]:
 def data_digest(data: PreparedData) -> str:
     """A short digest of all cases and their split."""
     cases = [
-        (split, item["domain"], item["sha256"], item["label_sha256"])
+        (split, item["domain"], item["sha256"], item.get("label_sha256"))
         for split in ("validation", "test")
         for item in data.items(split)
     ]

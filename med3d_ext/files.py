@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import FileLock, Timeout
+
 from med3d_ext.errors import InputError
 
+logger = logging.getLogger(__name__)
+
+PATIENCE = 5.0  # s; worker processes of a killed training may hold its lock about as long
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 FOLDER_NAMED = ("ct", "mri", "lgemri")  # files of TotalSegmentator's and the left-atrium set's folders
 
 
@@ -42,6 +50,39 @@ def write_atomically(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def hold(path: Path, refusal: str | None = None) -> Iterator[None]:
+    """Hold the lock file ``path``, whose folder is made; whoever waits longer than some seconds says so.
+
+    The operating system frees the lock when its process ends, in whatever way, and the file stays. A process may hold
+    it several times. Where the file system has no locks, as on some network drives, nobody is kept out, with a warning.
+
+    Args:
+        path: the lock file.
+        refusal: the message if another process has the lock. Defaults to None: wait for it.
+
+    Raises:
+        InputError: another process has it and ``refusal`` is given, or the folder cannot be written.
+    """
+    lock = FileLock(str(path), is_singleton=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        if refusal is not None:
+            raise InputError(refusal) from None
+        logger.info(f"waiting for the process that is at work in '{path.parent}'")
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in WITHOUT_LOCKS:
+            raise InputError(f"'{path.parent}' cannot be written ({error.strerror}); choose another folder.") from error
+        logger.warning(f"'{path.parent}' is on a file system without locks: let one process at a time write there")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def case_name(path: str | os.PathLike) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -9,8 +10,6 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock
 
 from med3d_ext.data.datalists import list_images, read_source
 from med3d_ext.data.fingerprint import label_map, summarize
@@ -32,7 +31,7 @@ from med3d_ext.data.prepared_files import (
 from med3d_ext.data.splits import SPLITS, split_cases
 from med3d_ext.data.subsets import choose_domains, nested_share
 from med3d_ext.errors import InputError
-from med3d_ext.files import read_json
+from med3d_ext.files import hold, read_json
 from med3d_ext.labelling import weights_to_continue
 
 logger = logging.getLogger("med3d_ext.prepare")
@@ -71,6 +70,23 @@ PREPARE: dict[str, Callable[..., Path]] = {
     "nodules": prepare_nodules,
     "lidc": prepare_nodules,
 }
+LOCK_NAME = ".prepare.lock"
+
+
+def prepare_folder(kind: str, src: str | os.PathLike, output: str | os.PathLike, seed: int, **options: Any) -> Path:
+    """Prepare a folder while no other process does, see :data:`PREPARE`; in vain, it leaves nothing behind."""
+    path = Path(output).expanduser() / LOCK_NAME
+    was_there = path.parent.is_dir(), path.exists()
+    try:
+        with hold(path):
+            return PREPARE[kind](src, output, seed, **options)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            if not was_there[1]:
+                path.unlink()
+            if not was_there[0]:
+                path.parent.rmdir()  # unless label maps were merged into it
+        raise
 
 
 class PreparedData:
@@ -89,9 +105,11 @@ class PreparedData:
             validation and test stay whole.
         bundle_root: the bundle's folder. In a labelling server, which sends the items, the facts are those of the
             weights that it serves, and there are no cases; see :mod:`med3d_ext.labelling`. Defaults to None.
+        phantoms: whether generated phantoms stand for data that are not given; False in a bundle for a user's own data.
+            Defaults to True.
 
     Raises:
-        InputError: when the source is refused, or has not these domains.
+        InputError: when there is no source, it is refused, has not these domains, or changed after it was prepared.
     """
 
     def __init__(
@@ -104,11 +122,13 @@ class PreparedData:
         domains: int | str | Sequence[str] | None = None,
         share: float = 1.0,
         bundle_root: str | os.PathLike | None = None,
+        phantoms: bool = True,
     ) -> None:
         self.served = weights_to_continue(bundle_root) if dataset_dir is None else None
         if self.served is not None:
             dataset_dir = str(self.served.parent)
         if dataset_dir is None:
+            _check_phantoms(phantoms)
             dataset_dir = str(phantom_dataset(kind))
             logger.warning(
                 f"no --dataset_dir given: running on generated phantoms ({dataset_dir}); "
@@ -122,17 +142,20 @@ class PreparedData:
             self._check_unchanged(kind, SPLITS if ready else ())  # what it prepares for itself, a run looks at again
         if not ready:
             self.folder = Path(output_dir) / "prepared" / source.resolve().name
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(str(self.folder / ".lock")):
+            with hold(self.folder / LOCK_NAME):  # read inside, and once: another run may prepare the folder again
                 PREPARE[kind](source, self.folder, seed, **(options or {}))
-        self.fingerprint = read_json(self.folder / FINGERPRINT)
-        # Read once: another run may prepare the folder again while this one goes on.
-        self.lists = {} if self.served else read_json(self.folder / DATALIST)
+                self._read()
+        else:
+            self._read()
         every = self.fingerprint["domains"]
         if self.served is None:
             _check_options(self.folder, every, options or {})
         self.fingerprint["domains"] = {name: every[name] for name in choose_domains(every, domains)}
         self.seed, self.share = seed, share
+
+    def _read(self) -> None:
+        self.fingerprint = read_json(self.folder / FINGERPRINT)
+        self.lists = {} if self.served else read_json(self.folder / DATALIST)
 
     def items(self, split: str) -> list[dict[str, Any]]:
         """The cases of a split as dataset items: absolute ``image`` and ``label``, ``domain`` and ``sha256``.
@@ -251,10 +274,20 @@ def _check_options(folder: Path, domains: dict[str, dict[str, Any]], options: di
                 )
 
 
-def images_to_segment(dataset_dir: str | None, kind: str) -> list[dict[str, str]]:
-    """The images of an inference run: those of a folder, or the phantoms' where none is given."""
+def _check_phantoms(phantoms: bool) -> None:
+    if not phantoms:
+        raise InputError("no --dataset_dir given, and this bundle is for data of its own; give --dataset_dir FOLDER.")
+
+
+def images_to_segment(dataset_dir: str | None, kind: str, phantoms: bool = True) -> list[dict[str, str]]:
+    """The images of an inference run: those of a folder, or the phantoms' where none is given.
+
+    Raises:
+        InputError: there are none, or no folder is given and ``phantoms`` is False.
+    """
     if dataset_dir is not None:
         return list_images(dataset_dir)
+    _check_phantoms(phantoms)
     folder = phantom_dataset(kind)
     # Of several domains the first, whose branch answers by default.
     folder = next((path.parent for path in sorted(folder.glob("*/dataset.json"))), folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from med3d_ext.data.left_atrium import read_itk_header
 from med3d_ext.data.splits import SPLITS
 from med3d_ext.errors import InputError
 from med3d_ext.files import file_stamp, read_json, write_json
+from med3d_ext.transforms.load import load_volume
 
 logger = logging.getLogger("med3d_ext.prepare")
 DATALIST, FINGERPRINT = "datalist.json", "fingerprint.json"
@@ -44,7 +45,61 @@ def fingerprint_domain(
     cases = [{**case, **header} for case, header in zip(source.cases, headers)]
     scan_cases(cases, known, channel, foreground, logger.info)
     _check_label_values(source, cases)
+    cases = without_twins(cases)
     return {"classes": {str(value): name for value, name in source.classes.items()}, "cases": cases}
+
+
+def without_twins(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each case once, with a warning for those that are listed again, under the same name or another one.
+
+    Raises:
+        InputError: an image is listed with two labels, or on two sides of a given split.
+    """
+    kept: dict[str, dict[str, Any]] = {}
+    for case in cases:
+        first = kept.setdefault(case["sha256"], case)
+        if first is case:
+            continue
+        names = f"'{case['image']}'" if case["image"] == first["image"] else f"'{first['image']}' and '{case['image']}'"
+        if not _same_label(first, case):
+            labels = ", ".join(f"'{each.get('mask', each['label'])}'" for each in (first, case))
+            raise InputError(f"{names}: one image with two different labels ({labels}); remove the wrong one.")
+        if first.get("given") != case.get("given"):
+            raise InputError(
+                f"{names}: one image, listed as {first['given']} and as {case['given']}; remove one entry."
+            )
+        logger.warning(f"{names}: one case, listed twice; it counts once")
+    return list(kept.values())
+
+
+def _same_label(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    if not isinstance(one["label"], str):
+        return bool(one["label"] == other["label"])
+    if one["label_sha256"] == other["label_sha256"]:
+        return True
+    volumes = [load_volume(case["label"]).as_tensor() for case in (one, other)]  # the same, perhaps packed anew
+    return volumes[0].shape == volumes[1].shape and bool((volumes[0] == volumes[1]).all())
+
+
+def absent_classes(domain: Mapping[str, Any]) -> Iterator[str]:
+    """For each class that no training case holds, a sentence that says so and where it is.
+
+    Args:
+        domain: the facts of a prepared domain.
+    """
+    raw = domain.get("label_map") or {}
+    holders: dict[str, set[str]] = {}
+    for case in domain["cases"]:
+        values = case.get("labels", {}) if isinstance(case["label"], str) else [case["label"]]
+        for value in values:
+            holders.setdefault(str(raw.get(str(value), value)), set()).add(case["split"])
+    for value, name in domain["classes"].items():
+        splits = holders.get(str(value), set())
+        if "training" not in splits:
+            others = (
+                f"{' and '.join(split for split in SPLITS if split in splits)} cases do" if splits else "no case does"
+            )
+            yield f"no training case holds the class {value} ({name}), {others}: it cannot be learned"
 
 
 def header_of(path: str) -> dict[str, Any]:
@@ -116,6 +171,9 @@ def write_prepared(
     read = [str(path) for pattern in LISTS for path in sorted(src.resolve().glob(pattern)) if path.is_file()]
     read += [part for domain in domains.values() for case in domain["cases"] for part in case.pop("parts", [])]
     sources = {_portable(path, output.resolve(), inside): file_digest(path) for path in read}
+    for name, domain in domains.items():
+        for sentence in absent_classes(domain):
+            logger.warning(f"{name}: {sentence}")
     first = next(iter(domains.values()))
     labels = first["classes"] if len(domains) == 1 else {name: domain["classes"] for name, domain in domains.items()}
     write_json(output / FINGERPRINT, {"seed": seed, "domains": dict(domains)})

@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from med3d_ext.bundle import effective_config
 from med3d_ext.data.identity import changed_cases, file_digest
 from med3d_ext.errors import InputError
-from med3d_ext.files import write_atomically
+from med3d_ext.files import hold, write_atomically
 from med3d_ext.handlers.training_options import differences, training_options
 from med3d_ext.handlers.values import iteration_loss, scalar_metrics
 from med3d_ext.labelling import SERVER
@@ -33,6 +34,7 @@ STATE_NAME = "training_state.pt"
 MODEL_NAME = "model.pt"  # the shortest name in the folder: MONAI Label serves that one
 PREVIOUS_NAME = "model_previous.pt"
 RECORD_NAME = "run.json"
+LOCK_NAME = ".training.lock"
 LENGTHS = ("T_max", "total_iters", "total_steps", "t_total")  # what schedulers call their length
 SOME = 5  # ids and cases that a message names
 COMPUTING = ("med3d_ext", "monai", "torch", "numpy")
@@ -107,20 +109,37 @@ class ResumableCheckpoint:
 
     def start(self, engine: Engine) -> None:
         """Continue an unfinished training or begin a new one; then save after each epoch."""
+        if rank() == 0:
+            self._keep_others_out(engine)
         self.asked = self._asked()
         state = self._read()
         wait_for_all()  # rank 0 must not write before every rank has read
-        restored = self.resume and state is not None and self._continues(state, engine)
-        earlier = state["lengths"] if restored and state is not None else []
-        self.lengths = [*(n for n in earlier if n != engine.state.max_epochs), engine.state.max_epochs]
-        engine.state.lengths = self.lengths
-        if restored:
-            self._restore(state, engine)
+        earlier = state if self.resume and state is not None and self._continues(state, engine) else None
+        length = int(engine.state.max_epochs or 0)
+        self.lengths = [*(n for n in (earlier or {}).get("lengths", []) if n != length), length]
+        engine.state.lengths = self.lengths  # type: ignore[attr-defined]  # for the records
+        if earlier is not None:
+            self._restore(earlier, engine)
         elif rank() == 0:
             self._begin(state, engine)
         # Added now, not in `attach`: after the validation and the scheduler, in whatever order they are listed.
         if not engine.has_event_handler(self.save, Events.EPOCH_COMPLETED):
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+
+    def _keep_others_out(self, engine: Engine) -> None:
+        """Hold the folders that are written until the training is completed or its process ends.
+
+        Raises:
+            InputError: another training holds one of them.
+        """
+        folders = {self.folder.resolve(), *([] if self.record is None else [self.record.parent.resolve()])}
+        with ExitStack() as stack:
+            for folder in sorted(folders):
+                refusal = f"another training is running in '{folder}'; wait until it has ended, or choose another "
+                stack.enter_context(hold(folder / LOCK_NAME, refusal + "--ckpt_dir and --output_dir."))
+            held = stack.pop_all()
+        # Added now, as the last handler: the records are written before the folders are let go.
+        engine.add_event_handler(Events.COMPLETED, lambda: held.close())
 
     def check_loss(self, engine: Engine) -> None:
         """Stop a training that has diverged.
@@ -202,8 +221,9 @@ class ResumableCheckpoint:
         raise self._refusal(fault)
 
     def _refusal(self, fault: str) -> InputError:
+        stop = "" if fault.endswith(",") else ";"
         return InputError(
-            f"{self.folder / STATE_NAME} {fault}; start anew with `--resume false` or choose another `--ckpt_dir`."
+            f"{self.folder / STATE_NAME} {fault}{stop} start anew with `--resume false` or choose another `--ckpt_dir`."
         )
 
     def _asked(self) -> dict[str, Any]:
@@ -223,6 +243,9 @@ class ResumableCheckpoint:
         is_finished = done >= planned and not self._is_pending()
         if os.environ.get(SERVER) is not None and (faults or wanted <= done):
             return False  # its users cannot type an option; each of their trainings begins from what is served
+        folders = [each["options"].get("dataset_dir") for each in (state, self.asked)]
+        if folders == ["a folder", "null"]:
+            raise self._refusal("is of a training on a data set, and no --dataset_dir is given; give it,")
         if faults and is_finished:
             if rank() == 0:
                 logger.warning(f"the finished training in {self.folder} is another one, starting anew: {faults}")

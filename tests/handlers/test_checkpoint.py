@@ -335,7 +335,7 @@ def test_a_torn_write_leaves_the_older_files(new_training, tmp_path, monkeypatch
         torn.trainer.run()
     assert load(tmp_path / STATE_NAME)["epoch"] == 1
     assert equal(load(tmp_path / MODEL_NAME), load(tmp_path / STATE_NAME)["model"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == [MODEL_NAME, STATE_NAME]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [module.LOCK_NAME, MODEL_NAME, STATE_NAME]
 
 
 def test_no_file_has_a_shorter_name_than_the_model(new_training, tmp_path):
