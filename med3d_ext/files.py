@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,7 +55,7 @@ def write_atomically(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 @contextmanager
-def hold(path: Path, refusal: str | None = None) -> Iterator[None]:
+def hold(path: Path, refusal: str | None = None, place: Path | None = None) -> Iterator[None]:
     """Hold the lock file ``path``, whose folder is made; whoever waits longer than some seconds says so.
 
     The operating system frees the lock when its process ends, in whatever way, and the file stays. A process may hold
@@ -62,18 +64,20 @@ def hold(path: Path, refusal: str | None = None) -> Iterator[None]:
     Args:
         path: the lock file.
         refusal: the message if another process has the lock. Defaults to None: wait for it.
+        place: what the lock is for, in messages. Defaults to None: the folder of the lock file.
 
     Raises:
         InputError: another process has it and ``refusal`` is given, or the folder cannot be written.
     """
     lock = FileLock(str(path), is_singleton=True)
+    place = place or path.parent
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=PATIENCE)
     except Timeout:
         if refusal is not None:
             raise InputError(refusal) from None
-        logger.info(f"waiting for the process that is at work in '{path.parent}'")
+        logger.info(f"waiting for the process that is at work in '{place}'")
         lock.acquire()
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in WITHOUT_LOCKS:
@@ -83,6 +87,12 @@ def hold(path: Path, refusal: str | None = None) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def lock_elsewhere(place: Path) -> Path:
+    """A lock file for a place in which none may be left; it keeps out the processes of one user on one machine."""
+    content = f"{Path.home()} {place.resolve()}"
+    return Path(tempfile.gettempdir()) / f"med3d_{hashlib.sha256(content.encode()).hexdigest()[:24]}.lock"
 
 
 def case_name(path: str | os.PathLike) -> str:

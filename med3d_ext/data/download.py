@@ -11,7 +11,7 @@ from pathlib import Path
 from monai.apps import DecathlonDataset, download_and_extract
 
 from med3d_ext.errors import InputError
-from med3d_ext.files import hold
+from med3d_ext.files import hold, lock_elsewhere
 
 logger = logging.getLogger("med3d_ext.prepare")
 
@@ -32,7 +32,7 @@ def download_tasks(folder: str | os.PathLike, tasks: Iterable[str]) -> None:
     root = Path(folder)
     for task in tasks:
         if not (root / task).exists():
-            with hold(root / ".download.lock"):
+            with hold(lock_elsewhere(root), place=root):
                 _download(root, task)
 
 

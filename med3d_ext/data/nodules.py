@@ -121,7 +121,7 @@ def _layout(root: Path) -> tuple[dict[int, str], Entries, Reader]:
         return dict(CLASSES), iter(read_table(root / TABLE, ("nodule", "malignancy"))), _case_of_row
     if (root / "dataset.json").is_file():
         content = read_json(root / "dataset.json")
-        entries = listed_entries(root / "dataset.json", content, lambda entry: {"malignancy", "label"} & entry.keys())
+        entries = listed_entries(root / "dataset.json", content, lambda entry: "malignancy" in entry or "label" in entry)
         return _class_names(root, content), iter(entries), _case_of_entry
     if (root / FINGERPRINT).is_file():
         domain = next(iter(read_json(root / FINGERPRINT)["domains"].values()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -12,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from med3d_ext.errors import InputError
-from med3d_ext.files import hold
+from med3d_ext.files import hold, lock_elsewhere
 from med3d_ext.networks.weight_files import read_checkpoint
 from med3d_ext.zoo.archive import digest, extract
 from med3d_ext.zoo.large_files import fetch_large_files
@@ -38,9 +37,7 @@ def fetch(name: str, *, source: str, output: str = ".", version: str | None = No
     """
     name, version = _split(name, version)
     target = Path(output).expanduser() / name
-    # Not in the output, which stays as it was if nothing is fetched.
-    place = hashlib.sha256(str(target.resolve()).encode()).hexdigest()[:16]
-    with hold(Path(tempfile.gettempdir()) / f"med3d_fetch_{place}.lock"):
+    with hold(lock_elsewhere(target), place=target):  # the output stays as it was if nothing is fetched
         return _fetch(name, version, source, target, sha256)
 
 

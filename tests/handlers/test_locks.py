@@ -16,8 +16,9 @@ from med3d_ext import files
 from med3d_ext.data import prepare as preparation
 from med3d_ext.data.prepare import PreparedData, prepare_folder
 from med3d_ext.errors import InputError
-from med3d_ext.files import hold
+from med3d_ext.files import hold, lock_elsewhere
 from med3d_ext.handlers.checkpoint import LOCK_NAME, STATE_NAME
+from med3d_ext.zoo.fetch import fetch
 
 HOLDER = """
 import sys
@@ -117,3 +118,17 @@ def test_a_preparation_in_vain_leaves_nothing_behind(liver_folder, tmp_path):
         with pytest.raises(InputError, match="does not exist"):
             prepare_folder("lits", source, output, 0)
     assert sorted(source.rglob("*")) == before and not (tmp_path / "out").exists()
+
+
+def test_a_second_fetch_of_a_bundle_waits_and_finds_it(holder, tmp_path, caplog):
+    target = tmp_path / "bundles" / "lits_coarse"
+    process = holder(lock_elsewhere(target))
+
+    def arrive():
+        target.mkdir(parents=True)
+        process.kill()
+
+    threading.Timer(0.7, arrive).start()
+    with caplog.at_level(logging.INFO), pytest.raises(InputError, match="lits_coarse' exists and stays as it is"):
+        fetch("lits_coarse", source=str(tmp_path), output=str(target.parent))
+    assert f"waiting for the process that is at work in '{target}'" in caplog.text
