@@ -22,7 +22,10 @@ def check_data(configs: BundleConfigs) -> Iterator[Finding]:
     """Every file, the label values and the split; or the images alone, where the folder holds no labels."""
     dataset_dir = configs.overrides.get("dataset_dir")
     if dataset_dir is None:
-        yield warning("data", "no --dataset_dir: a run takes generated phantoms, whose figures say nothing.")
+        if configs.merged("train")["data"].get("phantoms", True):
+            yield warning("data", "no --dataset_dir: a run takes generated phantoms, whose figures say nothing.")
+        else:
+            yield warning("data", "no --dataset_dir: this bundle is for data of its own, and a run needs it.")
         return
     if _is_unlabelled(Path(str(dataset_dir)).expanduser()):
         yield from _check_images(str(dataset_dir))

@@ -121,7 +121,9 @@ def _layout(root: Path) -> tuple[dict[int, str], Entries, Reader]:
         return dict(CLASSES), iter(read_table(root / TABLE, ("nodule", "malignancy"))), _case_of_row
     if (root / "dataset.json").is_file():
         content = read_json(root / "dataset.json")
-        entries = listed_entries(root / "dataset.json", content, lambda entry: "malignancy" in entry or "label" in entry)
+        entries = listed_entries(
+            root / "dataset.json", content, lambda entry: "malignancy" in entry or "label" in entry
+        )
         return _class_names(root, content), iter(entries), _case_of_entry
     if (root / FINGERPRINT).is_file():
         domain = next(iter(read_json(root / FINGERPRINT)["domains"].values()))
@@ -155,7 +157,8 @@ def _subject(entry: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _case_of_prepared(root: Path, case: dict[str, Any], number: int) -> dict[str, Any]:
-    kept: dict[str, Any] = {key: case[key] for key in ("label", "malignancy", "subject") if key in case}
+    facts = ("label", "malignancy", "subject", "given", "fold")
+    kept: dict[str, Any] = {key: case[key] for key in facts if key in case}
     for key in ("image", "mask"):
         if key in case:
             kept[key] = str(existing_file(Path(case[key]), root / FINGERPRINT))

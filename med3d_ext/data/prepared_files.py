@@ -168,7 +168,11 @@ def write_prepared(
             facts = {key: case[key] for key in (*stated, "sha256")}
             facts["label_sha256"] = case["label_sha256"] or ""  # None would make no batch
             lists[case["split"]].append({**files, "domain": name, **channel, **facts})
-    read = [str(path) for pattern in LISTS for path in sorted(src.resolve().glob(pattern)) if path.is_file()]
+    around = {
+        folder for domain in domains.values() for case in domain["cases"] for folder in Path(case["image"]).parents
+    }
+    found = [path for pattern in LISTS for path in sorted(src.resolve().glob(pattern)) if path.is_file()]
+    read = [str(path) for path in found if path.parent in around or path.parent == src.resolve()]
     read += [part for domain in domains.values() for case in domain["cases"] for part in case.pop("parts", [])]
     sources = {_portable(path, output.resolve(), inside): file_digest(path) for path in read}
     for name, domain in domains.items():

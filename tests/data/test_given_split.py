@@ -94,6 +94,16 @@ def test_fold_0_of_the_entries_is_validation_and_with_folds_each_is_tested_in_tu
         PreparedData("lung", str(folder), str(tmp_path / "d"))
 
 
+def test_a_given_split_outlives_a_preparation_from_a_prepared_folder(liver_folder, tmp_path):
+    folder = relist(liver_folder("lungs", cases=8), labels={"0": "background", "1": "right lung", "2": "left lung"})
+    cases = entries(folder)
+    lists = {"training": cases[3:], "validation": cases[:1], "test": cases[1:3]}
+    PREPARE["lung"](relist(folder, **lists), tmp_path / "out")
+    data = PreparedData("lung", str(tmp_path / "out"), str(tmp_path / "run"), options={"num_classes": 3})
+    assert data.folder != tmp_path / "out"
+    assert names(data) == {name: listed(cases) for name, cases in lists.items()}
+
+
 def test_a_given_split_is_not_divided_into_folds(liver_folder, tmp_path):
     folder = relist(liver_folder("lungs", cases=6), labels={"0": "background", "1": "right lung", "2": "left lung"})
     cases = entries(folder)

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
+import random
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +17,8 @@ import torch
 from med3d_ext.errors import InputError
 from med3d_ext.handlers import checkpoint as module
 from med3d_ext.handlers.checkpoint import MODEL_NAME, PREVIOUS_NAME, STATE_NAME, unwrapped
+from med3d_ext.handlers.training_options import training_options
+from med3d_ext.overrides import set_by_id, split_id
 
 
 def equal(first, second):
@@ -242,6 +247,36 @@ def test_an_unfinished_training_is_not_resumed_as_another_one(new_training, kill
     second = new_training(tmp_path / "run", **{**same, **moved})
     second.trainer.run()
     assert len(second.losses) == 6
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_whatever_differs_between_two_starts_is_refused_by_name_or_resumes_bit_for_bit(
+    new_training, kill, tmp_path, seed
+):
+    generator = random.Random(seed)
+    config = json.loads((Path(__file__).parents[2] / "bundles/lits_coarse/configs/train.json").read_text())
+    may = ["epochs", "num_workers", "val_interval", "output_dir", "ckpt_dir", "device", "resume", "data::output_dir"]
+    must = [name for name, value in config.items() if name not in (*may, "bundle_root", "main_process", "dataset_dir")]
+    must = [name for name in must if not isinstance(config[name], dict | list)]
+    must = sorted(
+        {*must, "optimizer::lr", "loss::loss::_target_", "spatial_size"} - {"save_execute_config", "negatives"}
+    )
+    name = generator.choice(may if seed % 2 else must)
+    other = copy.deepcopy(config)
+    set_by_id(other, split_id(name), "something else")
+    whole = new_training(tmp_path / "whole")
+    whole.trainer.run()
+    first = new_training(tmp_path / "parts", options=training_options(config))
+    with pytest.raises(kill(first, 8)):
+        first.trainer.run()
+    second = new_training(tmp_path / "parts", options=training_options(other))
+    if name in may:
+        second.trainer.run()
+        assert second.losses == whole.losses[6:] and equal(second.weights(), whole.weights())
+    else:
+        with pytest.raises(InputError, match=rf"of another training: {re.escape(name)} \(.* -> .something else.\)"):
+            second.trainer.run()
+        assert second.losses == []
 
 
 def test_other_versions_are_warned_of_and_another_number_of_processes_is_refused(new_training, kill, tmp_path, caplog):
