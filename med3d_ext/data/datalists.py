@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from med3d_ext.data.splits import SPLITS
 from med3d_ext.errors import Faults, FaultyCases, InputError
 from med3d_ext.files import read_json
 
@@ -60,14 +62,11 @@ def read_source(
 def _read_decathlon(root: Path, faults: Faults | None) -> Source:
     path = root / "dataset.json"
     content = read_json(path)
-    entries = content.get("training")
-    if not isinstance(entries, list) or not entries:
-        raise InputError(f"'{path}' lists no cases under 'training'; add entries {{'image': ..., 'label': ...}}.")
     cases = []
     found = faults or Faults()
-    for number, entry in enumerate(entries):
+    for where, entry in listed_entries(path, content, is_labelled=lambda entry: "label" in entry):
         if not isinstance(entry, dict) or "image" not in entry or "label" not in entry:
-            raise InputError(f"entry {number} under 'training' of '{path}' has no image with a label; complete it.")
+            raise InputError(f"{where} has no image with a label; complete it.")
         with found.caught():
             files = {key: str(existing_file(root / entry[key], path)) for key in ("image", "label")}
             cases.append({**entry, **files})
@@ -89,6 +88,47 @@ def _check_found(found: Faults, cases: list[dict[str, Any]], faults: Faults | No
     """Refuse missing files here, unless the caller collects them and some case is left."""
     if found.sentences and (faults is None or not cases):
         raise FaultyCases(found.sentences, len(found.sentences) + len(cases))
+
+
+def listed_entries(
+    path: Path, content: Mapping[str, Any], is_labelled: Callable[[Mapping[str, Any]], bool]
+) -> list[tuple[str, Any]]:
+    """The entries of a list of cases, each with what a message calls it.
+
+    If the list gives a split, that is a ``validation`` or ``test`` with labels, each entry states where it is under
+    ``given``; images without labels, as the Decathlon's ``test``, are no split.
+
+    Args:
+        path: the list's file.
+        content: its content.
+        is_labelled: whether an entry has a label.
+
+    Raises:
+        InputError: there is no entry under ``training``, or only some of ``validation`` or ``test`` have a label.
+    """
+    lists: dict[str, list[Any]] = {}
+    for name in SPLITS:
+        entries = content.get(name) or []
+        if not isinstance(entries, list):
+            raise InputError(f"'{name}' of '{path}' must be a list of entries {{'image': ..., 'label': ...}}.")
+        labelled = [isinstance(entry, Mapping) and is_labelled(entry) for entry in entries]
+        if name == "training" or any(labelled):
+            lists[name] = entries
+        if name != "training" and any(labelled) and not all(labelled):
+            raise InputError(
+                f"entry {labelled.index(False)} under '{name}' of '{path}' has no label and others have; complete it, "
+                "or list it elsewhere."
+            )
+    if not lists["training"]:
+        raise InputError(f"'{path}' lists no cases under 'training'; add entries {{'image': ..., 'label': ...}}.")
+    return [
+        (
+            f"entry {number} under '{name}' of '{path}'",
+            {**entry, "given": name} if len(lists) > 1 and isinstance(entry, Mapping) else entry,
+        )
+        for name, entries in lists.items()
+        for number, entry in enumerate(entries)
+    ]
 
 
 def _read_lits(root: Path, classes: dict[int, str], faults: Faults | None) -> Source:

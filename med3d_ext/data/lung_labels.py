@@ -14,7 +14,7 @@ import nibabel
 import numpy as np
 
 from med3d_ext.errors import InputError
-from med3d_ext.files import write_atomically
+from med3d_ext.files import file_stamp, write_atomically
 from med3d_ext.transforms.grids import Grid, copy_geometry, grid_of_file, on_image_grid
 from med3d_ext.transforms.labels import whole_values
 from med3d_ext.transforms.load import load_volume
@@ -83,7 +83,7 @@ def merge_masks(image: str, parts: Mapping[str, int], label: Path) -> bool:
     Raises:
         InputError: when a mask is damaged, is elsewhere than the image (:func:`on_image_grid`) or holds fractions.
     """
-    made_of = [_stamp(image), *((part, value, _stamp(part)) for part, value in parts.items())]
+    made_of = [file_stamp(image), *((part, value, file_stamp(part)) for part, value in parts.items())]
     stamp = hashlib.sha256(repr(made_of).encode()).hexdigest()[:32]
     known = _note(label)
     if known is not None and known[0] == stamp:
@@ -113,8 +113,3 @@ def _note(label: Path) -> tuple[str, int] | None:
         return digest, int(count)
     except Exception:  # a file of another origin, or a damaged one
         return None
-
-
-def _stamp(path: str) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns

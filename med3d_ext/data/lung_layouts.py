@@ -89,7 +89,7 @@ def _read_prepared(root: Path) -> Source:
     cases = []
     for item in (item for split in SPLITS for item in lists.get(split, [])):
         known = facts.get((item["sha256"], os.path.basename(item["label"])), {})
-        kept = {key: known[key] for key in ("modality", "subject", "stratum") if key in known}
+        kept = {key: known[key] for key in ("modality", "subject", "stratum", "given", "fold") if key in known}
         files = {key: str(existing_file((root / item[key]).resolve(), root / DATALIST)) for key in ("image", "label")}
         cases.append({**kept, **files})
     return _with_modality(Source(name, {int(k): v for k, v in domain["label_names"].items()}, {0: "image"}, cases))
@@ -174,7 +174,7 @@ def _merged(cases: Sequence[Mapping[str, Any]], folder: Path, faults: Faults) ->
             label = folder / f"{case['name']}.nii.gz"
             if merge_masks(image, case["parts"], label):
                 kept = {key: case[key] for key in ("modality", "subject") if key in case}
-                yield {"image": image, "label": str(label), **kept}
+                yield {"image": image, "label": str(label), "parts": list(case["parts"]), **kept}
             else:
                 empty.append(case["name"])
     _tell_left_out(empty, "show no lung")

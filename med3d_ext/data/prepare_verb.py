@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from med3d_ext.data.prepare import PREPARE
+from med3d_ext.data.prepare import PREPARE, prepare_folder
 from med3d_ext.errors import InputError
 
 
@@ -54,7 +54,7 @@ def prepare(
     for name in given:
         if name not in inspect.signature(PREPARE[kind]).parameters:
             raise InputError(f"prepare: --{name} is no option of {kind}; leave it out.")
-    folder = PREPARE[kind](src, output or src, seed, **given)
+    folder = prepare_folder(kind, src, output or src, seed, **given)
     return f"datalist.json and fingerprint.json are in {folder}"
 
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from med3d_ext.data.datalists import Source
-from med3d_ext.data.fingerprint import read_header, repair_spacing, scan_cases
+from med3d_ext.data.fingerprint import label_map, read_header, repair_spacing, scan_cases
+from med3d_ext.data.identity import FILES, file_digest, stated_files
 from med3d_ext.data.left_atrium import read_itk_header
 from med3d_ext.data.splits import SPLITS
 from med3d_ext.errors import Faults, FaultyCases, InputError
-from med3d_ext.files import read_json, write_json
+from med3d_ext.files import file_stamp, read_json, write_json
+from med3d_ext.transforms.load import load_volume
 
 logger = logging.getLogger("med3d_ext.prepare")
 DATALIST, FINGERPRINT = "datalist.json", "fingerprint.json"
-FILES = ("image", "label", "mask")  # of a case; the label of a classification is a number, and its mask may lack
+LISTS = ("dataset.json", "*/dataset.json", "domains.json", "nodules.csv")  # what a source says of its cases
 
 
 def fingerprint_domain(
@@ -58,8 +60,61 @@ def fingerprint_domain(
             good.append(case)
     if found.sentences and (faults is None or not good):
         raise FaultyCases(found.sentences, len(source.cases))
-    cases = good
+    cases = without_twins(good)
     return {"classes": {str(value): name for value, name in source.classes.items()}, "cases": cases}
+
+
+def without_twins(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each case once, with a warning for those that are listed again, under the same name or another one.
+
+    Raises:
+        InputError: an image is listed with two labels, or on two sides of a given split.
+    """
+    kept: dict[str, dict[str, Any]] = {}
+    for case in cases:
+        first = kept.setdefault(case["sha256"], case)
+        if first is case:
+            continue
+        names = f"'{case['image']}'" if case["image"] == first["image"] else f"'{first['image']}' and '{case['image']}'"
+        if not _same_label(first, case):
+            labels = ", ".join(f"'{each.get('mask', each['label'])}'" for each in (first, case))
+            raise InputError(f"{names}: one image with two different labels ({labels}); remove the wrong one.")
+        if first.get("given") != case.get("given"):
+            raise InputError(
+                f"{names}: one image, listed as {first['given']} and as {case['given']}; remove one entry."
+            )
+        logger.warning(f"{names}: one case, listed twice; it counts once")
+    return list(kept.values())
+
+
+def _same_label(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    if not isinstance(one["label"], str):
+        return bool(one["label"] == other["label"])
+    if one["label_sha256"] == other["label_sha256"]:
+        return True
+    volumes = [load_volume(case["label"]).as_tensor() for case in (one, other)]  # the same, perhaps packed anew
+    return volumes[0].shape == volumes[1].shape and bool((volumes[0] == volumes[1]).all())
+
+
+def absent_classes(domain: Mapping[str, Any]) -> Iterator[str]:
+    """For each class that no training case holds, a sentence that says so and where it is.
+
+    Args:
+        domain: the facts of a prepared domain.
+    """
+    raw = domain.get("label_map") or {}
+    holders: dict[str, set[str]] = {}
+    for case in domain["cases"]:
+        values = case.get("labels", {}) if isinstance(case["label"], str) else [case["label"]]
+        for value in values:
+            holders.setdefault(str(raw.get(str(value), value)), set()).add(case["split"])
+    for value, name in domain["classes"].items():
+        splits = holders.get(str(value), set())
+        if "training" not in splits:
+            others = (
+                f"{' and '.join(split for split in SPLITS if split in splits)} cases do" if splits else "no case does"
+            )
+            yield f"no training case holds the class {value} ({name}), {others}: it cannot be learned"
 
 
 def header_of(path: str) -> dict[str, Any]:
@@ -125,11 +180,22 @@ def write_prepared(
             files = change_paths(case, lambda path: _portable(path, output.resolve(), inside))
             channel = {"channel": domain["channel"]} if "channel" in domain else {}
             facts = {key: case[key] for key in (*stated, "sha256")}
+            facts["label_sha256"] = case["label_sha256"] or ""  # None would make no batch
             lists[case["split"]].append({**files, "domain": name, **channel, **facts})
+    around = {
+        folder for domain in domains.values() for case in domain["cases"] for folder in Path(case["image"]).parents
+    }
+    listed = [path for pattern in LISTS for path in sorted(src.resolve().glob(pattern)) if path.is_file()]
+    read = [str(path) for path in listed if path.parent in around or path.parent == src.resolve()]
+    read += [part for domain in domains.values() for case in domain["cases"] for part in case.pop("parts", [])]
+    sources = {_portable(path, output.resolve(), inside): file_digest(path) for path in read}
+    for name, domain in domains.items():
+        for sentence in absent_classes(domain):
+            logger.warning(f"{name}: {sentence}")
     tables = {name: _label_table(domain) for name, domain in domains.items()}
     labels = next(iter(tables.values())) if len(tables) == 1 else tables
     write_json(output / FINGERPRINT, {"seed": seed, "domains": dict(domains)})
-    write_json(output / DATALIST, {"name": src.resolve().name, "labels": labels, **lists})
+    write_json(output / DATALIST, {"name": src.resolve().name, "labels": labels, "sources": sources, **lists})
     counts = ", ".join(f"{len(cases)} {split}" for split, cases in lists.items()) + remarks
     logger.info(f"prepared {src}: {counts}; datalist and fingerprint are in {output}")
 
@@ -147,6 +213,29 @@ def _label_table(domain: Mapping[str, Any]) -> dict[str, str]:
 
 def _portable(path: str, root: Path, inside: bool) -> str:
     return f"./{os.path.relpath(path, root)}" if inside or Path(path).is_relative_to(root) else path
+
+
+def changed_files(folder: Path, items: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Files whose content is not what it was when a folder was prepared: those of some items, lists of cases, masks.
+
+    Files with the size, times and inode of then are not read. A list or mask that is gone does not count: a prepared
+    folder may be moved without its source.
+
+    Args:
+        folder: the prepared folder.
+        items: its items, with absolute paths.
+    """
+    stamps: dict[str, list[int]] = {}
+    for domain in read_json(folder / FINGERPRINT).get("domains", {}).values():
+        for case in domain.get("cases", []):
+            files = [path for path in (case["image"], label_map(case)) if path is not None]
+            stamps |= zip(files, case.get("stamp", [])[-len(files) :])
+    sources = {str(folder / path): digest for path, digest in read_json(folder / DATALIST).get("sources", {}).items()}
+    stated = {path: digest for item in items for _, path, digest in stated_files(item) if digest is not None}
+    stated |= {path: digest for path, digest in sources.items() if Path(path).is_file()}
+    return [
+        path for path, digest in stated.items() if stamps.get(path) != file_stamp(path) and file_digest(path) != digest
+    ]
 
 
 def prepared_with(folder: Path, options: Mapping[str, Any]) -> bool:

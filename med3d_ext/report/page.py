@@ -132,6 +132,8 @@ def _initial_weights(folder: Path, record: Mapping[str, Any]) -> str:
     if not path.is_file():
         return str(record.get("overrides", {}).get("init", "scratch"))
     report = read_json(path)
+    if "share" not in report:
+        return str(portable(report["start"]))
     return f"{portable(report['file'])}: {report['share']:.1%} of the encoder's parameters loaded"
 
 
