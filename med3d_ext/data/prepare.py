@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from med3d_ext.data.datalists import list_images, read_source
+from med3d_ext.data.datalists import named_images, read_source
 from med3d_ext.data.fingerprint import sha256, summarize
 from med3d_ext.data.phantoms import phantom_dataset
 from med3d_ext.data.prepare_3dseg8 import prepare_3dseg8
@@ -225,11 +225,11 @@ def _check_options(folder: Path, domains: dict[str, dict[str, Any]], options: di
 
 
 def images_to_segment(dataset_dir: str | None, kind: str) -> list[dict[str, str]]:
-    """The images of an inference run: those of a folder, or the phantoms' where none is given."""
+    """The images of an inference run with their names: those of a folder, or the phantoms' where none is given."""
     if dataset_dir is not None:
-        return list_images(dataset_dir)
+        return named_images([dataset_dir])[0]
     folder = phantom_dataset(kind)
     # Of several domains the first, whose branch answers by default.
     folder = next((path.parent for path in sorted(folder.glob("*/dataset.json"))), folder)
     logger.warning(f"no --dataset_dir given: segmenting the generated phantoms in {folder}")
-    return list_images(folder)
+    return named_images([folder])[0]

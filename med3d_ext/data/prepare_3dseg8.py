@@ -22,9 +22,9 @@ from med3d_ext.data.domains import (
     task_of,
 )
 from med3d_ext.data.download import download_tasks
-from med3d_ext.data.fingerprint import summarize
+from med3d_ext.data.fingerprint import read_header, summarize
 from med3d_ext.data.left_atrium import is_left_atrium, read_left_atrium
-from med3d_ext.data.prepared_files import fingerprint_domain, header_of, known_cases, write_prepared
+from med3d_ext.data.prepared_files import fingerprint_domain, known_cases, write_prepared
 from med3d_ext.data.splits import split_cases
 from med3d_ext.data.subsets import choose_domains
 from med3d_ext.errors import InputError
@@ -167,7 +167,7 @@ def _without_twins(found: dict[str, Found]) -> dict[str, Found]:
 def _describe(found: Found, output: str | os.PathLike) -> dict[str, Any]:
     source, settings = found.source, found.settings
     first = source.cases[0]["image"]
-    channel = channel_number(settings, source.modality, header_of(first)["channels"], first)
+    channel = channel_number(settings, source.modality, read_header(first)["channels"], first)
     try:
         classes, label_map = merge_classes(source.classes, settings.merge)
     except InputError as error:

@@ -10,7 +10,6 @@ from typing import Any
 
 from med3d_ext.data.datalists import Source
 from med3d_ext.data.fingerprint import read_header, repair_spacing, scan_cases
-from med3d_ext.data.left_atrium import read_itk_header
 from med3d_ext.data.splits import SPLITS
 from med3d_ext.errors import InputError
 from med3d_ext.files import read_json, write_json
@@ -34,21 +33,13 @@ def fingerprint_domain(
     Raises:
         InputError: when a file is damaged, channels differ, or a label value is no class.
     """
-    headers = [header_of(case["image"]) for case in source.cases]
+    headers = [read_header(case["image"]) for case in source.cases]
     _check_channels(source, headers, channel)
-    for number in repair_spacing(headers):
-        spacing = headers[number]["spacing"]
-        image = source.cases[number]["image"]
-        logger.warning(f"'{image}' has no usable voxel spacing; taking the mean of the others, {spacing} mm")
+    repair_spacing(headers)  # reading the image warns of it
     cases = [{**case, **header} for case, header in zip(source.cases, headers)]
     scan_cases(cases, known, channel, foreground, logger.info)
     _check_label_values(source, cases)
     return {"classes": {str(value): name for value, name in source.classes.items()}, "cases": cases}
-
-
-def header_of(path: str) -> dict[str, Any]:
-    """Shape, channels, spacing and orientation from the header of a NIfTI file, or of another that ITK reads."""
-    return read_header(path) if path.endswith((".nii", ".nii.gz")) else read_itk_header(path)
 
 
 def _check_channels(source: Source, headers: list[dict[str, Any]], channel: int | None) -> None:

@@ -14,7 +14,8 @@ import nibabel
 import numpy as np
 from monai.data import NibabelWriter
 
-from med3d_ext.transforms.load import NIFTI, stated_spacing, usable_spacing
+from med3d_ext.image_files import is_nifti, nifti_header, stem
+from med3d_ext.transforms.load import stated_spacing, usable_spacing
 
 logger = logging.getLogger("med3d_ext.predict")
 
@@ -47,8 +48,8 @@ def write_label_map(
     """
     dtype = np.uint8 if labels.max(initial=0) < 256 else np.int32
     map_ = nibabel.Nifti1Image(labels.astype(dtype, copy=False), affine)
-    if image is not None and str(image).endswith(NIFTI) and usable_spacing(stated_spacing(image, affine)):
-        map_ = nibabel.Nifti1Image(map_.dataobj, None, _header_like(map_.header, nibabel.load(image).header))
+    if image is not None and is_nifti(image) and usable_spacing(stated_spacing(image, affine)):
+        map_ = nibabel.Nifti1Image(map_.dataobj, None, _header_like(map_.header, nifti_header(image)))
     header: Any = map_.header
     header.set_intent("label", name="label map")
     header["descrip"] = ", ".join(f"{value} {name}" for value, name in names.items()).encode()[:79]
@@ -59,6 +60,15 @@ def write_label_map(
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def label_map_name(meta: Mapping[str, Any], _: Any = None) -> dict[str, Any]:
+    """What MONAI's ``SaveImaged(output_name_formatter=...)`` calls a result: the case's name, else its image's file.
+
+    MONAI itself takes the last part of a path up to its last dot, by which two patients' ``CT`` are one.
+    """
+    # The ending is for MONAI to cut off, instead of the end of a name such as 1.2.840.100.
+    return {"subject": f"{meta.get('case') or stem(meta['filename_or_obj'])}.nii", "idx": meta.get("patch_index")}
 
 
 class LabelMapWriter(NibabelWriter):
@@ -104,7 +114,8 @@ def read_label_names(path: str | os.PathLike) -> dict[int, str]:
 def _header_like(header: Any, source: Any) -> Any:
     """``header`` with the place and the voxel sizes that ``source`` states."""
     for field in _GEOMETRY:
-        header[field] = source[field]
+        if field in source:  # not in that of Analyze
+            header[field] = source[field]
     header["pixdim"][:4] = source["pixdim"][:4]
     return header
 
