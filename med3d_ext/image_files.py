@@ -25,8 +25,6 @@ from monai.data.utils import affine_to_spacing, correct_nifti_header_if_necessar
 
 from med3d_ext.errors import InputError
 
-SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
-"""How the names of image files end, in capitals or not."""
 _PAIR = (".hdr", ".img")
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _GZIP = b"\x1f\x8b"
@@ -57,18 +55,6 @@ class Header:
     affine: np.ndarray
     spacing: list[float]
     is_oriented: bool
-
-
-def is_image_name(name: str | os.PathLike) -> bool:
-    """Whether a file is an image by its name; file managers' leftovers (``._scan.nii``) are not."""
-    name = os.path.basename(name)
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
-
-
-def stem(name: str | os.PathLike) -> str:
-    """A file's name without its folder and its format."""
-    name = os.path.basename(name)
-    return next((name[: -len(suffix)] for suffix in SUFFIXES if name.lower().endswith(suffix)), name)
 
 
 def is_nifti(path: str | os.PathLike) -> bool:

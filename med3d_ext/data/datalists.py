@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from med3d_ext.data.dicom_files import holds_scan
+from med3d_ext.data.dicom_files import volumes_of
 from med3d_ext.errors import InputError
-from med3d_ext.files import read_json
-from med3d_ext.image_files import SUFFIXES, is_image_name, is_nifti, nifti_header, stem
+from med3d_ext.files import SUFFIXES, is_image_name, read_json, stem, told_apart
+from med3d_ext.image_files import is_nifti, nifti_header
 
 logger = logging.getLogger("med3d_ext.data")
 
 # Where label maps are in the layouts of this world: images of a folder are looked for elsewhere.
 _LABEL_FOLDER = re.compile(r"(labels?|masks?|segmentations?)(tr|ts|val)?", re.IGNORECASE)
 _LABEL_FILE = re.compile(r"segmentation-.*|laendo\..*|.*\.seg\.nrrd", re.IGNORECASE)
-_UNSAFE = re.compile(r'[\x00-\x1f<>:"/\\|?*]')  # in names of files, on one system or another
 _LINK_BYTES = 1024  # a link that was checked out as text is one short line; no image is this small
 
 
@@ -141,7 +137,7 @@ def list_images(folder: str | os.PathLike, argument: str = "dataset_dir") -> lis
 def named_images(
     inputs: Sequence[str | os.PathLike], argument: str = "dataset_dir"
 ) -> tuple[list[dict[str, str]], dict[str, str]]:
-    """The images of several folders and files, each once, with a name that is fit for files and that no other has.
+    """The images of several folders and files, each once, with a name that is fit for files and no other has.
 
     The name is the path from the folder that was given, without the format: ``patient_1/ct.nii.gz`` is
     ``patient_1_ct``, so that another patient changes nothing. Twins of one folder keep their format (``scan.mha``), and
@@ -170,39 +166,6 @@ def named_images(
     return [{"image": image, "case": name} for image, name in told_apart(found).items()], without
 
 
-def told_apart(names: Mapping[str, str]) -> dict[str, str]:
-    """Names of images by path, changed where two are the same (in capitals or not): the format, or the folders before.
-
-    >>> told_apart({"/a/1/ct.nii": "ct", "/a/2/ct.nii": "ct", "/a/2/mr.nii": "mr"})
-    {'/a/1/ct.nii': '1_ct', '/a/2/ct.nii': '2_ct', '/a/2/mr.nii': 'mr'}
-    """
-    names = {path: _safe(name) for path, name in names.items()}
-
-    def twins() -> list[str]:
-        counts = Counter(name.casefold() for name in names.values())
-        return [path for path, name in names.items() if counts[name.casefold()] > 1]
-
-    same = Counter((os.path.dirname(path), names[path].casefold()) for path in twins())
-    for path in twins():
-        if same[os.path.dirname(path), names[path].casefold()] > 1:  # one folder holds scan.nii.gz and scan.mha
-            names[path] += os.path.basename(path)[len(stem(path)) :]
-    for depth in range(2, max(len(Path(path).parts) for path in names)):
-        for path in twins():
-            parts = Path(path).parts[:-depth]
-            names[path] = _safe(f"{Path(path).parts[-depth]}_{names[path]}") if parts else names[path]
-    for path in twins():  # a_b/c and a/b_c
-        names[path] += f"_{_digest(path)}"
-    return {path: name if len(name.encode()) < 160 else f"{name[:40]}_{_digest(path)}" for path, name in names.items()}
-
-
-def _safe(name: str) -> str:
-    return _UNSAFE.sub("-", name).strip().lstrip(".").rstrip(". ") or "image"
-
-
-def _digest(path: str) -> str:
-    return hashlib.sha256(path.encode()).hexdigest()[:8]
-
-
 def _found(folder: str | os.PathLike, argument: str) -> list[tuple[str, str]]:
     """Images with their names: the path from ``folder`` without the format, its parts joined."""
     root = Path(folder).expanduser()
@@ -213,7 +176,7 @@ def _found(folder: str | os.PathLike, argument: str) -> list[tuple[str, str]]:
     for place in (root / "imagesTs", root / "imagesTr", root / "images"):
         if place.is_dir() and (files := [path for path in sorted(place.iterdir()) if _is_image(path)]):
             return [(_linked(path), stem(path)) for path in files]
-    files, folders, labels = [], [], []
+    files, scans, labels = [], [], []
     for parent, inner, names in os.walk(root):
         labels += [Path(parent, name) for name in inner if _LABEL_FOLDER.fullmatch(name)]
         inner[:] = sorted(name for name in inner if not name.startswith(".") and not _LABEL_FOLDER.fullmatch(name))
@@ -221,17 +184,15 @@ def _found(folder: str | os.PathLike, argument: str) -> list[tuple[str, str]]:
         images = [path for path in own if _is_image(path)]
         labels += [path for path in images if _LABEL_FILE.fullmatch(path.name)]
         files += [path for path in images if not _LABEL_FILE.fullmatch(path.name) and not is_own_label_map(path)]
-        if any(_is_dicom_of_scan(path) for path in own):
-            folders.append(Path(parent))
-    if not files and not folders:
+        scans += volumes_of(Path(parent), [path.name for path in own if not is_image_name(path)])
+    if not files and not scans:
         kinds = ", ".join(SUFFIXES)
         raise InputError(f"{argument} '{folder}' holds no image ({kinds} or DICOM); give a folder of images.")
     if labels:
         logger.warning(f"label maps in '{folder}' are no images and left out ({len(labels)}, '{labels[0]}' first)")
     files.sort(key=lambda path: (len(path.parts), path))
-    named = [(_linked(path), path.parent / stem(path)) for path in files] + [
-        (str(path), path) for path in sorted(folders)
-    ]
+    named = [(_linked(path), path.parent / stem(path)) for path in files]
+    named += [(str(path), path.parent / stem(path) if path.is_file() else path) for path in sorted(scans)]
     return [(image, "_".join(path.relative_to(root).parts) or root.resolve().name) for image, path in named]
 
 
@@ -252,11 +213,3 @@ def is_own_label_map(path: Path) -> bool:
         return nifti_header(path).get_intent()[2] == "label map"
     except InputError:
         return False
-
-
-def _is_dicom_of_scan(path: Path) -> bool:
-    if path.name.startswith(".") or path.name == "DICOMDIR" or is_image_name(path) or not path.is_file():
-        return False
-    with suppress(OSError):
-        return holds_scan(path)
-    return False

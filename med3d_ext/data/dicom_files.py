@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,13 @@ _OTHER_MODALITIES = (
     *("RTDOSE", "RTSTRUCT", "RTPLAN", "RTRECORD", "RTIMAGE"),
 )
 _MODALITY = re.compile(rb"(?:\x08\x00\x60\x00|\x00\x08\x00\x60).{4}([A-Z]{2,9})", re.DOTALL)
-_NO_PIXELS = re.compile(rb"1\.2\.840\.10008\.5\.1\.4\.1\.1\.(?:9|11|66|67|78|79|88|104|4\.2|481\.[3-9])(?:[.\s\0]|$)")
+_NO_PIXELS = re.compile(
+    rb"(?:\x02\0\x02\0|\x08\0\x16\0)(?:UI..|.{4})1\.2\.840\.10008\.5\.1\.4\.1\.1\."
+    rb"(?:9|11|66|67|78|79|88|104|4\.2|481\.[3-9])(?:[.\s\0]|$)",
+    re.DOTALL,
+)
+_FRAMES = re.compile(rb"\x28\0\x08\0(?:IS..|.{4})(\d+)", re.DOTALL)
+_SERIES = re.compile(rb"\x20\0\x0e\0(?:UI..|.{4})([\d.]+)", re.DOTALL)
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _TAGS = {
     "0008|0008": "Image Type",
@@ -102,6 +108,11 @@ class DicomSeries:
     modality: str
     slices: tuple[DicomSlice, ...]
     remarks: tuple[str, ...] = ()
+
+    @property
+    def place(self) -> Path:
+        """The only file, or the folder of all."""
+        return self.files[0] if len(self.files) == 1 and self.slices[0].frame is not None else self.folder
 
     @property
     def files(self) -> list[Path]:
@@ -182,7 +193,7 @@ def read_tags(reader: Any, path: Path) -> Tags:
 
 def _start(path: Path) -> bytes:
     with open(path, "rb") as file:
-        return file.read(8192)
+        return file.read(1 << 16)
 
 
 def _modality(start: bytes) -> str:
@@ -190,9 +201,30 @@ def _modality(start: bytes) -> str:
     return found[1].decode() if found else ""
 
 
-def holds_scan(path: Path) -> bool:
+def _holds_scan(path: Path) -> bool:
     """Whether a file is DICOM and not, by its first bytes, something that is made from a scan or about it."""
     return is_dicom(path) and _modality(start := _start(path)) not in _OTHER_MODALITIES and not _NO_PIXELS.search(start)
+
+
+def volumes_of(folder: Path, names: Iterable[str]) -> list[Path]:
+    """What is an image among the DICOM files of one folder: the folder, each file of frames, or nothing.
+
+    Args:
+        folder: the folder.
+        names: of its files.
+    """
+    series: list[bytes] = []
+    files = []
+    for path in (folder / name for name in sorted(names)):
+        if path.name.startswith(".") or path.name == "DICOMDIR" or not path.is_file() or not _holds_scan(path):
+            continue
+        start = _start(path)
+        frames, uid = _FRAMES.search(start), _SERIES.search(start)
+        if frames is None or int(frames[1]) < 2 or uid is None:
+            return [folder]
+        files.append(path)
+        series.append(uid[1].strip(b"\0 "))
+    return files if len(set(series)) == len(series) else [folder]
 
 
 def other_kind(tags: Tags) -> tuple[str, bool]:

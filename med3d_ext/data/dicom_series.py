@@ -289,7 +289,7 @@ def _check_tilt(series: DicomSeries) -> None:
 
 
 def _series(series: DicomSeries) -> str:
-    return f"the series {series} in '{series.folder}'"
+    return f"the series {series} in '{series.place}'"
 
 
 def _pair(one: DicomSlice, other: DicomSlice) -> str:

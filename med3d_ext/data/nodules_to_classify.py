@@ -131,9 +131,15 @@ def _image_of(row: dict[str, Any], images: Sequence[str], points: str) -> str:
         return images[0]
     if row["image"] is None:
         raise InputError(f"'{points}' needs a column 'image' that names each point's scan: there are {len(images)}.")
-    for image in images:
-        if Path(image).name == row["image"]:
-            return image
+    parts = Path(row["image"]).parts
+    found = [image for image in images if Path(image).parts[-len(parts) :] == parts]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InputError(
+            f"{row['where']} names the image '{row['image']}', and {len(found)} scans are called so, '{found[0]}' and "
+            f"'{found[1]}' first; name its folder, too: {'/'.join(Path(found[0]).parts[-2:])}."
+        )
     raise InputError(f"{row['where']} names the image '{row['image']}', which is not among the scans; correct it.")
 
 

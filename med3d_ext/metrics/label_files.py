@@ -13,8 +13,7 @@ from monai.data import MetaTensor
 from med3d_ext.data.datalists import existing_file
 from med3d_ext.data.splits import SPLITS
 from med3d_ext.errors import InputError
-from med3d_ext.files import read_json
-from med3d_ext.image_files import SUFFIXES, is_image_name, stem
+from med3d_ext.files import SUFFIXES, is_image_name, read_json, stem
 from med3d_ext.transforms.load import load_volume, stated_spacing, usable_spacing
 from med3d_ext.transforms.sampling import axis_spacing
 

@@ -14,7 +14,8 @@ import nibabel
 import numpy as np
 from monai.data import NibabelWriter
 
-from med3d_ext.image_files import is_nifti, nifti_header, stem
+from med3d_ext.files import stem
+from med3d_ext.image_files import is_nifti, nifti_header
 from med3d_ext.transforms.load import stated_spacing, usable_spacing
 
 logger = logging.getLogger("med3d_ext.predict")
