@@ -96,9 +96,8 @@ def told_apart(names: Mapping[str, str]) -> dict[str, str]:
             names[path] = _safe(f"{Path(path).parts[-depth]}_{names[path]}") if parts else names[path]
     for path in twins():  # a_b/c and a/b_c
         names[path] += f"_{_path_digest(path)}"
-    return {
-        path: name if len(name.encode()) < 160 else f"{name[:40]}_{_path_digest(path)}" for path, name in names.items()
-    }
+    long = {path: f"{name[:40]}_{_path_digest(path)}" for path, name in names.items() if len(name.encode()) > 160}
+    return names | long
 
 
 def _safe(name: str) -> str:

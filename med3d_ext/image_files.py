@@ -125,6 +125,8 @@ def read_volume(path: str | os.PathLike) -> tuple[np.ndarray, Header]:
                 header = _nifti_header(path, image)
                 voxels = _nifti_voxels(path, image).reshape(header.shape, order="F")
                 if stream is not None:
+                    proxy = image.dataobj  # a file that is not compressed is mapped, not read
+                    stream.seek(proxy.offset + math.prod(proxy.shape) * proxy.dtype.itemsize)
                     _check_rest(path, iter(lambda: stream.read(_CHUNK), b""))
             return voxels, header
         header, payload = _text_header(path, kind)
