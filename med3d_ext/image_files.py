@@ -123,7 +123,7 @@ def read_volume(path: str | os.PathLike) -> tuple[np.ndarray, Header]:
         if (kind := _format(path)) == "NIfTI":
             with _nifti(path) as (image, stream):
                 header = _nifti_header(path, image)
-                voxels = _nifti_voxels(path, image).reshape(header.shape, order="F")
+                voxels = _nifti_voxels(path, image).reshape(header.shape)
                 if stream is not None:
                     proxy = image.dataobj  # a file that is not compressed is mapped, not read
                     stream.seek(proxy.offset + math.prod(proxy.shape) * proxy.dtype.itemsize)
@@ -248,7 +248,7 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _nifti_voxels(path: str | os.PathLike, image: Any) -> np.ndarray:
-    """Voxels as float32 in the file's order of axes, to the bit what nibabel reads.
+    """Voxels as float32, to the bit what nibabel reads.
 
     nibabel scales all voxels in float64, and MONAI copies that into another order: 3.4 GB for a CT of 512 x 512 x 800
     whose header states a slope or an intercept.
@@ -258,11 +258,16 @@ def _nifti_voxels(path: str | os.PathLike, image: Any) -> np.ndarray:
         if stored.imag.any():
             raise InputError(f"'{path}' holds complex numbers; give their magnitude.")
         stored = stored.real
-    if slope == 1 and intercept == 0:
-        return stored.astype(np.float32)
-    voxels = np.empty(stored.shape, np.float32, order="F")
-    for last in range(stored.shape[-1]):
-        voxels[..., last] = np.multiply(stored[..., last], slope, dtype=np.float64) + intercept
+    return _as_float32(stored, slope, intercept)
+
+
+def _as_float32(stored: np.ndarray, slope: float = 1, intercept: float = 0) -> np.ndarray:
+    """Scaled values in C order, which resampling wants, some slices at a time: no second copy of the volume."""
+    voxels = np.empty(stored.shape, np.float32)
+    for first in range(0, stored.shape[-1], 16):
+        some = stored[..., first : first + 16]
+        is_scaled = slope != 1 or intercept != 0
+        voxels[..., first : first + 16] = np.multiply(some, slope, dtype=np.float64) + intercept if is_scaled else some
     return voxels
 
 
@@ -295,7 +300,7 @@ class _Payload:
         if filled < size:
             raise InputError(f"'{path}' holds {filled} of the {size} bytes of its voxels; it is cut short: restore it.")
         voxels = content.view(self.dtype).reshape(self.stored_shape, order="F")
-        return (voxels if voxels.ndim == 3 else np.moveaxis(voxels, 0, -1)).astype(np.float32)
+        return _as_float32(voxels if voxels.ndim == 3 else np.moveaxis(voxels, 0, -1))
 
 
 def _decompressed(file: IO[bytes], compression: str) -> Iterator[bytes]:

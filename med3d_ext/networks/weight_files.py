@@ -89,7 +89,10 @@ def _stand_ins(path: Path) -> list[Any]:
     """For the classes of a training framework that its checkpoint holds next to the tensors (Lightning's settings)."""
     if not zipfile.is_zipfile(path):
         return []
-    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # of a damaged file or another kind of archive: reading it says what is wrong
+        return []
     return [(type("Unknown", (_Unknown,), {}), name) for name in names if name.split(".")[0] in _FRAMEWORKS]
 
 
