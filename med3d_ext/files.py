@@ -8,8 +8,10 @@ import hashlib
 import json
 import logging
 import os
+import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 PATIENCE = 5.0  # s; worker processes of a killed training may hold its lock about as long
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+"""How the names of image files end, in capitals or not."""
+_UNSAFE = re.compile(r'[\x00-\x1f<>:"/\\|?*]')  # in names of files, on one system or another
 FOLDER_NAMED = ("ct", "mri", "lgemri")  # files of TotalSegmentator's and the left-atrium set's folders
 
 
@@ -107,6 +112,58 @@ def file_stamp(path: str | os.PathLike) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
+def is_image_name(name: str | os.PathLike) -> bool:
+    """Whether a file is an image by its name; file managers' leftovers (``._scan.nii``) are not."""
+    name = os.path.basename(name)
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
+def stem(name: str | os.PathLike) -> str:
+    """A file's name without its folder and its format."""
+    name = os.path.basename(name)
+    return next((name[: -len(suffix)] for suffix in (*SUFFIXES, ".dcm") if name.lower().endswith(suffix)), name)
+
+
+def case_names(paths: Iterable[str | os.PathLike]) -> dict[str, str]:
+    """:func:`case_name` of several images by their paths; those of one name are told apart. One may be ""."""
+    names = {str(path): case_name(path) for path in paths}
+    return {"": ""} | told_apart({path: name for path, name in names.items() if name})
+
+
+def told_apart(names: Mapping[str, str]) -> dict[str, str]:
+    """Names of images by path, changed where two are the same (in capitals or not): the format, or the folders before.
+
+    >>> told_apart({"/a/1/ct.nii": "ct", "/a/2/ct.nii": "ct", "/a/2/mr.nii": "mr"})
+    {'/a/1/ct.nii': '1_ct', '/a/2/ct.nii': '2_ct', '/a/2/mr.nii': 'mr'}
+    """
+    names = {path: _safe(name) for path, name in names.items()}
+
+    def twins() -> list[str]:
+        counts = Counter(name.casefold() for name in names.values())
+        return [path for path, name in names.items() if counts[name.casefold()] > 1]
+
+    same = Counter((os.path.dirname(path), names[path].casefold()) for path in twins())
+    for path in twins():
+        if same[os.path.dirname(path), names[path].casefold()] > 1:  # one folder holds scan.nii.gz and scan.mha
+            names[path] += os.path.basename(path)[len(stem(path)) :]
+    for depth in range(2, max((len(Path(path).parts) for path in names), default=0)):
+        for path in twins():
+            parts = Path(path).parts[:-depth]
+            names[path] = _safe(f"{Path(path).parts[-depth]}_{names[path]}") if parts else names[path]
+    for path in twins():  # a_b/c and a/b_c
+        names[path] += f"_{_path_digest(path)}"
+    long = {path: f"{name[:40]}_{_path_digest(path)}" for path, name in names.items() if len(name.encode()) > 160}
+    return names | long
+
+
+def _safe(name: str) -> str:
+    return _UNSAFE.sub("-", name).strip().lstrip(".").rstrip(". ") or "image"
+
+
+def _path_digest(path: str) -> str:
+    return hashlib.sha256(path.encode()).hexdigest()[:8]
+
+
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
     """Read a JSON object.
 
@@ -114,7 +171,7 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
         InputError: when the file is missing, is not JSON or holds no object.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # editors write a byte order mark
     except OSError as error:
         raise InputError(f"'{path}' cannot be read ({error.strerror}); check the path.") from error
     except ValueError as error:

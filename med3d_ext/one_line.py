@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import PurePath
 from types import TracebackType
 from typing import Any
@@ -50,6 +51,30 @@ def input_error_message(error: BaseException | None) -> str | None:
         if isinstance(cause, InputError):
             return str(cause)
     return None
+
+
+@contextmanager
+def heard_warnings(alone: bool = False) -> Iterator[list[str]]:
+    """The warnings that this package's parts log meanwhile, each once.
+
+    Args:
+        alone: nobody else hears them.
+    """
+    heard: list[str] = []
+    package = logging.getLogger("med3d_ext")
+
+    def note(record: logging.LogRecord) -> None:
+        if record.getMessage() not in heard:
+            heard.append(record.getMessage())
+
+    listener = logging.Handler(logging.WARNING)
+    listener.emit = note  # type: ignore[method-assign]
+    before, propagates = package.handlers, package.propagate
+    package.handlers, package.propagate = ([listener], False) if alone else ([*before, listener], propagates)
+    try:
+        yield heard
+    finally:
+        package.handlers, package.propagate = before, propagates
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

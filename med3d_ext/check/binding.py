@@ -34,11 +34,17 @@ def components(config: Any) -> dict[str, dict[str, Any]]:
     return {name: value for name, value in walk(config) if isinstance(value, dict) and "_target_" in value}
 
 
-def unknown_arguments(target: Callable[..., Any], given: Mapping[str, Any]) -> str | None:
-    """Arguments that ``target`` does not take; what it takes as ``**kwargs`` must be known to a class it is made of."""
+def unknown_arguments(target: Callable[..., Any], given: Mapping[str, Any], partial: bool = False) -> str | None:
+    """Arguments that ``target`` does not take; what it takes as ``**kwargs`` must be known to a class it is made of.
+
+    Args:
+        target: class or function.
+        given: arguments by name.
+        partial: more arguments follow, as for ``"_mode_": "callable"``.
+    """
     signature = inspect.signature(target)
     try:
-        signature.bind(**given)
+        (signature.bind_partial if partial else signature.bind)(**given)
     except TypeError as error:
         return str(error)
     if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
@@ -57,15 +63,16 @@ def wrong_components(config: Any) -> dict[str, str]:
         component = ConfigComponent(value, locator=LOCATOR)
         module = component.resolve_module_name()
         target: Any = locate(module) if isinstance(module, str) else module
-        fault = "no such class" if target is None else _argument_fault(target, component.resolve_args())
+        partial = value.get("_mode_") == "callable"
+        fault = "no such class" if target is None else _argument_fault(target, component.resolve_args(), partial)
         if fault:
             wrong[name] = f"{value['_target_']}: {fault}"
     return wrong
 
 
-def _argument_fault(target: Callable[..., Any], given: Mapping[str, Any]) -> str | None:
+def _argument_fault(target: Callable[..., Any], given: Mapping[str, Any], partial: bool) -> str | None:
     try:
-        return unknown_arguments(target, given)
+        return unknown_arguments(target, given, partial)
     except ValueError:  # a class written in C has no signature
         return None
 

@@ -29,11 +29,15 @@ class BundleConfigs:
     Args:
         folder: the bundle.
         overrides: new values by id, as on a command line.
+
+    Attributes:
+        image_sizes: voxels of the images to segment, where the data are such and the check has read them.
     """
 
     def __init__(self, folder: Path, overrides: Mapping[str, Any]) -> None:
         self.folder = folder
         self.overrides = dict(overrides)
+        self.image_sizes: list[int] = []
         self.merged = cache(self._merged)
         self.parser = cache(self._parser)
 

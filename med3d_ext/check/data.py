@@ -8,18 +8,20 @@ from typing import Any
 
 from med3d_ext.check.configs import BundleConfigs, quiet
 from med3d_ext.check.findings import Finding, error, ok, warning
-from med3d_ext.data.datalists import list_images
+from med3d_ext.data.datalists import list_images, named_images
 from med3d_ext.data.leakage import seen_cases
-from med3d_ext.data.prepared_files import absent_classes, header_of
+from med3d_ext.data.prepared_files import absent_classes
 from med3d_ext.data.splits import SPLITS
 from med3d_ext.errors import InputError
 from med3d_ext.networks.pretrained import find_weights
+from med3d_ext.one_line import heard_warnings
+from med3d_ext.transforms.load import LoadVolumed
 
 LABELLED = ("dataset.json", "datalist.json", "*/dataset.json", "labels*", "**/volume-*", "*.csv")
 
 
 def check_data(configs: BundleConfigs) -> Iterator[Finding]:
-    """Every file, the label values and the split; or the images alone, where the folder holds no labels."""
+    """Every file, the label values and the split; or the images alone, read as inference reads them."""
     dataset_dir = configs.overrides.get("dataset_dir")
     if dataset_dir is None:
         if configs.merged("train")["data"].get("phantoms", True):
@@ -27,8 +29,8 @@ def check_data(configs: BundleConfigs) -> Iterator[Finding]:
         else:
             yield warning("data", "no --dataset_dir: this bundle is for data of its own, and a run needs it.")
         return
-    if _is_unlabelled(Path(str(dataset_dir)).expanduser()):
-        yield from _check_images(str(dataset_dir))
+    if is_unlabelled(dataset_dir):
+        yield from _check_images(configs, str(dataset_dir))
         return
     data = configs.value("train", "data")
     for name, facts in data.fingerprint["domains"].items():
@@ -36,7 +38,9 @@ def check_data(configs: BundleConfigs) -> Iterator[Finding]:
     yield from _check_leakage(configs, data)
 
 
-def _is_unlabelled(folder: Path) -> bool:
+def is_unlabelled(dataset_dir: Any) -> bool:
+    """Whether a folder holds images and nothing that names or holds labels: it is for inference alone."""
+    folder = Path(str(dataset_dir)).expanduser()
     if any(next(folder.glob(pattern), None) for pattern in LABELLED):
         return False
     try:
@@ -45,19 +49,31 @@ def _is_unlabelled(folder: Path) -> bool:
         return False
 
 
-def _check_images(folder: str) -> Iterator[Finding]:
-    """Headers alone: what inference would refuse before it computes."""
-    images = [item["image"] for item in list_images(folder)]
-    bad = 0
-    for image in images:
-        try:
-            if header_of(image)["spacing"] is None:
-                yield warning("data", f"'{image}' has no usable voxel spacing; that of the training is taken.")
-        except InputError as fault:
-            bad += 1
-            yield error("data", str(fault))
-    if bad < len(images):
-        yield ok("data", f"{len(images) - bad} images without labels in '{folder}': for inference alone")
+def _check_images(configs: BundleConfigs, folder: str) -> Iterator[Finding]:
+    """Each image as the run would read it: what is refused, and what is warned of."""
+    load = _inference_reader(configs)
+    items = named_images([folder])[0]
+    for item in items:
+        with heard_warnings(alone=True) as heard:
+            try:
+                configs.image_sizes.append(load({"image": item["image"]})["image"].numel())
+            except InputError as fault:
+                yield error("data", str(fault))
+        for sentence in heard:
+            yield warning("data", sentence)
+    if configs.image_sizes:
+        yield ok("data", f"{len(configs.image_sizes)} images without labels in '{folder}': for inference alone")
+
+
+def _inference_reader(configs: BundleConfigs) -> LoadVolumed:
+    """The first transform of inference; without weights, whose facts it needs, one with the defaults."""
+    try:
+        with quiet():
+            transforms = configs.value("inference", "preprocessing").transforms
+    except Exception:  # the check of the weights says why
+        transforms = []
+    found = [each for each in transforms if isinstance(each, LoadVolumed)]
+    return found[0] if found else LoadVolumed("image", default_spacing=(1.0, 1.0, 1.0))
 
 
 def _check_domain(data: Any, name: str, facts: Mapping[str, Any]) -> Iterator[Finding]:

@@ -26,26 +26,39 @@ MOMENTS = {"Adam": 2, "AdamW": 2, "SGD": 1}
 GB = 1e9
 
 
-def check_resources(configs: BundleConfigs) -> Iterator[Finding]:
-    """One line for each of the three."""
+def check_resources(configs: BundleConfigs, with_data: bool = True) -> Iterator[Finding]:
+    """One line for each of the three; for images without labels, what their inference needs of two.
+
+    Args:
+        configs: the bundle's.
+        with_data: take the volumes of ``dataset_dir``; not where they have been found to be at fault.
+    """
     network = build_network(configs)
-    shape = training_shape(configs)
+    shape = training_shape(configs, with_data)
     moments = MOMENTS.get(configs.merged("train")["optimizer"]["_target_"].rpartition(".")[2], 2)
     weights = state_bytes(network) + (1 + moments) * parameter_bytes(network)
     step = state_bytes(network) + moments * parameter_bytes(network) + WORKSPACE * training_bytes(network, shape)
     device = torch.device(configs.value("train", "device"))
-    volumes = _volumes(configs)
-    yield _disk(configs, volumes, weights + 2 * state_bytes(network))
-    yield _ram(configs, volumes, step if device.type == "cpu" else 0.0)
     single = (1, *shape[1:])
     forward = state_bytes(network) + WORKSPACE * inference_bytes(network, single)
+    if configs.image_sizes:
+        parts = {"Python and its packages": psutil.Process().memory_info().rss}
+        parts["the largest volume"] = VOLUMES_WHILE_LOADING * 4 * max(configs.image_sizes)
+        yield _ram(parts | ({"one forward pass": forward} if device.type == "cpu" else {}))
+        basis = f"{_size(single)} in float32, measured on shapes, times {WORKSPACE} for the kernels' work space"
+        yield _device(device, f"one forward pass {_gb(forward)}", forward, basis)
+        return
+    volumes = _volumes(configs) if with_data else {}
+    yield _disk(configs, volumes, weights + 2 * state_bytes(network))
+    yield _ram(_training_parts(configs, volumes, step if device.type == "cpu" else 0.0))
     basis = f"{_size(shape)} in float32, measured on shapes, times {WORKSPACE} for the kernels' work space"
-    yield _device(device, step, forward, basis)
+    yield _device(device, f"training {_gb(step)}, one forward pass {_gb(forward)}", step, basis)
 
 
-def training_shape(configs: BundleConfigs) -> list[int]:
+def training_shape(configs: BundleConfigs, with_data: bool = True) -> list[int]:
     """The input of a training step, N x C x D x H x W, of the domain with the largest grid."""
-    grid = _item(configs, "grids") or _item(configs, "spatial_size")
+    with_data = with_data and not configs.image_sizes
+    grid = _item(configs, "grids", with_data) or _item(configs, "spatial_size", with_data)
     if isinstance(grid, Mapping):
         grid = max(grid.values(), key=math.prod)
     image = configs.metadata["network_data_format"]["inputs"]["image"]
@@ -54,10 +67,12 @@ def training_shape(configs: BundleConfigs) -> list[int]:
     return [int(_item(configs, "batch_size") or 1), image["num_channels"], *map(int, grid)]
 
 
-def _item(configs: BundleConfigs, name: str) -> Any:
+def _item(configs: BundleConfigs, name: str, with_data: bool = True) -> Any:
     """A value of the training's config; None where it has none, or needs data that was not given."""
     config = configs.merged("train")
-    needs_data = configs.overrides.get("dataset_dir") is None and re.search(r"@data\b", str(config.get(name)))
+    needs_data = (configs.overrides.get("dataset_dir") is None or not with_data) and re.search(
+        r"@data\b", str(config.get(name))
+    )
     return None if name not in config or needs_data else configs.value("train", name)
 
 
@@ -88,23 +103,25 @@ def _disk(configs: BundleConfigs, volumes: Mapping[str, Sequence[int]], weights:
     return _compare("disk", cache + weights, shutil.disk_usage(folder).free, basis, f"in '{folder}'")
 
 
-def _ram(configs: BundleConfigs, volumes: Mapping[str, Sequence[int]], step: float) -> Finding:
+def _training_parts(configs: BundleConfigs, volumes: Mapping[str, Sequence[int]], step: float) -> dict[str, float]:
     workers = 1 + int(_item(configs, "num_workers") or 0)
     loading = workers * VOLUMES_WHILE_LOADING * 4 * max(volumes.get("training", []), default=0)
     kept = len(volumes.get("validation", [])) * 2 * 4 * math.prod(training_shape(configs)[2:])
     python = workers * psutil.Process().memory_info().rss
-    parts = {"Python and its packages": python, "the largest volume": loading, "kept validation": kept, "a step": step}
+    return {"Python and its packages": python, "the largest volume": loading, "kept validation": kept, "a step": step}
+
+
+def _ram(parts: Mapping[str, float]) -> Finding:
     basis = ", ".join(f"{name} {_gb(size)}" for name, size in parts.items() if size)
     return _compare("RAM", sum(parts.values()), psutil.virtual_memory().available, basis)
 
 
-def _device(device: torch.device, step: float, forward: float, basis: str) -> Finding:
-    need = f"training {_gb(step)}, one forward pass {_gb(forward)}"
+def _device(device: torch.device, need: str, size: float, basis: str) -> Finding:
     if device.type != "cuda":
         return ok("GPU", f"none is used; on one: {need} ({basis})")
     if not torch.cuda.is_available():
         return error("GPU", f"device is '{device}' and torch finds no GPU; give --device cpu or install another torch.")
-    return _compare("GPU", step, torch.cuda.mem_get_info(device)[0], f"{need}; {basis}")
+    return _compare("GPU", size, torch.cuda.mem_get_info(device)[0], f"{need}; {basis}")
 
 
 def _compare(topic: str, needed: float, free: float, basis: str, where: str = "") -> Finding:

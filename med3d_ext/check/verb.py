@@ -52,8 +52,10 @@ def check_bundle(configs: BundleConfigs) -> list[Finding]:
             findings += gather("network", check_shapes, configs)
             findings += gather("weights", check_weights, configs)
             findings += gather("init", check_initial_weights, configs)
-            findings += gather("data", check_data, configs)
-            findings += gather("resources", check_resources, configs)
+            data = gather("data", check_data, configs)
+            # What is wrong with the data has been said, and is not looked for again.
+            is_good = all(finding.level != ERROR for finding in data)
+            findings += data + gather("resources", check_resources, configs, is_good)
             return findings
     finally:
         sys.path[:] = path

@@ -16,11 +16,11 @@ from typing import Any
 import nibabel
 import numpy as np
 import torch
-from monai.data import NibabelReader
 
+from med3d_ext import image_files
 from med3d_ext.errors import Faults, InputError
 from med3d_ext.files import file_stamp, read_json
-from med3d_ext.transforms.load import LoadVolumed, stated_spacing, usable_spacing
+from med3d_ext.transforms.load import LoadVolumed, usable_spacing
 from med3d_ext.transforms.sampling import target_box
 
 PERCENTILES = (0.5, 50.0, 99.5)
@@ -29,25 +29,20 @@ NO_LABEL_MAP: dict[str, Any] = {"label_sha256": None, "labels": {}, "target_box"
 
 
 def read_header(path: str | os.PathLike) -> dict[str, Any]:
-    """Shape (voxels), spacing (mm, x y z of the stored axes) and orientation ("RAS") from a NIfTI header alone.
+    """Shape (voxels), spacing (mm, x y z of the stored axes) and orientation ("RAS") from an image's header alone.
 
     Raises:
-        InputError: when the file is no NIfTI file or is not 3D (4D is allowed: channels last).
+        InputError: when the file cannot be read or is not 3D (4D is allowed: channels last).
     """
-    try:
-        image = NibabelReader().read(path)  # not nibabel alone: the two differ where sform and pixdim disagree
-        affine = np.asarray(image.affine, dtype=float)
-        spacing = stated_spacing(path, affine)
-    except Exception as error:
-        raise InputError(f"'{path}' cannot be read as NIfTI ({error}); it is damaged or of another format.") from error
-    if len(image.shape) not in (3, 4):
-        raise InputError(f"'{path}' is not a 3D volume (its shape is {list(image.shape)}); give a volume of slices.")
-    usable = usable_spacing(spacing)
+    header = image_files.read_header(path)
+    if len(header.shape) not in (3, 4):
+        raise InputError(f"'{path}' is not a 3D volume (its shape is {list(header.shape)}); give a volume of slices.")
+    usable = usable_spacing(header.spacing)
     return {
-        "shape": [int(size) for size in image.shape[:3]],
-        "channels": int(image.shape[3]) if len(image.shape) == 4 else 1,
-        "spacing": [round(value, 6) for value in spacing] if usable else None,
-        "orientation": "".join(nibabel.aff2axcodes(affine)) if usable else None,
+        "shape": list(header.shape[:3]),
+        "channels": header.shape[3] if len(header.shape) == 4 else 1,
+        "spacing": [round(value, 6) for value in header.spacing] if usable else None,
+        "orientation": "".join(nibabel.aff2axcodes(header.affine)) if usable else None,
     }
 
 

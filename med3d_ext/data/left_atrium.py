@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Any
-
-import nibabel
-import numpy as np
 
 from med3d_ext.data.datalists import Source, existing_file
 from med3d_ext.errors import InputError
 
 SUFFIXES = (".nrrd", ".nii.gz", ".nii")
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 
 
 def is_left_atrium(folder: Path) -> bool:
@@ -44,28 +38,3 @@ def read_left_atrium(folder: Path) -> Source:
         raise InputError(f"'{folder}' has lgemri files and no laendo file beside any of them; add the labels.")
     # The challenge's labels are 0 and 255; copies with 0 and 1 exist.
     return Source(folder.name, {0: "background", 1: "left atrium", 255: "left atrium"}, {0: "MRI"}, cases)
-
-
-def read_itk_header(path: str | os.PathLike) -> dict[str, Any]:
-    """What :func:`med3d_ext.data.fingerprint.read_header` tells, of a file that ITK reads; voxels stay unread.
-
-    Raises:
-        InputError: when ITK knows no reader for the file or it is not 3D.
-    """
-    import itk
-
-    try:
-        reader = itk.ImageIOFactory.CreateImageIO(str(path), itk.CommonEnums.IOFileMode_ReadMode)
-        reader.SetFileName(str(path))
-        reader.ReadImageInformation()
-    except Exception as error:
-        raise InputError(f"'{path}' cannot be read; it is damaged or not an image.") from error
-    if reader.GetNumberOfDimensions() != 3:
-        raise InputError(f"'{path}' has {reader.GetNumberOfDimensions()} dimensions; give a 3D volume.")
-    directions = np.array([reader.GetDirection(axis) for axis in range(3)]).T
-    return {
-        "shape": [int(reader.GetDimensions(axis)) for axis in range(3)],
-        "channels": int(reader.GetNumberOfComponents()),
-        "spacing": [round(float(reader.GetSpacing(axis)), 6) for axis in range(3)],
-        "orientation": "".join(nibabel.orientations.aff2axcodes(nibabel.affines.from_matvec(LPS_TO_RAS @ directions))),
-    }

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from med3d_ext.data.dicom_files import DicomSeries
-from med3d_ext.data.dicom_series import check_series, find_series
+from med3d_ext.data.dicom_series import check_series, find_series, without_copies
 from med3d_ext.data.lidc_cubes import cut_cube
 from med3d_ext.data.lidc_masks import mark_voxels, volume_shape
 from med3d_ext.data.lidc_nodules import Nodule, Outlined, cluster_marks, volume_mm3
@@ -169,6 +169,9 @@ def _series_of(scan: Scan) -> DicomSeries:
     (series,) = (series for series in found if series.uid == scan.reading.series_uid)
     if series.modality != "CT":
         raise InputError(f"the series {series} in '{series.folder}' is no CT; give the series that was read.")
+    series = without_copies(series, any_content=True)  # as pylidc does
+    for remark in series.remarks:
+        logger.warning(remark)
     check_series(series)
     if min(series.spacing) <= 0:
         raise InputError(f"the series {series} in '{series.folder}' states no pixel spacing (0028,0030); add it.")

@@ -95,7 +95,7 @@ def _check_inside(mark: Mark, contour: Contour, shape: tuple[int, int, int], ser
     if (low < 0).any() or (high >= shape[:2]).any():
         raise InputError(
             f"{mark} has an outline outside of the volume: x {low[0]} to {high[0]} and y {low[1]} to {high[1]} in a "
-            f"slice of {shape[0]}x{shape[1]} ('{series.files[number].name}'); correct or remove it."
+            f"slice of {shape[0]}x{shape[1]} ({series.slices[number]}); correct or remove it."
         )
 
 

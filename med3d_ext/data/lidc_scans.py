@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from med3d_ext.data.dicom_files import Tags, looks_like_dicom, read_tags
+from med3d_ext.data.dicom_files import Tags, is_dicom, other_kind, read_tags
 from med3d_ext.data.lidc_xml import Reading, find_readings, parse_reading
 from med3d_ext.errors import InputError
 
@@ -118,10 +118,10 @@ def _folders(src: Path) -> Iterator[Path]:
 def _headers(reader: Any, folder: Path) -> Iterator[Tags]:
     """Headers of the images of one folder. A damaged file is named later, when its series is read."""
     for path in sorted(folder.iterdir()):
-        if path.is_file() and not path.name.startswith(".") and looks_like_dicom(path):
+        if path.is_file() and not path.name.startswith(".") and is_dicom(path):
             try:
                 tags = read_tags(reader, path)
             except InputError:
                 continue
-            if tags:
+            if tags and not other_kind(tags)[0]:
                 yield tags

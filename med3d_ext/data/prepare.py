@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from med3d_ext.data.datalists import list_images, read_source
+from med3d_ext.data.datalists import named_images, read_source
 from med3d_ext.data.domains import label_map_of, merge_classes
 from med3d_ext.data.fingerprint import label_map, summarize
 from med3d_ext.data.identity import digests, file_digest
@@ -304,16 +304,16 @@ def _check_phantoms(phantoms: bool) -> None:
 
 
 def images_to_segment(dataset_dir: str | None, kind: str, phantoms: bool = True) -> list[dict[str, str]]:
-    """The images of an inference run: those of a folder, or the phantoms' where none is given.
+    """The images of an inference run with their names: those of a folder, or the phantoms' where none is given.
 
     Raises:
         InputError: there are none, or no folder is given and ``phantoms`` is False.
     """
     if dataset_dir is not None:
-        return list_images(dataset_dir)
+        return named_images([dataset_dir])[0]
     _check_phantoms(phantoms)
     folder = phantom_dataset(kind)
     # Of several domains the first, whose branch answers by default.
     folder = next((path.parent for path in sorted(folder.glob("*/dataset.json"))), folder)
     logger.warning(f"no --dataset_dir given: segmenting the generated phantoms in {folder}")
-    return list_images(folder)
+    return named_images([folder])[0]

@@ -22,9 +22,9 @@ from med3d_ext.data.domains import (
     task_of,
 )
 from med3d_ext.data.download import download_tasks
-from med3d_ext.data.fingerprint import summarize
+from med3d_ext.data.fingerprint import read_header, summarize
 from med3d_ext.data.left_atrium import is_left_atrium, read_left_atrium
-from med3d_ext.data.prepared_files import fingerprint_domain, header_of, known_cases, left_out, write_prepared
+from med3d_ext.data.prepared_files import fingerprint_domain, known_cases, left_out, write_prepared
 from med3d_ext.data.splits import split_cases
 from med3d_ext.data.subsets import choose_domains
 from med3d_ext.errors import Faults, FaultyCases, InputError
@@ -199,5 +199,5 @@ def _first_header(source: Source) -> tuple[str, dict[str, Any]]:
     faults = Faults()
     for case in source.cases:
         with faults.caught():
-            return case["image"], header_of(case["image"])
+            return case["image"], read_header(case["image"])
     raise FaultyCases(faults.sentences, len(source.cases))

@@ -11,7 +11,6 @@ from typing import Any
 from med3d_ext.data.datalists import Source
 from med3d_ext.data.fingerprint import label_map, read_header, repair_spacing, scan_cases
 from med3d_ext.data.identity import FILES, file_digest, stated_files
-from med3d_ext.data.left_atrium import read_itk_header
 from med3d_ext.data.splits import SPLITS
 from med3d_ext.errors import Faults, FaultyCases, InputError
 from med3d_ext.files import file_stamp, read_json, write_json
@@ -46,12 +45,11 @@ def fingerprint_domain(
     cases: list[dict[str, Any]] = []
     for case in source.cases:
         with found.caught():
-            header = header_of(case["image"])
+            header = read_header(case["image"])
             _check_channels(case, header, cases[0] if cases else None, channel)
             cases.append({**case, **header})
-    for number in repair_spacing(cases) if cases else []:
-        spacing, image = (cases[number][key] for key in ("spacing", "image"))
-        logger.warning(f"'{image}' has no usable voxel spacing; taking the mean of the others, {spacing} mm")
+    if cases:
+        repair_spacing(cases)  # reading the image warns of it
     cases = scan_cases(cases, known, channel, foreground, logger.info, found)
     good = []
     for case in cases:
@@ -115,11 +113,6 @@ def absent_classes(domain: Mapping[str, Any]) -> Iterator[str]:
                 f"{' and '.join(split for split in SPLITS if split in splits)} cases do" if splits else "no case does"
             )
             yield f"no training case holds the class {value} ({name}), {others}: it cannot be learned"
-
-
-def header_of(path: str) -> dict[str, Any]:
-    """Shape, channels, spacing and orientation from the header of a NIfTI file, or of another that ITK reads."""
-    return read_header(path) if path.endswith((".nii", ".nii.gz")) else read_itk_header(path)
 
 
 def _check_channels(

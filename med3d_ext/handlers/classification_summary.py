@@ -15,6 +15,7 @@ from monai.utils import string_list_all_gather
 
 from med3d_ext.data.leakage import Evaluated
 from med3d_ext.data.prepare import PreparedData
+from med3d_ext.files import told_apart
 from med3d_ext.handlers.summary import doubts, write_evaluation
 from med3d_ext.metrics.classification import THRESHOLD, measure_classes
 from med3d_ext.metrics.classification_plots import draw_reliability, draw_roc
@@ -66,7 +67,7 @@ class ClassificationSummary:
             label, probability = int(output["label"]), float(output["pred"][1])
             self.rows.append(
                 {
-                    "case": os.path.basename(item["image"].meta["filename_or_obj"]),
+                    "case": str(item["image"].meta["filename_or_obj"]),
                     "domain": str(item.get("domain", "all")),
                     "label": label,
                     "probability": probability,
@@ -81,6 +82,8 @@ class ClassificationSummary:
         rows = [json.loads(text) for text in string_list_all_gather([json.dumps(row) for row in self.rows])]
         if engine.state.rank != 0:
             return
+        names = told_apart({row["case"]: os.path.basename(row["case"]) for row in rows})
+        rows = [{**row, "case": names[row["case"]]} for row in rows]
         domains = {row["domain"]: [other for other in rows if other["domain"] == row["domain"]] for row in rows}
         baselines = {name: size_only(members, name, self.data) for name, members in domains.items()}
         figures = {

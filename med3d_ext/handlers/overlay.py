@@ -11,7 +11,7 @@ import torch
 from ignite.engine import Events
 from monai.data import MetaTensor
 
-from med3d_ext.files import case_name
+from med3d_ext.files import case_name, stem, told_apart
 from med3d_ext.transforms.load import load_volume
 
 _SAMPLE = 1_000_000  # voxels that are enough for the range of gray values
@@ -31,6 +31,7 @@ class OverlayImage:
         self.maximum = maximum
         self.label_key = label_key
         self.written = 0
+        self.names: dict[str, str] = {}
 
     def attach(self, engine: Any) -> None:
         """Register with a MONAI evaluator whose postprocessing leaves label maps."""
@@ -44,7 +45,9 @@ class OverlayImage:
                 return
             file = batch["image"].meta["filename_or_obj"]
             image = load_volume(file, batch.get("channel"))  # the batch holds what the network saw, on its own grid
-            path = Path(self.output_dir) / f"overlay_{case_name(file).split('.')[0]}.png"
+            if file not in self.names:  # the pictures of earlier cases keep their names
+                self.names[file] = told_apart({**self.names, file: stem(case_name(file))})[file]
+            path = Path(self.output_dir) / f"overlay_{self.names[file]}.png"
             label = output.get(self.label_key, batch.get(self.label_key))
             draw_overlay(path, image, output["pred"], label)
             self.written += 1

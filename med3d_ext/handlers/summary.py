@@ -15,7 +15,7 @@ from monai.data import MetaTensor
 from monai.utils import string_list_all_gather
 
 from med3d_ext.data.leakage import Evaluated
-from med3d_ext.files import case_name, write_json
+from med3d_ext.files import case_names, write_json
 from med3d_ext.metrics.intervals import describe_metric
 
 logger = logging.getLogger("med3d_ext.evaluate")
@@ -66,13 +66,15 @@ class EvaluationSummary:
         for item in engine.state.batch:
             image = item["image"]
             name = str(image.meta.get("filename_or_obj", "")) if isinstance(image, MetaTensor) else ""
-            self.cases.append(case_name(name))
+            self.cases.append(name)
             self.domains.append(str(item.get("domain", "all")))
             self.groups.append(str(item.get(self.group_by, "not stated")))
 
     def write(self, engine: Any) -> None:
         """Write both files."""
-        cases, domains, groups = map(string_list_all_gather, (self.cases, self.domains, self.groups))
+        paths, domains, groups = map(string_list_all_gather, (self.cases, self.domains, self.groups))
+        names = case_names(paths)
+        cases = [names[path] for path in paths]
         details = {name: per_case(value) for name, value in engine.state.metric_details.items()}
         if engine.state.rank != 0:
             return

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from med3d_ext.data.datalists import IMAGE_SUFFIXES, existing_file
+from med3d_ext.data.datalists import existing_file
 from med3d_ext.data.splits import SPLITS
 from med3d_ext.errors import InputError
-from med3d_ext.files import read_json
+from med3d_ext.files import SUFFIXES, is_image_name, read_json, stem
 from med3d_ext.prediction.label_map_file import read_label_sources
 from med3d_ext.transforms.grids import Grid, on_image_grid
 from med3d_ext.transforms.labels import whole_values
@@ -51,9 +51,7 @@ def case_name(path: str | os.PathLike) -> str:
     >>> case_name("out/abdomen_20_seg.nii.gz"), case_name("segmentation-3.nii")
     ('abdomen_20', 'volume-3')
     """
-    name = os.path.basename(path)
-    name = next((name.removesuffix(suffix) for suffix in IMAGE_SUFFIXES if name.endswith(suffix)), name)
-    return re.sub(r"^segmentation-", "volume-", re.sub(r"[_.](seg|pred|label|mask)$", "", name))
+    return re.sub(r"^segmentation-", "volume-", re.sub(r"[_.](seg|pred|label|mask)$", "", stem(path)))
 
 
 def pair_cases(pred: str | os.PathLike, label: str | os.PathLike) -> CasePairs:
@@ -126,12 +124,11 @@ def _label_maps(source: str | os.PathLike, argument: str) -> dict[str, Path]:
     if root.is_file():
         return {case_name(root): existing_file(root)}
     folders = [root / name for name in ("labelsTr", "labelsTs", "labels") if (root / name).is_dir()] or [root]
-    paths = sorted(path for folder in folders for path in folder.rglob("*") if path.name.endswith(IMAGE_SUFFIXES))
-    paths = [path for path in paths if not path.name.startswith("._")]
+    paths = sorted(path for folder in folders for path in folder.rglob("*") if is_image_name(path))
     # LiTS keeps images and labels side by side.
     paths = [path for path in paths if path.name.startswith("segmentation-")] or paths
     if not paths:
-        kinds = ", ".join(IMAGE_SUFFIXES)
+        kinds = ", ".join(SUFFIXES)
         raise InputError(f"{argument} '{source}' holds no label map ({kinds}); give a folder of them.")
     return _by_case([(case_name(path), existing_file(path)) for path in paths], root)
 

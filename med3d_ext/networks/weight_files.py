@@ -6,6 +6,8 @@ import os
 import re
 import tempfile
 import warnings
+import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,9 @@ STATE_KEYS = ("state_dict", "model", "network", "net", "model_state_dict")
 """Under which of its keys a checkpoint keeps the state dict, first come first taken."""
 
 PLAIN_PICKLE = "is a plain pickle, which may hold code and is never run; ask its author for a state dict of torch.save"
+
+_FRAMEWORKS = ("argparse", "lightning", "lightning_fabric", "omegaconf", "pathlib", "pytorch_lightning", "types")
+"""Packages whose objects Lightning keeps in a checkpoint; in their place stands what does nothing."""
 
 FIRST_BYTES = {
     b"version https://git-lfs": "is a Git LFS pointer, not the file itself; run `git lfs pull`",
@@ -63,13 +68,32 @@ def check_sha256(path: str | os.PathLike, sha256: str) -> None:
         raise InputError(f"'{path}' does not have the sha256 {sha256}; delete it and fetch it again.")
 
 
+class _Unknown:
+    """What stands for a class that is not known: an empty dictionary, which takes any content and does nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Any:
+        return OrderedDict()
+
+
 def _read_torch(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about protocols and archives; what matters is said below
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_stand_ins(path)):
+                return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the damage makes of the file: an unpickler raises nearly anything
         raise InputError(f"'{path}' {_what_is_wrong(path, str(error))}.") from error
+
+
+def _stand_ins(path: Path) -> list[Any]:
+    """For the classes of a training framework that its checkpoint holds next to the tensors (Lightning's settings)."""
+    if not zipfile.is_zipfile(path):
+        return []
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # of a damaged file or another kind of archive: reading it says what is wrong
+        return []
+    return [(type("Unknown", (_Unknown,), {}), name) for name in names if name.split(".")[0] in _FRAMEWORKS]
 
 
 def _what_is_wrong(path: Path, message: str) -> str:

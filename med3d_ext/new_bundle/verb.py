@@ -12,8 +12,8 @@ from pathlib import Path
 
 from med3d_ext.bundle_folder import find_bundle
 from med3d_ext.data.domains import Domain, channel_number, merge_classes
+from med3d_ext.data.fingerprint import read_header
 from med3d_ext.data.prepare_3dseg8 import Found, find_domains
-from med3d_ext.data.prepared_files import header_of
 from med3d_ext.errors import InputError
 from med3d_ext.files import read_json
 from med3d_ext.new_bundle.configs import TEMPLATE, own_configs
@@ -61,7 +61,7 @@ def _one_domain(dataset_dir: str) -> Found:
     if len(found.source.classes) < 2:
         raise InputError(f"'{found.folder / 'dataset.json'}' names one class; name the background and what to segment.")
     first = found.source.cases[0]["image"]
-    channel_number(found.settings, found.source.modality, header_of(first)["channels"], first)
+    channel_number(found.settings, found.source.modality, read_header(first)["channels"], first)
     return found
 
 

@@ -60,7 +60,7 @@ def write_dicom_seg(
         path: the file to write.
         labels: label values (X, Y, slice) in the order in which ``load_volume`` reads the series.
         names: label value to name. The standard counts segments without gaps: segment n is the n-th value.
-        folder: the folder of the series.
+        folder: the folder of the series, or its file of frames.
         bundle: what segmented: it is named as the algorithm.
         version: its version.
 
@@ -68,12 +68,18 @@ def write_dicom_seg(
         InputError: highdicom is missing, or the series lacks what a segmentation must refer to.
     """
     highdicom = need_highdicom()
-    slices = _headers(single_series(folder))
+    series = single_series(folder)
+    slices = _headers(series)
     values = sorted({*names, *np.unique(labels).tolist()} - {0}) or [1]
+    planes = _numbered(labels, values).transpose(2, 1, 0)
+    if series.slices[0].frame is not None:  # the source's order, which need not be that of the positions
+        stored = np.zeros((int(slices[0].NumberOfFrames), *planes.shape[1:]), np.uint8)
+        stored[[each.frame or 0 for each in series.slices]] = planes
+        planes = stored
     try:
         segmentation = highdicom.seg.Segmentation(
             source_images=slices,
-            pixel_array=np.ascontiguousarray(_numbered(labels, values).transpose(2, 1, 0)),
+            pixel_array=np.ascontiguousarray(planes),
             segmentation_type="BINARY",
             segment_descriptions=_descriptions(highdicom, values, names, bundle, version),
             series_instance_uid=highdicom.UID(),
@@ -98,7 +104,7 @@ def _headers(series: DicomSeries) -> list[Any]:
     """The slices' headers in order; what may be empty by the standard and was left out altogether is empty."""
     import pydicom
 
-    headers = [pydicom.dcmread(file, stop_before_pixels=True) for file in series.files]
+    headers = [pydicom.dcmread(file, stop_before_pixels=True, force=True) for file in series.files]
     for header in headers:
         if not header.get("SliceThickness"):
             header.SliceThickness = round(series.spacing[2], 6)

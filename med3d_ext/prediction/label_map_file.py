@@ -17,8 +17,11 @@ import nibabel
 import numpy as np
 from monai.data import NibabelWriter
 
+from med3d_ext.errors import InputError
+from med3d_ext.files import stem
+from med3d_ext.image_files import is_nifti, nifti_header
 from med3d_ext.transforms.grids import copy_geometry
-from med3d_ext.transforms.load import NIFTI, stated_spacing, usable_spacing
+from med3d_ext.transforms.load import stated_spacing, usable_spacing
 
 logger = logging.getLogger("med3d_ext.predict")
 
@@ -98,8 +101,8 @@ def write_label_map(
             example. ``evaluate`` merges labels alike. Defaults to None.
     """
     map_ = nibabel.Nifti1Image(labels.astype(smallest_type(labels.max(initial=0)), copy=False), affine)
-    if image is not None and str(image).endswith(NIFTI) and usable_spacing(stated_spacing(image, affine)):
-        copy_geometry(map_.header, nibabel.load(image).header)
+    if image is not None and is_nifti(image) and usable_spacing(stated_spacing(image, affine)):
+        copy_geometry(map_.header, nifti_header(image))
         map_ = nibabel.Nifti1Image(map_.dataobj, None, map_.header)
     header: Any = map_.header
     header.set_intent("label", name="label map")
@@ -111,6 +114,15 @@ def write_label_map(
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def label_map_name(meta: Mapping[str, Any], _: Any = None) -> dict[str, Any]:
+    """What MONAI's ``SaveImaged(output_name_formatter=...)`` calls a result: the case's name, else its image's file.
+
+    MONAI itself takes the last part of a path up to its last dot, by which two patients' ``CT`` are one.
+    """
+    # The ending is for MONAI to cut off, instead of the end of a name such as 1.2.840.100.
+    return {"subject": f"{meta.get('case') or stem(meta['filename_or_obj'])}.nii", "idx": meta.get("patch_index")}
 
 
 class LabelMapWriter(NibabelWriter):
@@ -164,11 +176,10 @@ def read_label_names(path: str | os.PathLike) -> dict[int, str]:
 
 def read_label_sources(path: str | os.PathLike) -> dict[int, list[int]]:
     """The ``sources`` in a file of :func:`write_label_map`; empty for every other file."""
-    if not str(path).endswith(NIFTI):
-        return {}
     header: Any = None
-    with suppress(Exception):  # a damaged file is for the reader of its voxels to refuse
-        header = nibabel.load(Path(path)).header
+    if is_nifti(path):
+        with suppress(InputError):  # a damaged file is for the reader of its voxels to refuse
+            header = nifti_header(path)
     for table in (each.get_content() for each in getattr(header, "extensions", []) if each.get_code() == COMMENT):
         with suppress(ElementTree.ParseError, ValueError, AttributeError):
             for entry in ElementTree.fromstring(table.rstrip(b"\0")).iter("MD"):

@@ -6,7 +6,6 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -15,13 +14,13 @@ from typing import Any
 from med3d_ext.bundle_folder import find_bundle
 from med3d_ext.data.fingerprint import sha256
 from med3d_ext.errors import InputError
-from med3d_ext.one_line import input_error_message
+from med3d_ext.one_line import heard_warnings, input_error_message
 from med3d_ext.prediction.cases import Case, collect_cases
 from med3d_ext.prediction.dicom_seg import need_highdicom, write_dicom_seg
 from med3d_ext.prediction.predictor import BundlePredictor, LabelMap
 from med3d_ext.prediction.results import Origin, check_result, is_done, volumes, write_results
 from med3d_ext.prediction.summary import Outcome, Summary
-from med3d_ext.transforms.load import load_volume
+from med3d_ext.transforms.load import is_dicom_input, load_volume
 
 logger = logging.getLogger("med3d_ext.predict")
 
@@ -42,7 +41,8 @@ def predict(
 
     Args:
         bundle: a bundle's name or the path of its folder.
-        inputs: images (.nii.gz, .nii, .nrrd, .mha, .mhd), folders of them, or folders of DICOM series.
+        inputs: images (.nii.gz, .nii, .nrrd, .nhdr, .mha, .mhd, DICOM of several frames), folders of them in any depth,
+            or folders of DICOM series.
         output: folder for the results.
         overwrite: replace results that are there.
         dicom_seg: write a DICOM segmentation, too, where the input is a DICOM series (needs highdicom).
@@ -103,7 +103,7 @@ class Run:
 
     def _segment(self, case: Case) -> Outcome:
         begin = time.monotonic()
-        with _heard_warnings() as heard:
+        with heard_warnings() as heard:
             result = self.predictor(case.image)
             image = load_volume(case.image, self.predictor.channel)
             is_scaled = check_result(result, image, case)
@@ -116,7 +116,7 @@ class Run:
         return Outcome(case.name, "done", "", seconds, labels, tuple(heard))
 
     def _is_wanted_in_dicom(self, case: Case) -> bool:
-        return self.dicom_seg and Path(case.image).is_dir()
+        return self.dicom_seg and is_dicom_input(case.image)
 
     def _segmentation(self, case: Case, result: LabelMap, names: dict[int, str]) -> Callable[[Path], None] | None:
         """What writes the DICOM segmentation, where one is wanted."""
@@ -143,20 +143,6 @@ def _output_folder(output: str, cases: Sequence[Case]) -> Path:
     except OSError as error:
         raise InputError(f"--output '{output}' cannot be made ({error.strerror}); give another folder.") from error
     return folder
-
-
-@contextmanager
-def _heard_warnings() -> Iterator[list[str]]:
-    """The warnings that this package's parts log meanwhile."""
-    heard: list[str] = []
-    listener = logging.Handler(logging.WARNING)
-    listener.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
-    package = logging.getLogger("med3d_ext")
-    package.addHandler(listener)
-    try:
-        yield heard
-    finally:
-        package.removeHandler(listener)
 
 
 def _progress(cases: Sequence[Case]) -> Iterator[Case]:

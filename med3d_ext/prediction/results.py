@@ -113,17 +113,10 @@ def volumes(result: LabelMap, names: Mapping[int, str], is_scaled: bool = True) 
 
 
 def check_result(result: LabelMap, image: MetaTensor, case: Case) -> bool:
-    """Whether the image states its voxel size; what a user must know about the result is logged, a sentence each."""
-    is_scaled = usable_spacing(stated_spacing(case.image, image.affine))
-    if not is_scaled:
-        spacing = " x ".join(f"{size:.2f}" for size in axis_spacing(result.affine))
-        logger.warning(
-            f"'{case.image}' has no usable voxel spacing (0 or NaN): {spacing} mm are taken, and no "
-            "volume is given; write the spacing into its header."
-        )
+    """Whether the image states its voxel size; an empty result is logged as a warning."""
     if not result.labels.any():
         logger.warning(f"Nothing was found in '{case.image}': its label map is empty; look at the image.")
-    return is_scaled
+    return usable_spacing(stated_spacing(case.image, image.affine))
 
 
 def write_results(

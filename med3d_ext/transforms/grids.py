@@ -7,14 +7,13 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from med3d_ext.errors import InputError
+from med3d_ext.image_files import is_dicom, is_nifti, nifti_header, read_header
 
 logger = logging.getLogger("med3d_ext.labels")
 TOLERANCE_VOXELS, TOLERANCE_MM = 0.1, 0.1  # headers round their affines; a wrong grid is off by more
@@ -60,18 +59,10 @@ class Grid:
 
 def states_place(path: str | os.PathLike) -> bool:
     """Whether a file's header has a field for place and directions: NIfTI with both codes 0 has none, nor NRRD without
-    a ``space``. True for what is not such a file."""
-    name = str(path).lower()
-    if not os.path.isfile(path):
+    a ``space``. True for DICOM, and for what is not a file."""
+    if not os.path.isfile(path) or is_dicom(path):
         return True
-    if name.endswith((".nii", ".nii.gz")):
-        header: Any = nibabel.load(path).header  # type: ignore[attr-defined]
-        return bool(header.get("sform_code", 1) > 0 or header.get("qform_code", 1) > 0)
-    if name.endswith((".nrrd", ".nhdr")):
-        with open(path, "rb") as file:
-            fields = file.read(1 << 16).replace(b"\r", b"").split(b"\n\n")[0].split(b"\n")
-        return any(field.startswith((b"space:", b"space dimension:")) for field in fields)
-    return True
+    return read_header(path).is_oriented
 
 
 def on_image_grid(voxels: np.ndarray, label: Grid, image: Grid) -> np.ndarray:
@@ -115,8 +106,8 @@ def on_image_grid(voxels: np.ndarray, label: Grid, image: Grid) -> np.ndarray:
 def _affines(image: Grid) -> list[np.ndarray]:
     """The image's affine, then the others that its NIfTI header states: a tool may have drawn the label on either."""
     found = [image.affine]
-    if image.path.lower().endswith((".nii", ".nii.gz")) and os.path.isfile(image.path):
-        header: Any = nibabel.load(image.path).header  # type: ignore[attr-defined]
+    if is_nifti(image.path):
+        header = nifti_header(image.path)
         for form in (getattr(header, "get_sform", None), getattr(header, "get_qform", None)):
             affine = form(coded=True)[0] if form is not None else None
             if affine is not None and np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 0:
@@ -183,22 +174,18 @@ def _refusal(label: Grid, image: Grid) -> str:
 
 
 def grid_of_file(path: str | os.PathLike) -> Grid:
-    """The grid of a NIfTI file, from its header alone.
+    """The grid of an image file, from its header alone.
 
     Raises:
         InputError: the file cannot be read.
     """
-    from monai.data import NibabelReader
-
-    try:
-        image = NibabelReader().read(path)  # not nibabel alone: the two differ where sform and pixdim disagree
-    except Exception as error:
-        raise InputError(f"'{path}' cannot be read as NIfTI ({error}); it is damaged or of another format.") from error
-    return Grid.of(Path(path), image.shape[:3], image.affine)
+    header = read_header(path)
+    return Grid.of(path, header.shape[:3], header.affine)
 
 
 def copy_geometry(header: Any, source: Any) -> None:
     """Give a NIfTI header the place and the voxel sizes that another states, both forms with their codes."""
     for field in _GEOMETRY:
-        header[field] = source[field]
+        if field in source:  # not in that of Analyze
+            header[field] = source[field]
     header["pixdim"][:4] = source["pixdim"][:4]

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import argparse
 import hashlib
 import http.server
 import os
+import pathlib
 import pickle
 import sys
 import threading
@@ -25,6 +27,23 @@ class Code:
 
 def _sha256(path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class Settings(dict):
+    """As Lightning keeps a network's arguments."""
+
+
+def test_a_checkpoint_of_lightning_is_read_without_its_settings(tmp_path, monkeypatch):
+    module = types.ModuleType("pytorch_lightning.parsing")
+    module.Settings, Settings.__module__ = Settings, module.__name__
+    for name in ("pytorch_lightning", module.__name__):
+        monkeypatch.setitem(sys.modules, name, module)
+    kept = {f"model.{name}": value for name, value in STATE.items()}
+    for settings in (argparse.Namespace(rate=1, path=pathlib.Path("/x")), Settings(rate=1), {"rate": 1}):
+        torch.save({"state_dict": kept, "hyper_parameters": settings, "epoch": 3}, tmp_path / "a.ckpt")
+        state, keys = read_checkpoint(tmp_path / "a.ckpt")
+        assert state.keys() == kept.keys() and keys == {"state_dict", "hyper_parameters", "epoch"}
+        assert all(torch.equal(state[name], value) for name, value in kept.items())
 
 
 @pytest.mark.parametrize(
