@@ -12,11 +12,11 @@ from typing import Any
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import BundleProperty, BundlePropertyConfig
 
-from med3d_ext.check.binding import components, expressions, lost_references, unknown_names, walk, wrong_components
+from med3d_ext.check.binding import components, expressions, lost_references, unknown_names, wrong_components
 from med3d_ext.check.findings import Finding, error, ok, warning
 from med3d_ext.errors import InputError
 from med3d_ext.files import read_json
-from med3d_ext.overrides import check_overrides, set_by_id, split_id
+from med3d_ext.overrides import check_overrides, set_by_id, split_id, walk
 
 COMMANDS = {"train": ("train",), "evaluate": ("train", "evaluate"), "inference": ("inference",)}
 NEEDED = ("configs/metadata.json", "configs/train.json", "configs/evaluate.json", "configs/inference.json")
