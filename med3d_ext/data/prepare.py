@@ -168,6 +168,11 @@ class PreparedData:
         return items
 
     @property
+    def test(self) -> list[dict[str, Any]]:
+        """Items that no run trains on; an InputError when there are none."""
+        return self.cases_to_evaluate("test")
+
+    @property
     def identity(self) -> str:
         """A short digest of what is trained on: a training is continued on the same data only."""
         return self.identity_of(self.training)
