@@ -62,7 +62,8 @@ class StartRun:
             files = files or [str(file) for file in sorted(workflow.config_root_path.glob("*.json"))]
             base = _read(files[:1] if arguments else [f for f in files if PurePath(f).name in BASES])
             config = workflow.parser.config
-            check_effect(config, {name for name, _ in walk(base)}, _names(files) if arguments else "the config")
+            known = {workflow.init_id, workflow.run_id, workflow.final_id, *(name for name, _ in walk(base))}
+            check_effect(config, known, _names(files) if arguments else "the config")
             _put_right(workflow.parser)
             check_options(config)
 
@@ -83,14 +84,15 @@ def _check_ids_to_run(workflow: Any) -> None:
     """``monai.bundle run train``, the form of older bundles, would build the section ``train`` and run nothing.
 
     Raises:
-        InputError: ``run_id`` is no list with an expression that calls something, or ``init_id`` or ``final_id`` is
+        InputError: ``run_id`` is not a list with an expression that calls something, or ``init_id`` or ``final_id`` is
             not in the config.
     """
     config = workflow.parser.config
     steps = config.get(workflow.run_id)
-    steps = steps if isinstance(steps, list) else [steps]
-    calls = any(isinstance(step, str) and step.startswith("$") and step.rstrip().endswith(")") for step in steps)
-    if not calls or workflow.run_id in ("imports", "initialize", "finalize"):
+    # A list of calls; outside of a list many an expression ends in a call and builds something.
+    end = ")" if isinstance(steps, list) else ".run()"
+    steps = [step for step in (steps if isinstance(steps, list) else [steps]) if isinstance(step, str)]
+    if not any(step.startswith("$") and step.rstrip().endswith(end) for step in steps) or workflow.run_id in ("imports", "initialize", "finalize"):
         raise InputError(
             f"'{workflow.run_id}' is not something to run: in these configs that is 'run', the default; leave the "
             "word out: python -m monai.bundle run --config_file FILE."

@@ -50,7 +50,7 @@ def check_effect(config: Mapping[str, Any], known: Collection[str] = (), source:
     Args:
         config: a whole config, its files and overrides merged.
         known: ids that are legal all the same: those of the bundle's own file, from which an overlay may take the
-            only reference.
+            only reference, and those that are run.
         source: how the message calls the config.
 
     Raises:
@@ -60,11 +60,13 @@ def check_effect(config: Mapping[str, Any], known: Collection[str] = (), source:
 
     needed = NEEDED_BY_MONAI | TRACKING_SETTINGS
     needed |= {facts["id"] for facts in (*TrainProperties.values(), *InferProperties.values())}
-    used = needed | set(known)
+    used = set(needed)
     for place, text in texts(config):
         own = place.partition("::")[0]
         used |= {name for name in _references(text) if name.partition("::")[0] != own or "::" in name}
     for name in _unused(config, used):
+        if name in known:
+            continue
         raise InputError(f"id '{name}' of {source} has no effect, nothing refers to it; {_repair(name, config)}")
 
 
@@ -84,7 +86,7 @@ def _unused(config: Mapping[str, Any], used: Collection[str], prefix: str = "") 
             continue
         if not any(other.startswith(f"{name}::") for other in used):
             yield name
-        elif isinstance(value, dict) and "_target_" not in value:
+        if isinstance(value, dict) and "_target_" not in value:
             yield from _unused(value, used, f"{name}::")
 
 
