@@ -91,15 +91,16 @@ def _check_ids_to_run(workflow: Any) -> None:
     steps = config.get(workflow.run_id)
     # A list of calls; outside of a list many an expression ends in a call and builds something.
     end = ")" if isinstance(steps, list) else ".run()"
-    steps = [step for step in (steps if isinstance(steps, list) else [steps]) if isinstance(step, str)]
-    if not any(step.startswith("$") and step.rstrip().endswith(end) for step in steps) or workflow.run_id in ("imports", "initialize", "finalize"):
+    steps = [step for step in (steps if isinstance(steps, list) else [steps]) if str(step).startswith("$")]
+    others = ("imports", "initialize", "finalize")
+    if workflow.run_id in others or not any(step.rstrip().endswith(end) for step in steps):
         raise InputError(
             f"'{workflow.run_id}' is not something to run: in these configs that is 'run', the default; leave the "
             "word out: python -m monai.bundle run --config_file FILE."
         )
     for name, usual in ((workflow.init_id, "initialize"), (workflow.final_id, "finalize")):
         if name != usual and name not in config:
-            raise InputError(f"'{name}' is not in the config, and would be left out in silence; did you mean '{usual}'?")
+            raise InputError(f"'{name}' is not in the config and would be left out; did you mean '{usual}'?")
 
 
 def _put_right(parser: Any) -> None:
@@ -138,7 +139,8 @@ def run_arguments(argv: Sequence[str] | None = None) -> tuple[list[str], dict[st
 def effective_config(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The config of a ``monai.bundle run`` command: its files merged as MONAI does, then the overrides.
 
-    References and expressions stay as written, words and paths are what was meant by them. Empty where the command is another.
+    References and expressions stay as written, words and paths are what was meant by them. Empty where the command
+    is another.
     """
     files, overrides = run_arguments(argv)
     config = _read(files) if files else {}

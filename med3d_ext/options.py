@@ -187,8 +187,8 @@ def check_options(options: Mapping[str, Any]) -> None:
             continue
         if not (value is None and (option.optional or name not in options)) and not option.fits(value):
             raise InputError(f"{name} must be {option.rule}{' or null' * option.optional}, got {value!r}.")
-    folds, fold = (options.get(name) for name in ("folds", "fold"))
-    if _is_whole(folds) and _is_whole(fold) and fold >= folds:
+    folds, fold = options.get("folds"), options.get("fold")
+    if isinstance(folds, int) and isinstance(fold, int) and fold >= folds:
         raise InputError(f"fold must be a whole number from 0 to {folds - 1}, below folds, got {fold}.")
 
 

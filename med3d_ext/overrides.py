@@ -57,9 +57,10 @@ def check_effect(config: Mapping[str, Any], known: Collection[str] = (), source:
         InputError: an id has no effect; the message names the nearest.
     """
     from monai.bundle.properties import InferProperties, TrainProperties
+    from monai.utils import BundlePropertyConfig
 
     needed = NEEDED_BY_MONAI | TRACKING_SETTINGS
-    needed |= {facts["id"] for facts in (*TrainProperties.values(), *InferProperties.values())}
+    needed |= {str(facts[BundlePropertyConfig.ID]) for facts in (*TrainProperties.values(), *InferProperties.values())}
     used = set(needed)
     for place, text in texts(config):
         own = place.partition("::")[0]

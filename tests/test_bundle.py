@@ -288,7 +288,10 @@ def test_under_torchrun_the_line_is_said_once(train_json):
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (OSError(28, "No space left on device", "/o/model.pt"), "'/o/model.pt' cannot be used (No space left on device)"),
+        (
+            OSError(28, "No space left on device", "/o/model.pt"),
+            "'/o/model.pt' cannot be used (No space left on device)",
+        ),
         (PermissionError(13, "Permission denied", "/o"), "'/o' cannot be used (Permission denied); check the path"),
         (MemoryError(), "RAM is full; lower batch_size"),
         (torch.OutOfMemoryError("CUDA out of memory"), "GPU memory is full; lower batch_size"),
@@ -353,7 +356,9 @@ def test_a_training_does_not_end_because_nobody_reads_its_log():
         "logging.basicConfig(stream=sys.stdout, level=20)\n"
         "for n in range(2000): logging.info('line %d', n)\nprint('done', file=sys.stderr)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     process.stdout.readline()
     process.stdout.close()
     assert process.stderr.read() == "done\n"

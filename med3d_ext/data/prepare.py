@@ -161,7 +161,9 @@ class PreparedData:
         """
         items = self.items(split)
         if not items:
-            raise InputError(f"'{self.folder / DATALIST}' has no {split} cases; add labelled cases or choose a --split.")
+            raise InputError(
+                f"'{self.folder / DATALIST}' has no {split} cases; add labelled cases or choose a --split."
+            )
         processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         if len(items) < processes:
             raise InputError(f"{len(items)} {split} cases are too few for {processes} processes; start fewer.")

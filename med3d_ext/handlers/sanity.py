@@ -50,8 +50,8 @@ class SanitySheet:
         known = {case["image"]: (name, case) for name, domain in self.domains.items() for case in domain["cases"]}
         odd: dict[int, list[str]] = {}
         for number, item in enumerate(self.dataset.data):
-            name, case = known.get(item["image"], (None, None))
-            if name is not None and item["label"] is not None:
+            if item["image"] in known and item["label"] is not None:
+                name, case = known[item["image"]]
                 odd[number] = list(case_oddities(case, self.domains[name]))
         chosen = choose(self.dataset.data, odd, self.maximum)
         drawn = {number: self.dataset.before_random(number) for number in chosen}

@@ -1,4 +1,4 @@
-"""Every option of every bundle does what it says, or is refused in a sentence. Objects are built, nothing is trained."""
+"""Every option of every bundle does what it says, or is refused in a sentence. Nothing is trained."""
 
 from __future__ import annotations
 
@@ -33,9 +33,11 @@ EFFECTS = {
     "epochs": (3, lambda get: get("train::trainer").state.max_epochs),
     "network_name": (
         "resnet18",
-        lambda get: "resnet18"
-        if parameters(encoder_of(get("network_def"))) == parameters(ResNetEncoder("resnet18", 1, 16))
-        else "other",
+        lambda get: (
+            "resnet18"
+            if parameters(encoder_of(get("network_def"))) == parameters(ResNetEncoder("resnet18", 1, 16))
+            else "other"
+        ),
     ),
     "output_stride": (16, lambda get: encoder_of(get("network_def")).output_stride),
     "num_workers": (1, lambda get: get("train::dataloader").num_workers),
@@ -157,7 +159,7 @@ def test_every_value_out_of_range_is_refused_before_anything_is_built(bundle, fo
         options = {name for name in OPTIONS if has(config, name)} - {"bundle_root"}
         assert {"dataset_dir", "output_dir", "device"} <= options
         for name in options:
-            for bad in ({0, -1, 1.5, True, "", float("nan"), "zzz"} if name != "domains" else {0, ""}):
+            for bad in {0, -1, 1.5, True, "", float("nan"), "zzz"} if name != "domains" else {0, ""}:
                 if OPTIONS[name].fits(bad) or (OPTIONS[name].rule == "a path" and bad in (0, -1, True)):
                     continue  # a folder may be called 0
                 with pytest.raises(InputError, match=f"^{name} must be "):
