@@ -56,7 +56,7 @@ def one_line_errors() -> None:
         return
     sys.excepthook = _hook(sys.excepthook)
     logging.setLogRecordFactory(_record_factory(logging.getLogRecordFactory()))
-    logging.Handler.handleError = _handle_error  # type: ignore[method-assign]
+    logging.Handler.handleError = _handle_error  # type: ignore[method-assign,assignment]
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
 

@@ -14,7 +14,10 @@ from med3d_ext.errors import InputError
 from med3d_ext.provenance import git_state, versions
 from med3d_ext.report.rerun import rerun, without
 
-COMMAND = "python -m monai.bundle run --config_file ../bundles/lits_coarse/configs/train.json --output_dir old --epochs 2 --ckpt_dir=old/models"
+COMMAND = (
+    "python -m monai.bundle run --config_file ../bundles/lits_coarse/configs/train.json --output_dir old --epochs 2 "
+    "--ckpt_dir=old/models"
+)
 
 
 GIT, VERSIONS = git_state(), versions()
@@ -143,7 +146,7 @@ def test_a_run_outside_of_a_checkout_is_repeated_where_its_files_are(tmp_path, t
     (tmp_path / "own" / "configs").mkdir(parents=True)
     (tmp_path / "own" / "configs" / "train.json").write_text("{}")
     command = "python -m monai.bundle run --config_file own/configs/train.json"
-    record = write_run(tmp_path / "own" / "eval", command=command, folder=".", from_record="../..")
+    record = write_run(tmp_path / "own" / "eval", command=command, from_record="../..")
     monkeypatch.chdir(tmp_path.parent)
     rerun(str(record))
     assert trainings.folders == [tmp_path.resolve()]
