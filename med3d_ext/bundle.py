@@ -13,37 +13,108 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+from med3d_ext.errors import InputError
 from med3d_ext.one_line import one_line_errors
-from med3d_ext.overrides import METADATA, check_overrides, set_by_id, split_id
+from med3d_ext.options import as_meant, check_options
+from med3d_ext.overrides import (
+    METADATA,
+    TRACKING_SETTINGS,
+    check_effect,
+    check_overrides,
+    set_by_id,
+    split_id,
+    walk,
+)
 
 __all__ = ["StartRun", "check_overrides", "effective_config", "one_line_errors", "run_arguments"]
 
+BASES = ("train.json", "inference.json")  # what overlays are laid over
 # Arguments of monai.bundle's run and of its workflow classes: no ids of a config.
 _RUN_ARGUMENTS = {
     *("run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file"),
     *("workflow", "workflow_name", "workflow_type", "properties_path"),
 }
-_TRACKING_SETTINGS = {"tracking_uri", "experiment_name", "run_name", "save_execute_config", "is_not_rank0"}
 
 
 class StartRun:
-    """First entry of a config's ``run``: errors in one line from here on, and a check of the overrides.
+    """First entry of a config's ``initialize`` and ``run``: what was asked for is checked before anything is built.
 
-    ``{"_target_": "med3d_ext.bundle.StartRun"}``. Does nothing where the bundle is not run as a command.
+    ``{"_target_": "med3d_ext.bundle.StartRun"}``. From here on errors are one line. Overrides, keywords of a workflow
+    and the keys of further config files must have an effect, options must be in their range
+    (:mod:`med3d_ext.options`), and the run must run something. In the config, words such as ``false`` become what they
+    mean and paths are expanded.
 
     Raises:
-        InputError: an override matches no id of the config files.
+        InputError: an id has no effect, an option is out of its range, or ``run_id`` names nothing to run.
     """
 
     def __init__(self) -> None:
         arguments = _command_arguments(sys.argv)
-        if not arguments:
-            return
-        one_line_errors()
+        workflow = _workflow()
         files, overrides = run_arguments()
-        if arguments.get("tracking") is not None:
-            overrides = {key: value for key, value in overrides.items() if key not in _TRACKING_SETTINGS}
-        check_overrides(_read(files), overrides, ", ".join(PurePath(file).name for file in files))
+        if arguments:
+            one_line_errors()
+            if arguments.get("tracking") is not None:
+                overrides = {key: value for key, value in overrides.items() if key not in TRACKING_SETTINGS}
+            check_overrides(_read(files), {k: v for k, v in overrides.items() if k != "debug"}, _names(files))
+        if workflow is not None:
+            _check_ids_to_run(workflow)
+            files = files or [str(file) for file in sorted(workflow.config_root_path.glob("*.json"))]
+            base = _read(files[:1] if arguments else [f for f in files if PurePath(f).name in BASES])
+            config = workflow.parser.config
+            known = {workflow.init_id, workflow.run_id, workflow.final_id, *(name for name, _ in walk(base))}
+            check_effect(config, known, _names(files) if arguments else "the config")
+            _put_right(workflow.parser)
+            check_options(config)
+
+
+def _workflow() -> Any:
+    """The workflow that builds this component, None outside one: MONAI hands a component nothing to know it by."""
+    from monai.bundle import ConfigWorkflow
+
+    frame = inspect.currentframe()
+    while frame is not None:
+        if isinstance(frame.f_locals.get("self"), ConfigWorkflow):
+            return frame.f_locals["self"]
+        frame = frame.f_back
+    return None
+
+
+def _check_ids_to_run(workflow: Any) -> None:
+    """``monai.bundle run train``, the form of older bundles, would build the section ``train`` and run nothing.
+
+    Raises:
+        InputError: ``run_id`` is not a list with an expression that calls something, or ``init_id`` or ``final_id`` is
+            not in the config.
+    """
+    config = workflow.parser.config
+    steps = config.get(workflow.run_id)
+    # A list of calls; outside of a list many an expression ends in a call and builds something.
+    end = ")" if isinstance(steps, list) else ".run()"
+    steps = [step for step in (steps if isinstance(steps, list) else [steps]) if str(step).startswith("$")]
+    others = ("imports", "initialize", "finalize")
+    if workflow.run_id in others or not any(step.rstrip().endswith(end) for step in steps):
+        raise InputError(
+            f"'{workflow.run_id}' is not something to run: in these configs that is 'run', the default; leave the "
+            "word out: python -m monai.bundle run --config_file FILE."
+        )
+    for name, usual in ((workflow.init_id, "initialize"), (workflow.final_id, "finalize")):
+        if name != usual and name not in config:
+            raise InputError(f"'{name}' is not in the config and would be left out; did you mean '{usual}'?")
+
+
+def _put_right(parser: Any) -> None:
+    """Change the config to what was meant by it."""
+    changes = dict(as_meant({key: value for key, value in parser.config.items() if key != METADATA}))
+    for name, value in changes.items():
+        set_by_id(parser.config, split_id(name), value)
+    if changes:
+        # In the midst of resolving this component: MONAI puts it among the items that are then read anew.
+        parser.parse(reset=True)
+
+
+def _names(files: Sequence[str]) -> str:
+    return ", ".join(PurePath(file).name for file in files)
 
 
 def run_arguments(argv: Sequence[str] | None = None) -> tuple[list[str], dict[str, Any]]:
@@ -68,13 +139,16 @@ def run_arguments(argv: Sequence[str] | None = None) -> tuple[list[str], dict[st
 def effective_config(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The config of a ``monai.bundle run`` command: its files merged as MONAI does, then the overrides.
 
-    References and expressions stay as written. Empty where the command is another.
+    References and expressions stay as written, words and paths are what was meant by them. Empty where the command
+    is another.
     """
     files, overrides = run_arguments(argv)
     config = _read(files) if files else {}
     for name, value in overrides.items():
         if split_id(name)[0] != METADATA:
             set_by_id(config, split_id(name), value)
+    for name, value in dict(as_meant(config)).items():
+        set_by_id(config, split_id(name), value)
     return config
 
 

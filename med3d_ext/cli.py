@@ -12,6 +12,8 @@ import importlib
 import inspect
 import io
 import logging
+import os
+import signal
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -20,7 +22,7 @@ from functools import wraps
 from typing import Any
 
 from med3d_ext.errors import FaultyCases, InputError
-from med3d_ext.one_line import input_error_message
+from med3d_ext.one_line import user_message
 
 PROGRAM = "python -m med3d_ext"
 
@@ -79,16 +81,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         exit code: 0, or 2 after a mistake in the command line or in what it names; such a mistake is one line on
-        stderr, without a traceback. 1 when cases of a data set are faulty; each is a line.
+        stderr, without a traceback (``--debug`` shows it). 1 when cases of a data set are faulty; each is a line. 130
+        after Ctrl-C.
     """
     words = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
     if not words or words[0] in ("-h", "--help", "help"):
         print(_overview(VERBS))
         return 0
     try:
         return _run(words)
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 128 + signal.SIGINT
     except Exception as error:
-        message = input_error_message(error)  # MONAI wraps what goes wrong in its components
+        message = None if debug else user_message(error)  # MONAI wraps what goes wrong in its components
         if message is None:
             raise
         print(message, file=sys.stderr)
@@ -107,7 +118,7 @@ def _run(words: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     result = function(*call[0], **call[1])
     if result is not None:
-        print(result)
+        print(result, flush=True)
     return 0
 
 
@@ -159,7 +170,12 @@ def _parse(function: Callable[..., Any], name: str, words: list[str]) -> tuple[t
         raise InputError(f"{name}: {reason}; `{PROGRAM} {name} --help` tells the arguments.") from None
     args, kwargs = calls[0]
     _check_kinds(function, name, args, kwargs)
-    return args, kwargs
+    # `--output=~/x` reaches a program as it is typed; a shell expands the word `~/x` alone.
+    return tuple(map(_expanded, args)), {argument: _expanded(value) for argument, value in kwargs.items()}
+
+
+def _expanded(value: Any) -> Any:
+    return os.path.expanduser(os.path.expandvars(value)) if str(value).startswith(("~", "$HOME")) else value
 
 
 def _keep_text(record: Callable[..., Any]) -> None:

@@ -1,10 +1,10 @@
-"""Overrides: those that would change nothing are found before a run begins, and a word becomes true or false."""
+"""What would change nothing is found before a run begins: overrides that match no id, ids that nothing refers to."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pydoc import locate
 from typing import Any
@@ -12,6 +12,8 @@ from typing import Any
 from med3d_ext.errors import InputError
 
 METADATA = "_meta_"  # where MONAI keeps the bundle's metadata: no part of the config files
+NEEDED_BY_MONAI = {"imports", "initialize", "run", "finalize", "displayable_configs", "debug"}
+TRACKING_SETTINGS = {"tracking", "tracking_uri", "experiment_name", "run_name", "save_execute_config", "is_not_rank0"}
 _COMPONENT_KEYS = {"_target_", "_disabled_", "_requires_", "_desc_", "_mode_"}
 
 
@@ -39,6 +41,56 @@ def check_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any], sou
         set_by_id(merged, keys, value)
 
 
+def check_effect(config: Mapping[str, Any], known: Collection[str] = (), source: str = "the config") -> None:
+    """Stop on an id that does nothing: no other item of the config refers to it.
+
+    Only what a component is made of, or what MONAI and its tools look for by name, needs no reference; nor does an id
+    that starts with an underscore, such as a note.
+
+    Args:
+        config: a whole config, its files and overrides merged.
+        known: ids that are legal all the same: those of the bundle's own file, from which an overlay may take the
+            only reference, and those that are run.
+        source: how the message calls the config.
+
+    Raises:
+        InputError: an id has no effect; the message names the nearest.
+    """
+    from monai.bundle.properties import InferProperties, TrainProperties
+    from monai.utils import BundlePropertyConfig
+
+    needed = NEEDED_BY_MONAI | TRACKING_SETTINGS
+    needed |= {str(facts[BundlePropertyConfig.ID]) for facts in (*TrainProperties.values(), *InferProperties.values())}
+    used = set(needed)
+    for place, text in texts(config):
+        own = place.partition("::")[0]
+        used |= {name for name in _references(text) if name.partition("::")[0] != own or "::" in name}
+    for name in _unused(config, used):
+        if name in known:
+            continue
+        raise InputError(f"id '{name}' of {source} has no effect, nothing refers to it; {_repair(name, config)}")
+
+
+def _references(text: str) -> set[str]:
+    from monai.bundle import ReferenceResolver
+
+    if text.startswith("%"):
+        return {"::".join(split_id(text[1:]))}
+    return set(ReferenceResolver.match_refs_pattern(ReferenceResolver.normalize_id(text)))
+
+
+def _unused(config: Mapping[str, Any], used: Collection[str], prefix: str = "") -> Iterator[str]:
+    """Ids that are not used, neither whole nor in part; what is used whole is not looked into."""
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if str(key).startswith("_") or name in used:
+            continue
+        if not any(other.startswith(f"{name}::") for other in used):
+            yield name
+        if isinstance(value, dict) and "_target_" not in value:
+            yield from _unused(value, used, f"{name}::")
+
+
 def truth(name: str, value: bool | str) -> bool:
     """``value`` as a bool; a command line gives ``false`` as a word, which Python takes for true.
 
@@ -54,6 +106,21 @@ def truth(name: str, value: bool | str) -> bool:
 def split_id(name: str) -> list[str]:
     """The keys of an id, whichever of MONAI's two separators it is written with."""
     return name.replace("#", "::").split("::")
+
+
+def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every item of a config, the nested ones too, with its id."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in items:
+        yield f"{prefix}{key}", value
+        yield from walk(value, f"{prefix}{key}::")
+
+
+def texts(config: Any) -> Iterator[tuple[str, str]]:
+    """Every text of a config with its id; descriptions are for people and left out."""
+    for name, value in walk(config):
+        if isinstance(value, str) and name.rpartition("::")[2] != "_desc_":
+            yield name, value
 
 
 def _child(node: Any, key: str) -> Any:
@@ -112,16 +179,9 @@ def _takes(component: Mapping[str, Any], key: str) -> bool:
     return key in parameters or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
 
 
-def _ids(node: Any, prefix: str = "") -> Iterator[str]:
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for key, value in items:
-        yield f"{prefix}{key}"
-        yield from _ids(value, f"{prefix}{key}::")
-
-
 def _repair(name: str, config: Mapping[str, Any]) -> str:
     """The end of the message: the nearest id, first among the neighbors, then anywhere, by its last part."""
-    ids = list(_ids(dict(config)))
+    ids = [key for key, _ in walk(dict(config)) if key != name]
     parent, _, last = name.rpartition("::")
     for group in ([key for key in ids if key.rpartition("::")[0] == parent], ids):
         by_last = {key.rpartition("::")[2]: key for key in reversed(group)}

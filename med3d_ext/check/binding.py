@@ -11,22 +11,9 @@ from typing import Any
 
 from monai.bundle import ComponentLocator, ConfigComponent, ReferenceResolver
 
+from med3d_ext.overrides import texts, walk
+
 LOCATOR = ComponentLocator()
-
-
-def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every item of a config, the nested ones too, with its id."""
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for key, value in items:
-        yield f"{prefix}{key}", value
-        yield from walk(value, f"{prefix}{key}::")
-
-
-def texts(config: Any) -> Iterator[tuple[str, str]]:
-    """Every text of a config with its id; descriptions are for people and left out."""
-    for name, value in walk(config):
-        if isinstance(value, str) and name.rpartition("::")[2] != "_desc_":
-            yield name, value
 
 
 def components(config: Any) -> dict[str, dict[str, Any]]:

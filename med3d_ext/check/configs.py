@@ -12,11 +12,12 @@ from typing import Any
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import BundleProperty, BundlePropertyConfig
 
-from med3d_ext.check.binding import components, expressions, lost_references, unknown_names, walk, wrong_components
+from med3d_ext import options
+from med3d_ext.check.binding import components, expressions, lost_references, unknown_names, wrong_components
 from med3d_ext.check.findings import Finding, error, ok, warning
 from med3d_ext.errors import InputError
 from med3d_ext.files import read_json
-from med3d_ext.overrides import check_overrides, set_by_id, split_id
+from med3d_ext.overrides import check_overrides, set_by_id, split_id, walk
 
 COMMANDS = {"train": ("train",), "evaluate": ("train", "evaluate"), "inference": ("inference",)}
 NEEDED = ("configs/metadata.json", "configs/train.json", "configs/evaluate.json", "configs/inference.json")
@@ -119,6 +120,8 @@ def check_options(configs: BundleConfigs) -> Iterator[Finding]:
         faults = {command: _fault(config, name, value) for command, config in written.items()}
         if all(faults.values()):
             yield error("options", str(faults["train"]))
+        elif range_fault := _range_fault(name, value):
+            yield error("options", range_fault)
         else:
             accepted.append(f"{name} ({', '.join(command for command, fault in faults.items() if not fault)})")
     if accepted:
@@ -166,6 +169,15 @@ def check_classes(configs: BundleConfigs, command: str) -> Iterator[Finding]:
         yield error("classes", f"{command}: '{name}' uses {', '.join(sorted(unknown))}; add it to 'imports'.")
     if not wrong and not names:
         yield ok("classes", f"{command}: {len(components(config))} components and {count} expressions fit")
+
+
+def _range_fault(name: str, value: Any) -> str | None:
+    """Why no run can use a value."""
+    try:
+        options.check_options({name: value} | {key: changed for key, changed in options.as_meant({name: value})})
+    except InputError as fault:
+        return str(fault)
+    return None
 
 
 def _fault(config: Mapping[str, Any], name: str, value: Any) -> str | None:

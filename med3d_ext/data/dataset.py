@@ -62,6 +62,10 @@ class SeededDataset(PersistentDataset):
         """Choose the epoch whose random draws the next items take."""
         self.epoch = epoch
 
+    def before_random(self, index: int) -> dict[str, Any]:
+        """An item as the deterministic transforms leave it, from the cache or into it."""
+        return dict(self._cachecheck(self.data[index]))
+
     def _transform(self, index: int) -> Any:
         state = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)
         self.transform.set_random_state(seed=int(state[0]))

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from med3d_ext.data.datalists import named_images, read_source
 from med3d_ext.data.domains import label_map_of, merge_classes
 from med3d_ext.data.fingerprint import label_map, summarize
@@ -211,17 +213,26 @@ class PreparedData:
         covered = {item["domain"] for item in items}
         return items + [item for item in self.training if item["domain"] not in covered]
 
-    @property
-    def test(self) -> list[dict[str, Any]]:
-        """Items that no run trains on.
+    def cases_to_evaluate(self, split: str) -> list[dict[str, Any]]:
+        """:meth:`items` for an evaluation, which has figures only where it has cases.
 
         Raises:
-            InputError: when there are none.
+            InputError: when there are none, or fewer than processes to share them.
         """
-        items = self.items("test")
+        items = self.items(split)
         if not items:
-            raise InputError(f"'{self.folder / DATALIST}' has no test cases; add labelled cases or name some as test.")
+            raise InputError(
+                f"'{self.folder / DATALIST}' has no {split} cases; add labelled cases or choose a --split."
+            )
+        processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        if len(items) < processes:
+            raise InputError(f"{len(items)} {split} cases are too few for {processes} processes; start fewer.")
         return items
+
+    @property
+    def test(self) -> list[dict[str, Any]]:
+        """Items that no run trains on; an InputError when there are none."""
+        return self.cases_to_evaluate("test")
 
     @property
     def identity(self) -> str:

@@ -309,7 +309,7 @@ class ResumableCheckpoint:
                 self._restore_scheduler(state["lr_scheduler"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise self._refusal("is of another optimizer or scheduler") from error
-        if state["scaler"] is not None and getattr(engine, "scaler", None) is not None:
+        if state["scaler"] and getattr(engine, "scaler", None) is not None:
             engine.scaler.load_state_dict(state["scaler"])
         if self.evaluator is not None and state["best_metric"] is not None:
             self.evaluator.state.best_metric = state["best_metric"]

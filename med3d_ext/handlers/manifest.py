@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from ignite.engine import Engine, Events
 from med3d_ext.bundle import effective_config, run_arguments
 from med3d_ext.files import write_atomically
 from med3d_ext.handlers.values import key_metric, scalar_metrics
-from med3d_ext.one_line import input_error_message
+from med3d_ext.one_line import user_message
 from med3d_ext.provenance import command_line, git_state, portable, versions
 from med3d_ext.rank import rank
 
@@ -69,6 +70,7 @@ class RunManifest:
             "status": "running",
             "started": _now(),
             **command_line(),
+            **_from_record(self.path.parent),
             "overrides": portable(run_arguments()[1]),
             "config": portable(effective_config()),
             "lengths": getattr(engine.state, "lengths", None),  # several where --epochs changed on the way
@@ -89,7 +91,7 @@ class RunManifest:
         """Add how the run failed, and let the exception go on."""
         # The engine reports an exception of an iteration twice; before the start there is nothing to complete.
         if self.record.get("status") == "running":
-            message = input_error_message(error) or f"{type(error).__name__}: {error}"
+            message = user_message(error) or f"{type(error).__name__}: {error}"
             self.record["error"] = portable(message)
             self._end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", engine)
         raise error
@@ -125,11 +127,27 @@ def _device(engine: Any) -> dict[str, Any]:
     is_cuda = device.type == "cuda"
     return {
         "type": device.type,
-        "name": torch.cuda.get_device_name(device) if is_cuda else platform.machine(),
+        "name": torch.cuda.get_device_name(device) if is_cuda else _processor(),
         "threads": torch.get_num_threads(),
         "processes": dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1,
         "system": platform.system(),
     }
+
+
+def _from_record(folder: Path) -> dict[str, str]:
+    """The working folder as seen from the record's, where that is inside it: no other path may be in a record."""
+    back = Path(os.path.relpath(os.getcwd(), folder))
+    return {"from_record": back.as_posix()} if set(back.parts) <= {"..", "."} else {}
+
+
+def _processor() -> str:
+    """The processor's name as its maker gives it, where the system tells; else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _data_hashes(data: Any) -> dict[str, Any] | None:

@@ -129,7 +129,8 @@ def write_evaluation(
 def log_figures(group: str, metrics: dict[str, Any]) -> None:
     """A line per metric of a domain or of another group of cases."""
     for name, figure in metrics.items():
-        logger.info(f"{group}: {name} {figure['mean']} (n={figure['n']}, 95 % interval {figure['interval_95']})")
+        interval = f", 95 % interval {figure['interval_95']}" if figure["interval_95"] is not None else ""
+        logger.info(f"{group}: {name} {figure['mean']} (n={figure['n']}{interval})")
 
 
 def per_case(details: Any) -> np.ndarray:

@@ -133,7 +133,7 @@ class InitialWeights:
         self.learning_rate = learning_rate
         if rank() == 0:
             text = self.report.table() if self.report else self.start
-            logger.info(f"Initial weights: {text}\nLearning rate {self.learning_rate:g}.")
+            logger.info(f"Initial weights: {text}")
 
     def write_report(self) -> None:
         """Write what the training starts from: the load report, or for whole networks and from scratch a sentence."""
@@ -149,6 +149,8 @@ class InitialWeights:
     ) -> list[dict[str, Any]]:
         """Groups for an optimizer: the encoder at ``learning_rate``, all else at ``head_lr_multiplier`` times it.
 
+        A group's learning rate wins over the optimizer's own ``lr``: pass that one, as ``@optimizer::lr``.
+
         Outside the encoder, parameters that require no gradient (a frozen first stage) are left out.
 
         Args:
@@ -156,6 +158,8 @@ class InitialWeights:
             head_lr_multiplier: Defaults to 1.
         """
         rate = self.learning_rate if learning_rate is None else learning_rate
+        if rank() == 0:
+            logger.info(f"Learning rate {rate:g}.")
         encoder = list(encoder_of(self.network).parameters())
         inside = set(map(id, encoder))
         rest = [each for each in self.network.parameters() if id(each) not in inside and each.requires_grad]

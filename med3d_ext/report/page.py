@@ -120,11 +120,34 @@ def _training(folder: Path, record: Mapping[str, Any]) -> str:
         "best epoch": f"{epoch} ({figures} of the validation)" if best else "not known yet",
         "duration": timedelta(seconds=round(record["duration_seconds"])) if "duration_seconds" in record else "running",
         "starts": 1 + len(record.get("earlier", [])),
-        "device": " ".join(f"{name} {value}" for name, value in record.get("device", {}).items()),
+        "device": _device(record.get("device", {})),
         "initial weights": _initial_weights(folder, record),
     }
     curves = [path for name in ("loss", "dice", "auc") if (path := folder / f"{name}.png").is_file()]
-    return "\n".join(["<h2>Training</h2>", _facts(facts), *(_picture(path, path.stem) for path in curves)])
+    pictures = [_picture(path, path.stem) for path in curves]
+    return "\n".join(["<h2>Training</h2>", _facts(facts), *pictures, *_sanity(folder)])
+
+
+def _sanity(folder: Path) -> list[str]:
+    """What was trained on, as it was drawn before the first epoch."""
+    picture, record = folder / "sanity.png", folder / "sanity.json"
+    if not (picture.is_file() and record.is_file()):
+        return []
+    oddities = read_json(record)["oddities"]
+    lines = "".join(f"<li>{escape(line)}</li>" for line in oddities)
+    found = f"<ul>{lines}</ul>" if oddities else "<p>Nothing odd was found in them; look all the same.</p>"
+    return ["<h2>Training cases as the network is given them</h2>", found, _picture(picture, "sanity")]
+
+
+def _device(device: Mapping[str, Any]) -> str:
+    """As people say it: `2 CPU threads, AMD EPYC`, `4 x NVIDIA A100`."""
+    if not device:
+        return "not stated"
+    threads, processes, name = device.get("threads", 1), device.get("processes", 1), device.get("name")
+    if device.get("type") == "cuda":
+        return f"{processes} x {name}" if processes > 1 else str(name)
+    parts = [f"{threads} CPU thread{'s' * (threads != 1)}" + f" in each of {processes} processes" * (processes > 1)]
+    return ", ".join([*parts, *([str(name)] if name else [])])
 
 
 def _initial_weights(folder: Path, record: Mapping[str, Any]) -> str:
@@ -146,7 +169,7 @@ def _origin(record: Mapping[str, Any]) -> str:
         "cases": ", ".join(f"{name} {len(cases)}" for name, cases in (record.get("data") or {}).items()),
     }
     command = f"<pre>{escape(record.get('command', ''))}</pre>"
-    return "\n".join(["<h2>Origin</h2>", command, _facts(facts), "<p>All of it stands in <code>run.json</code>.</p>"])
+    return "\n".join(["<h2>Origin</h2>", command, _facts(facts), "<p>All of it is in <code>run.json</code>.</p>"])
 
 
 def _network(record: Mapping[str, Any]) -> str:
@@ -155,6 +178,8 @@ def _network(record: Mapping[str, Any]) -> str:
 
 
 def _number(value: Any) -> str:
+    if value is None:
+        return "-"  # an interval of one case, a mean of none
     if isinstance(value, list):
         return f"[{', '.join(map(_number, value))}]"
     try:

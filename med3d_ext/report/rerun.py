@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from med3d_ext.bundle import run_arguments
 from med3d_ext.errors import InputError
 from med3d_ext.files import read_json
 from med3d_ext.provenance import checkout, git_state, versions
@@ -23,7 +24,8 @@ SEVERAL = ("hashes of images", "losses of iterations")
 def rerun(manifest: str, *, output: str | None = None) -> str:
     """Run the command of a run.json again into another folder, and compare data, losses and figures.
 
-    Paths in the command are those of the folder that it was typed in. What differs today (revision, versions) is told
+    Paths in the command are those of the folder that it was typed in, found from where the record lies, wherever
+    that is. What differs today (revision, versions) is told
     first. A training on CPU gives the same to the last digit on the same machine; it gets as many threads as before.
     Exit code 1 where something differs.
 
@@ -38,11 +40,12 @@ def rerun(manifest: str, *, output: str | None = None) -> str:
     again = folder / RECORD
     if again.is_file() and read_json(again).get("status") == "completed":
         raise InputError(f"'{folder}' holds a completed run; remove it, or give another --output.")
+    started_in = _working_folder(path, record, words)
     for line in _changes(record):
         print(line, file=sys.stderr)
     out = str(folder.resolve())
     command = [sys.executable, *words[1:], "--output_dir", out, "--ckpt_dir", os.path.join(out, "models")]
-    done = subprocess.run(command, cwd=_working_folder(record), env=_environment(record), check=False)
+    done = subprocess.run(command, cwd=started_in, env=_environment(record), check=False)
     if done.returncode:
         raise SystemExit(done.returncode)
     rows = compare_runs(path, again)
@@ -97,9 +100,23 @@ def without(words: Sequence[str], options: Sequence[str]) -> list[str]:
     return kept
 
 
-def _working_folder(record: Mapping[str, Any]) -> Path:
-    inside = (checkout() or Path.cwd()) / record.get("folder", ".")
-    return inside if inside.is_dir() else Path.cwd()
+def _working_folder(path: Path, record: Mapping[str, Any], words: Sequence[str]) -> Path:
+    """The folder that the command was typed in: the first of those it may be in which its files are.
+
+    Raises:
+        InputError: the command's config files are in none of them.
+    """
+    files, _ = run_arguments(["monai/bundle/__main__.py", *words[len(PROGRAM) - 1 :]])
+    candidates = [path.resolve().parent / record["from_record"]] if "from_record" in record else []
+    root = checkout()
+    candidates += [root / record.get("folder", ".")] if root else []
+    for folder in [*candidates, Path.cwd()]:
+        if all((folder / file).is_file() for file in files):
+            return folder.resolve()
+    raise InputError(
+        f"'{path}' was written by a command on {', '.join(files)}, which is not in '{candidates[0]}' nor here; call "
+        "rerun in the folder that the training was started in."
+    )
 
 
 def _environment(record: Mapping[str, Any]) -> dict[str, str]:

@@ -14,12 +14,11 @@ from med3d_ext.check.binding import (
     components,
     expressions,
     lost_references,
-    texts,
     unknown_arguments,
     unknown_names,
-    walk,
     wrong_components,
 )
+from med3d_ext.overrides import texts, walk
 
 ROOT = "$next((p for p in sys.path[1:] if os.path.isfile(p + '/configs/metadata.json')), '.')"
 FOUND_BY_MONAI = {"run", "initialize", "finalize"}  # what `monai.bundle run` itself looks for

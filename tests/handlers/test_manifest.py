@@ -66,7 +66,7 @@ def test_while_a_run_lasts_its_status_is_running(new_training):
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
-        (KeyboardInterrupt(), "interrupted", "KeyboardInterrupt: "),
+        (KeyboardInterrupt(), "interrupted", "Interrupted."),
         (ValueError("a fault"), "failed", "ValueError: a fault"),
         (InputError("a.nii is truncated; copy it."), "failed", "a.nii is truncated; copy it."),
     ],

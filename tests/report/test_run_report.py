@@ -153,3 +153,23 @@ def test_the_initial_weights_are_named_with_what_was_loaded(tmp_path):
 def test_a_folder_without_a_run_is_refused_in_a_sentence(tmp_path):
     with pytest.raises(InputError, match="has no run.json; give the output_dir of a training, or a bundle"):
         report(str(tmp_path))
+
+
+def test_a_device_is_said_for_people_and_one_case_has_no_interval(tmp_path):
+    folder = write_run(tmp_path / "eval", device={"type": "cpu", "name": "AMD EPYC", "threads": 2, "processes": 1})
+    summary = json.loads((folder / "test" / "summary.json").read_text())
+    summary["domains"]["Kidneys"]["val_mean_dice"] |= {"n": 1, "interval_95": None}
+    (folder / "test" / "summary.json").write_text(json.dumps(summary))
+    rows = page_of(folder).rows
+    assert ["device", "2 CPU threads, AMD EPYC"] in rows
+    assert ["Kidneys", "val_mean_dice", "1", "0.912", "-", "0.700"] in rows
+    gpus = write_run(tmp_path / "gpu", device={"type": "cuda", "name": "NVIDIA A100", "threads": 8, "processes": 4})
+    assert ["device", "4 x NVIDIA A100"] in page_of(gpus).rows
+
+
+def test_the_sanity_sheet_is_on_the_page_with_its_lines(tmp_path):
+    folder = write_run(tmp_path / "eval")
+    (folder / "sanity.png").write_bytes(PIXEL)
+    (folder / "sanity.json").write_text(json.dumps({"cases": ["a"], "oddities": ["a: the label <b> is odd"]}))
+    assert "sanity" in page_of(folder).pictures
+    assert "<li>a: the label &lt;b&gt; is odd</li>" in Path(report(str(folder))).read_text()
