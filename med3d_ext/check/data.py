@@ -83,7 +83,8 @@ def _check_domain(data: Any, name: str, facts: Mapping[str, Any]) -> Iterator[Fi
         yield warning("data", f"{name} is too small for validation cases: training cases choose the best epoch.")
     if counts["test"] == 0:
         yield warning("data", f"{name} has no test case: no evaluation; give more labelled cases.")
-    seen: Counter[str] = Counter(value for case in cases for value in case.get("labels", {}))
+    merged = facts.get("label_map") or {}  # the values of the files become those of the classes
+    seen = Counter(str(merged.get(value, value)) for case in cases for value in case.get("labels", {}))
     for value, class_name in facts.get("classes", {}).items():
         if seen and seen[str(value)] == 0:
             yield warning("data", f"{name}: no label holds the value {value} ({class_name}); is it the right data set?")
