@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import namedtuple
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 
 from med3d_ext.check import resources
 from med3d_ext.check.configs import BundleConfigs
-from med3d_ext.check.data import check_data
+from med3d_ext.check.data import _check_domain, check_data
 from med3d_ext.check.findings import gather
 from med3d_ext.check.resources import check_resources, training_shape
 from med3d_ext.check.verb import check_bundle
@@ -56,6 +57,15 @@ def test_a_class_that_no_label_holds_is_told(run, tmp_path):
     content["labels"]["3"] = "vessel"
     path.write_text(json.dumps(content))
     assert "no training case holds the class 3 (vessel), no case does" in texts(check_data(made))[-1]
+
+
+@pytest.mark.parametrize("values", [{"3": 2}, {"1": 1, "3": 1}, {"2": 2}])
+def test_classes_are_counted_by_the_values_that_they_become(values):
+    cases = [{"labels": {"0": 9, **dict.fromkeys(values, 5)}}]
+    data = SimpleNamespace(items=lambda split: [{"domain": "x"}])
+    facts = {"cases": cases, "classes": {"0": "background", "1": "a", "2": "b"}, "label_map": {"0": 0, **values}}
+    missing = {"1", "2"} - {str(value) for value in values.values()}
+    assert sum("no label holds" in line for line in texts(_check_domain(data, "x", facts))) == len(missing)
 
 
 def test_a_fault_of_the_data_is_one_line_with_the_files_name(run, tmp_path):
