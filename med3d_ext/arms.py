@@ -181,7 +181,11 @@ def alone_in(folder: Path) -> Iterator[tuple[int, ...]]:
 
 def data_digest(data: PreparedData) -> str:
     """A short digest of all cases and their split."""
-    cases = [(split, item["domain"], item["sha256"]) for split in ("validation", "test") for item in data.items(split)]
+    cases = [
+        (split, item["domain"], item["sha256"], item.get("label_sha256"))
+        for split in ("validation", "test")
+        for item in data.items(split)
+    ]
     return hashlib.sha256(f"{data.identity} {sorted(cases)}".encode()).hexdigest()[:16]
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
-from med3d_ext.errors import InputError
+from med3d_ext.errors import FaultyCases, InputError
 from med3d_ext.one_line import input_error_message
 
 PROGRAM = "python -m med3d_ext"
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         exit code: 0, or 2 after a mistake in the command line or in what it names; such a mistake is one line on
-        stderr, without a traceback.
+        stderr, without a traceback. 1 when cases of a data set are faulty; each is a line.
     """
     words = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
     if not words or words[0] in ("-h", "--help", "help"):
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if message is None:
             raise
         print(message, file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, FaultyCases) else 2
 
 
 def _run(words: list[str]) -> int:

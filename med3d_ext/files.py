@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import csv
+import errno
+import hashlib
 import json
+import logging
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import FileLock, Timeout
+
 from med3d_ext.errors import InputError
 
+logger = logging.getLogger(__name__)
+
+PATIENCE = 5.0  # s; worker processes of a killed training may hold its lock about as long
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 FOLDER_NAMED = ("ct", "mri", "lgemri")  # files of TotalSegmentator's and the left-atrium set's folders
 
 
@@ -44,10 +54,57 @@ def write_atomically(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         raise
 
 
+@contextmanager
+def hold(path: Path, refusal: str | None = None, place: Path | None = None) -> Iterator[None]:
+    """Hold the lock file ``path``, whose folder is made; whoever waits longer than some seconds says so.
+
+    The operating system frees the lock when its process ends, in whatever way, and the file stays. A process may hold
+    it several times. Where the file system has no locks, as on some network drives, nobody is kept out, with a warning.
+
+    Args:
+        path: the lock file.
+        refusal: the message if another process has the lock. Defaults to None: wait for it.
+        place: what the lock is for, in messages. Defaults to None: the folder of the lock file.
+
+    Raises:
+        InputError: another process has it and ``refusal`` is given, or the folder cannot be written.
+    """
+    lock = FileLock(str(path), is_singleton=True)
+    place = place or path.parent
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        if refusal is not None:
+            raise InputError(refusal) from None
+        logger.info(f"waiting for the process that is at work in '{place}'")
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in WITHOUT_LOCKS:
+            raise InputError(f"'{path.parent}' cannot be written ({error.strerror}); choose another folder.") from error
+        logger.warning(f"'{path.parent}' is on a file system without locks: let one process at a time write there")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def lock_elsewhere(place: Path) -> Path:
+    """A lock file for a place in which none may be left; it keeps out the processes of one user on one machine."""
+    content = f"{Path.home()} {place.resolve()}"
+    return Path(tempfile.gettempdir()) / f"med3d_{hashlib.sha256(content.encode()).hexdigest()[:24]}.lock"
+
+
 def case_name(path: str | os.PathLike) -> str:
     """What people call the case of an image: its file's name, or its folder's where a layout names all files alike."""
     path = Path(path)
     return path.parent.name or path.name if path.name.split(".")[0] in FOLDER_NAMED else path.name
+
+
+def file_stamp(path: str | os.PathLike) -> list[int]:
+    """Size, times (ns) and inode of a file: they change with its content, also if a copy kept the time of writing."""
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:

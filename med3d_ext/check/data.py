@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from med3d_ext.check.configs import BundleConfigs, quiet
 from med3d_ext.check.findings import Finding, error, ok, warning
 from med3d_ext.data.datalists import list_images
 from med3d_ext.data.leakage import seen_cases
-from med3d_ext.data.prepared_files import header_of
+from med3d_ext.data.prepared_files import absent_classes, header_of
 from med3d_ext.data.splits import SPLITS
 from med3d_ext.errors import InputError
 from med3d_ext.networks.pretrained import find_weights
@@ -23,7 +22,10 @@ def check_data(configs: BundleConfigs) -> Iterator[Finding]:
     """Every file, the label values and the split; or the images alone, where the folder holds no labels."""
     dataset_dir = configs.overrides.get("dataset_dir")
     if dataset_dir is None:
-        yield warning("data", "no --dataset_dir: a run takes generated phantoms, whose figures say nothing.")
+        if configs.merged("train")["data"].get("phantoms", True):
+            yield warning("data", "no --dataset_dir: a run takes generated phantoms, whose figures say nothing.")
+        else:
+            yield warning("data", "no --dataset_dir: this bundle is for data of its own, and a run needs it.")
         return
     if _is_unlabelled(Path(str(dataset_dir)).expanduser()):
         yield from _check_images(str(dataset_dir))
@@ -68,10 +70,8 @@ def _check_domain(data: Any, name: str, facts: Mapping[str, Any]) -> Iterator[Fi
         yield warning("data", f"{name} is too small for validation cases: training cases choose the best epoch.")
     if counts["test"] == 0:
         yield warning("data", f"{name} has no test case: no evaluation; give more labelled cases.")
-    seen: Counter[str] = Counter(value for case in cases for value in case.get("labels", {}))
-    for value, class_name in facts.get("classes", {}).items():
-        if seen and seen[str(value)] == 0:
-            yield warning("data", f"{name}: no label holds the value {value} ({class_name}); is it the right data set?")
+    for sentence in absent_classes(facts):
+        yield warning("data", f"{name}: {sentence}; is it the right data set?")
 
 
 def _check_leakage(configs: BundleConfigs, data: Any) -> Iterator[Finding]:

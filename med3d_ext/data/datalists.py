@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from med3d_ext.errors import InputError
+from med3d_ext.data.splits import SPLITS
+from med3d_ext.errors import Faults, FaultyCases, InputError
 from med3d_ext.files import read_json
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
@@ -32,12 +34,15 @@ class Source:
     cases: list[dict[str, Any]] = field(default_factory=list)
 
 
-def read_source(folder: str | os.PathLike, classes: dict[int, str] | None = None) -> Source:
+def read_source(
+    folder: str | os.PathLike, classes: dict[int, str] | None = None, faults: Faults | None = None
+) -> Source:
     """Read a folder in the Decathlon's layout (``dataset.json``) or in LiTS's (``volume-*.nii``, ``segmentation-*``).
 
     Args:
         folder: the source folder.
         classes: class names for a folder that states none (LiTS's layout).
+        faults: collects the cases whose files are missing. Defaults to None, which refuses them.
 
     Raises:
         InputError: when the folder is missing or empty, has neither layout, or lists a file that does not exist.
@@ -47,25 +52,25 @@ def read_source(folder: str | os.PathLike, classes: dict[int, str] | None = None
         raise InputError(f"dataset_dir '{folder}' is not a folder; give the folder that holds dataset.json.")
     root = root.resolve()
     if (root / "dataset.json").is_file():
-        return _read_decathlon(root)
+        return _read_decathlon(root, faults)
     if any(root.rglob("volume-*.nii*")):
-        return _read_lits(root, classes or {0: "background", 1: "liver", 2: "tumor"})
+        return _read_lits(root, classes or {0: "background", 1: "liver", 2: "tumor"}, faults)
     content = "is empty" if not any(root.iterdir()) else "holds neither dataset.json nor volume-*.nii[.gz] files"
     raise InputError(f"dataset_dir '{folder}' {content}; give a Decathlon folder or the folder of the LiTS volumes.")
 
 
-def _read_decathlon(root: Path) -> Source:
+def _read_decathlon(root: Path, faults: Faults | None) -> Source:
     path = root / "dataset.json"
     content = read_json(path)
-    entries = content.get("training")
-    if not isinstance(entries, list) or not entries:
-        raise InputError(f"'{path}' lists no cases under 'training'; add entries {{'image': ..., 'label': ...}}.")
     cases = []
-    for number, entry in enumerate(entries):
+    found = faults or Faults()
+    for where, entry in listed_entries(path, content, is_labelled=lambda entry: "label" in entry):
         if not isinstance(entry, dict) or "image" not in entry or "label" not in entry:
-            raise InputError(f"entry {number} under 'training' of '{path}' has no image with a label; complete it.")
-        files = {key: str(existing_file(root / entry[key], path)) for key in ("image", "label")}
-        cases.append({**entry, **files})
+            raise InputError(f"{where} has no image with a label; complete it.")
+        with found.caught():
+            files = {key: str(existing_file(root / entry[key], path)) for key in ("image", "label")}
+            cases.append({**entry, **files})
+    _check_found(found, cases, faults)
     labels = content.get("labels")
     if not isinstance(labels, dict) or not labels:
         raise InputError(f"'{path}' has no 'labels' table; add for example {{'0': 'background', '1': 'liver'}}.")
@@ -79,14 +84,66 @@ def _read_decathlon(root: Path) -> Source:
     return Source(name=root.name, classes=classes, modality=modality, cases=cases)
 
 
-def _read_lits(root: Path, classes: dict[int, str]) -> Source:
+def _check_found(found: Faults, cases: list[dict[str, Any]], faults: Faults | None) -> None:
+    """Refuse missing files here, unless the caller collects them and some case is left."""
+    if found.sentences and (faults is None or not cases):
+        raise FaultyCases(found.sentences, len(found.sentences) + len(cases))
+
+
+def listed_entries(
+    path: Path, content: Mapping[str, Any], is_labelled: Callable[[Mapping[str, Any]], bool]
+) -> list[tuple[str, Any]]:
+    """The entries of a list of cases, each with what a message calls it.
+
+    If the list gives a split, that is a ``validation`` or ``test`` with labels, each entry states where it is under
+    ``given``; images without labels, as the Decathlon's ``test``, are no split.
+
+    Args:
+        path: the list's file.
+        content: its content.
+        is_labelled: whether an entry has a label.
+
+    Raises:
+        InputError: there is no entry under ``training``, or only some of ``validation`` or ``test`` have a label.
+    """
+    lists: dict[str, list[Any]] = {}
+    for name in SPLITS:
+        entries = content.get(name) or []
+        if not isinstance(entries, list):
+            raise InputError(f"'{name}' of '{path}' must be a list of entries {{'image': ..., 'label': ...}}.")
+        labelled = [isinstance(entry, Mapping) and is_labelled(entry) for entry in entries]
+        if name == "training" or any(labelled):
+            lists[name] = entries
+        if name != "training" and any(labelled) and not all(labelled):
+            raise InputError(
+                f"entry {labelled.index(False)} under '{name}' of '{path}' has no label and others have; complete it, "
+                "or list it elsewhere."
+            )
+    if not lists["training"]:
+        raise InputError(f"'{path}' lists no cases under 'training'; add entries {{'image': ..., 'label': ...}}.")
+    return [
+        (
+            f"entry {number} under '{name}' of '{path}'",
+            {**entry, "given": name} if len(lists) > 1 and isinstance(entry, Mapping) else entry,
+        )
+        for name, entries in lists.items()
+        for number, entry in enumerate(entries)
+    ]
+
+
+def _read_lits(root: Path, classes: dict[int, str], faults: Faults | None) -> Source:
     cases = []
+    found = faults or Faults()
     for image in sorted(root.rglob("volume-*.nii*"), key=lambda path: (len(path.name), path.name)):
         number = image.name.removeprefix("volume-")
         labels = list(root.rglob(f"segmentation-{number.split('.')[0]}.nii*"))
-        if not labels:
-            raise InputError(f"'{image}' has no segmentation-{number} beside it; add the label or remove the volume.")
-        cases.append({"image": str(existing_file(image)), "label": str(existing_file(labels[0]))})
+        with found.caught():
+            if not labels:
+                raise InputError(
+                    f"'{image}' has no segmentation-{number} next to it; add the label or remove the volume."
+                )
+            cases.append({"image": str(existing_file(image)), "label": str(existing_file(labels[0]))})
+    _check_found(found, cases, faults)
     return Source(name=root.name, classes=classes, modality={0: "CT"}, cases=cases)
 
 

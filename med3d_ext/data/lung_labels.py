@@ -13,9 +13,10 @@ from typing import Any
 import nibabel
 import numpy as np
 
-from med3d_ext.data.fingerprint import read_header
 from med3d_ext.errors import InputError
-from med3d_ext.files import write_atomically
+from med3d_ext.files import file_stamp, write_atomically
+from med3d_ext.transforms.grids import Grid, copy_geometry, grid_of_file, on_image_grid
+from med3d_ext.transforms.labels import whole_values
 from med3d_ext.transforms.load import load_volume
 
 RIGHT, LEFT, EITHER = 1, 2, 3
@@ -80,19 +81,23 @@ def merge_masks(image: str, parts: Mapping[str, int], label: Path) -> bool:
         whether there is any foreground.
 
     Raises:
-        InputError: when a mask is damaged or stands on another grid than the image.
+        InputError: when a mask is damaged, is elsewhere than the image (:func:`on_image_grid`) or holds fractions.
     """
-    digest = hashlib.sha256(repr([(part, value, _stamp(part)) for part, value in parts.items()]).encode()).hexdigest()
+    made_of = [file_stamp(image), *((part, value, file_stamp(part)) for part, value in parts.items())]
+    stamp = hashlib.sha256(repr(made_of).encode()).hexdigest()[:32]
     known = _note(label)
-    if known is not None and known[0] == digest[:32]:
+    if known is not None and known[0] == stamp:
         return known[1] > 0
-    header = read_header(image)
-    merged = np.zeros(header["shape"], np.uint8)
+    grid = grid_of_file(image)
+    merged = np.zeros(grid.shape, np.uint8)
     for part, value in parts.items():
-        _check_grid(part, read_header(part), image, header)
-        merged[load_volume(part)[0].numpy() > 0] = value
-    nifti = nibabel.Nifti1Image(merged, nibabel.load(image).affine)  # type: ignore[attr-defined]
-    nifti.header["descrip"] = f"{digest[:32]} {np.count_nonzero(merged)}".encode()
+        volume = load_volume(part)
+        own = Grid.of(part, volume.shape[1:], volume.affine, "mask")
+        merged[whole_values(on_image_grid(volume[0].numpy(), own, grid), part, "mask") > 0] = value
+    header = nibabel.Nifti1Image(merged, None).header
+    copy_geometry(header, nibabel.load(image).header)  # type: ignore[attr-defined]
+    nifti = nibabel.Nifti1Image(merged, None, header)
+    nifti.header["descrip"] = f"{stamp} {np.count_nonzero(merged)}".encode()
     with write_atomically(label) as file:
         file.write(gzip.compress(nifti.to_bytes(), 1, mtime=0))
     return bool(merged.any())
@@ -108,16 +113,3 @@ def _note(label: Path) -> tuple[str, int] | None:
         return digest, int(count)
     except Exception:  # a file of another origin, or a damaged one
         return None
-
-
-def _stamp(path: str) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
-
-
-def _check_grid(part: str, header: dict, image: str, wanted: dict) -> None:
-    for fact in ("shape", "orientation"):
-        if header[fact] != wanted[fact]:
-            raise InputError(
-                f"mask '{part}' has the {fact} {header[fact]}, its image '{image}' {wanted[fact]}; give its own mask."
-            )

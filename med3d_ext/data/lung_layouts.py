@@ -13,7 +13,7 @@ from med3d_ext.data.datalists import Source, existing_file, read_source
 from med3d_ext.data.lung_labels import LEFT, LUNGS, RIGHT, merge_masks
 from med3d_ext.data.prepared_files import DATALIST, FINGERPRINT
 from med3d_ext.data.splits import SPLITS
-from med3d_ext.errors import InputError
+from med3d_ext.errors import Faults, FaultyCases, InputError
 from med3d_ext.files import read_json
 
 logger = logging.getLogger("med3d_ext.prepare")
@@ -33,12 +33,13 @@ LOBES = {
 SCANS = {"ct": "CT", "mri": "MR"}  # file of a TotalSegmentator folder to its modality
 
 
-def read_lung(src: str | os.PathLike, output: str | os.PathLike) -> Source:
+def read_lung(src: str | os.PathLike, output: str | os.PathLike, faults: Faults | None = None) -> Source:
     """The cases of a lung data set, each with its ``modality``; one mask per organ becomes one label map per case.
 
     Args:
         src: the source folder, in any of the four layouts.
         output: folder of the preparation; merged label maps go to ``labels/`` in it.
+        faults: collects the faulty cases. Defaults to None, which refuses them.
 
     Raises:
         InputError: when the folder has no known layout, a file is missing, masks do not fit their image, or merged
@@ -49,11 +50,12 @@ def read_lung(src: str | os.PathLike, output: str | os.PathLike) -> Source:
         raise InputError(f"dataset_dir '{src}' is not a folder; give the folder of the lung data set.")
     root = root.resolve()
     if (root / "dataset.json").is_file():
-        return _with_modality(read_source(root))
+        return _with_modality(read_source(root, faults=faults))
     if (root / DATALIST).is_file():
         return _read_prepared(root)
-    cases = find_totalsegmentator(root) or find_visceral(root)
-    if not cases:
+    found = faults or Faults()
+    cases = find_totalsegmentator(root, found) or ([] if found.sentences else find_visceral(root))
+    if not cases and not found.sentences:
         raise InputError(
             f"dataset_dir '{src}' is no lung data set; give a folder with dataset.json, VISCERAL's volumes and "
             "segmentations, or TotalSegmentator's folders."
@@ -61,7 +63,9 @@ def read_lung(src: str | os.PathLike, output: str | os.PathLike) -> Source:
     target = Path(output).resolve()
     if target.is_relative_to(root):
         raise InputError(f"output must be a folder outside of '{root}' for the merged label maps, got '{output}'.")
-    labelled = list(_merged(cases, target / "labels"))
+    labelled = list(_merged(cases, target / "labels", found))
+    if found.sentences and (faults is None or not labelled):
+        raise FaultyCases(found.sentences, len(labelled) + len(found.sentences))
     if not labelled:
         raise InputError(f"dataset_dir '{src}' has no case that shows a lung; give cases of the chest.")
     return Source(root.name, LUNGS, {0: "CT or MR"}, labelled)
@@ -85,17 +89,16 @@ def _read_prepared(root: Path) -> Source:
     cases = []
     for item in (item for split in SPLITS for item in lists.get(split, [])):
         known = facts.get((item["sha256"], os.path.basename(item["label"])), {})
-        kept = {key: known[key] for key in ("modality", "subject", "stratum") if key in known}
+        kept = {key: known[key] for key in ("modality", "subject", "stratum", "given", "fold") if key in known}
         files = {key: str(existing_file((root / item[key]).resolve(), root / DATALIST)) for key in ("image", "label")}
         cases.append({**kept, **files})
     return _with_modality(Source(name, {int(k): v for k, v in domain["label_names"].items()}, {0: "image"}, cases))
 
 
-def find_totalsegmentator(root: Path) -> list[dict[str, Any]]:
+def find_totalsegmentator(root: Path, faults: Faults) -> list[dict[str, Any]]:
     """Cases of ``sNNNN/ct.nii.gz`` or ``mri.nii.gz`` with masks in ``segmentations/``: two lungs, or five lobes.
 
-    Raises:
-        InputError: when a case has some of its lobes only.
+    ``faults`` collects the cases that have some of their lobes only.
     """
     cases: list[dict[str, Any]] = []
     without: list[str] = []
@@ -105,11 +108,12 @@ def find_totalsegmentator(root: Path) -> list[dict[str, Any]]:
             if not masks.is_dir():
                 continue
             found = {path.name.split(".")[0]: path for path in masks.glob("lung_*.nii*")}
-            parts = _lung_masks(masks, found)
-            if parts:
-                cases.append({"name": image.parent.name, "image": str(image), "modality": modality, "parts": parts})
-            else:
-                without.append(image.parent.name)
+            with faults.caught():
+                parts = _lung_masks(masks, found)
+                if parts:
+                    cases.append({"name": image.parent.name, "image": str(image), "modality": modality, "parts": parts})
+                else:
+                    without.append(image.parent.name)
     _tell_left_out(without, "have no masks of the lungs")
     return cases
 
@@ -159,19 +163,20 @@ def find_visceral(root: Path) -> list[dict[str, Any]]:
     return cases
 
 
-def _merged(cases: Sequence[Mapping[str, Any]], folder: Path) -> Iterable[dict[str, Any]]:
+def _merged(cases: Sequence[Mapping[str, Any]], folder: Path, faults: Faults) -> Iterable[dict[str, Any]]:
     """The cases with one label map each; those whose masks are all empty are left out."""
     empty: list[str] = []
     for number, case in enumerate(cases):
         if number and number % max(1, len(cases) // 5) == 0:
             logger.info(f"merged the masks of {number} of {len(cases)} cases")
-        image = str(existing_file(Path(case["image"])))
-        label = folder / f"{case['name']}.nii.gz"
-        if merge_masks(image, case["parts"], label):
-            kept = {key: case[key] for key in ("modality", "subject") if key in case}
-            yield {"image": image, "label": str(label), **kept}
-        else:
-            empty.append(case["name"])
+        with faults.caught():
+            image = str(existing_file(Path(case["image"])))
+            label = folder / f"{case['name']}.nii.gz"
+            if merge_masks(image, case["parts"], label):
+                kept = {key: case[key] for key in ("modality", "subject") if key in case}
+                yield {"image": image, "label": str(label), "parts": list(case["parts"]), **kept}
+            else:
+                empty.append(case["name"])
     _tell_left_out(empty, "show no lung")
 
 

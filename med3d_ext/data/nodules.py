@@ -11,10 +11,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from med3d_ext.data.datalists import Source, existing_file
+from med3d_ext.data.datalists import Source, existing_file, listed_entries
 from med3d_ext.data.fingerprint import read_voxels
 from med3d_ext.data.prepared_files import FINGERPRINT
-from med3d_ext.errors import InputError
+from med3d_ext.errors import Faults, FaultyCases, InputError
 from med3d_ext.files import read_json, read_table
 
 TABLE = "nodules.csv"
@@ -65,25 +65,23 @@ def read_nodules(folder: str | os.PathLike, ties: str = "exclude", skip_bad: boo
         raise InputError(f"dataset_dir '{folder}' is not a folder; give the folder that holds {TABLE} or dataset.json.")
     root = root.resolve()
     classes, entries, read = _layout(root)
-    cases, tied, skipped = [], 0, []
+    cases, tied, total, faults = [], 0, 0, Faults(skip_bad)
     for number, entry in entries:
-        try:
+        total += 1
+        with faults.caught():
             case = read(root, entry, number)
             if "malignancy" in case:
                 case["label"] = rated_class(case["malignancy"], ties)
             if skip_bad:  # else a damaged file is found where all voxels are read, once
                 read_voxels(case, channel=None, spacing=[1.0, 1.0, 1.0], foreground=True)
-        except InputError as error:
-            if not skip_bad:
-                raise
-            skipped.append(str(error))
-            continue
-        if case["label"] is None:
-            tied += 1
-        else:
-            cases.append({**case, "stratum": classes[case["label"]]})
+            if case["label"] is None:
+                tied += 1
+            else:
+                cases.append({**case, "stratum": classes[case["label"]]})
+    if faults.sentences and not skip_bad:
+        raise FaultyCases(faults.sentences, total)
     _check_cases(root, cases, classes)
-    return Nodules(Source(root.name, classes, {0: "CT"}, cases), tied, skipped)
+    return Nodules(Source(root.name, classes, {0: "CT"}, cases), tied, faults.sentences)
 
 
 def rated_class(malignancy: float, ties: str = "exclude") -> int | None:
@@ -111,20 +109,20 @@ def median_rating(value: Any, where: str) -> float:
     return float(median(ratings))
 
 
-Entries = Iterator[tuple[int, dict[str, Any]]]
-Reader = Callable[[Path, dict[str, Any], int], dict[str, Any]]
+Entries = Iterator[tuple[Any, dict[str, Any]]]
+Reader = Callable[[Path, dict[str, Any], Any], dict[str, Any]]
 
 
 def _layout(root: Path) -> tuple[dict[int, str], Entries, Reader]:
-    """Class names, entries with their numbers, and what makes a case of an entry."""
+    """Class names, entries with their numbers or places, and what makes a case of an entry."""
     if (root / TABLE).is_file():
         return dict(CLASSES), iter(read_table(root / TABLE, ("nodule", "malignancy"))), _case_of_row
     if (root / "dataset.json").is_file():
         content = read_json(root / "dataset.json")
-        entries = content.get("training")
-        if not isinstance(entries, list) or not entries:
-            raise InputError(f"'{root / 'dataset.json'}' lists no cases under 'training'; add entries with a class.")
-        return _class_names(root, content), enumerate(entries), _case_of_entry
+        entries = listed_entries(
+            root / "dataset.json", content, lambda entry: "malignancy" in entry or "label" in entry
+        )
+        return _class_names(root, content), iter(entries), _case_of_entry
     if (root / FINGERPRINT).is_file():
         domain = next(iter(read_json(root / FINGERPRINT)["domains"].values()))
         classes = {int(value): str(name) for value, name in domain["classes"].items()}
@@ -157,7 +155,8 @@ def _subject(entry: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _case_of_prepared(root: Path, case: dict[str, Any], number: int) -> dict[str, Any]:
-    kept: dict[str, Any] = {key: case[key] for key in ("label", "malignancy", "subject") if key in case}
+    facts = ("label", "malignancy", "subject", "given", "fold")
+    kept: dict[str, Any] = {key: case[key] for key in facts if key in case}
     for key in ("image", "mask"):
         if key in case:
             kept[key] = str(existing_file(Path(case[key]), root / FINGERPRINT))
@@ -176,12 +175,12 @@ def _class_names(root: Path, content: Mapping[str, Any]) -> dict[int, str]:
     return classes
 
 
-def _case_of_entry(root: Path, entry: Any, number: int) -> dict[str, Any]:
+def _case_of_entry(root: Path, entry: Any, where: str) -> dict[str, Any]:
     path = root / "dataset.json"
-    where = f"entry {number} under 'training' of '{path}'"
     if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
         raise InputError(f"{where} has no image; complete it.")
     case: dict[str, Any] = {"image": str(existing_file(root / entry["image"], path)), **_subject(entry)}
+    case |= {key: entry[key] for key in ("given", "fold") if key in entry}
     label = entry.get("label")
     mask = entry.get("mask", label if isinstance(label, str) else None)
     if mask is not None:

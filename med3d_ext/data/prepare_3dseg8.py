@@ -24,10 +24,10 @@ from med3d_ext.data.domains import (
 from med3d_ext.data.download import download_tasks
 from med3d_ext.data.fingerprint import summarize
 from med3d_ext.data.left_atrium import is_left_atrium, read_left_atrium
-from med3d_ext.data.prepared_files import fingerprint_domain, header_of, known_cases, write_prepared
+from med3d_ext.data.prepared_files import fingerprint_domain, header_of, known_cases, left_out, write_prepared
 from med3d_ext.data.splits import split_cases
 from med3d_ext.data.subsets import choose_domains
-from med3d_ext.errors import InputError
+from med3d_ext.errors import Faults, FaultyCases, InputError
 from med3d_ext.files import read_json
 
 logger = logging.getLogger("med3d_ext.prepare")
@@ -52,6 +52,7 @@ def prepare_3dseg8(
     domains: int | str | Sequence[str] | None = None,
     domains_file: str | os.PathLike | None = None,
     download: bool = False,
+    skip_bad: bool = False,
 ) -> Path:
     """Prepare the domains of a folder for pretraining: each is a sub-folder in the Decathlon's layout.
 
@@ -67,6 +68,7 @@ def prepare_3dseg8(
         domains_file: JSON with a user's domains and settings, see :func:`med3d_ext.data.domains.read_lines`. Defaults
             to ``domains.json`` in ``src``, if there is one.
         download: fetch tasks that ``src`` lacks.
+        skip_bad: leave out faulty cases instead of refusing them all.
 
     Returns:
         the output folder.
@@ -78,24 +80,31 @@ def prepare_3dseg8(
     if download:
         table = {domain.folder: {"organ": domain.organ} for domain in DOMAINS}
         download_tasks(root, choose_domains(table, domains))
-    found = find_domains(root, domains_file)
+    faults = Faults(skip_bad)
+    found = find_domains(root, domains_file, faults)
     chosen = choose_domains({name: {"organ": each.settings.organ} for name, each in found.items()}, domains)
-    facts = {name: _describe(found[name], output) for name in chosen}
+    facts = {name: _describe(found[name], output, faults) for name in chosen}
+    faults.settle(sum(len(each["cases"]) for each in facts.values()) + len(faults.sentences), logger)
     split_cases({name: each["cases"] for name, each in facts.items()}, seed)
     for domain in facts.values():
         domain.update(summarize(domain["cases"]))
-    write_prepared(facts, root, Path(output), seed)
+    write_prepared(facts, root, Path(output), seed, left_out(faults))
     return Path(output)
 
 
-def find_domains(root: Path, domains_file: str | os.PathLike | None = None) -> dict[str, Found]:
-    """The domains of a folder by name, in the order of the paper's table 2, a user's own after them."""
+def find_domains(
+    root: Path, domains_file: str | os.PathLike | None = None, faults: Faults | None = None
+) -> dict[str, Found]:
+    """The domains of a folder by name, in the order of the paper's table 2, a user's own after them.
+
+    ``faults`` collects the cases whose files are missing; without it they are refused.
+    """
     if not root.is_dir():
         raise InputError(f"'{root}' is not a folder; give the folder that holds the domains' folders.")
     file = Path(domains_file) if domains_file else root / LINES
     lines = read_lines(file) if domains_file or file.is_file() else {}
     folders = _folders(root, lines)
-    found = {name: _read(name, folder, lines.get(name, {})) for name, folder in folders.items()}
+    found = {name: _read(name, folder, lines.get(name, {}), faults) for name, folder in folders.items()}
     if not found:
         raise InputError(f"'{root}' holds no domain; give the folder that holds Task01_BrainTumour and the others.")
     found = _without_twins(found)
@@ -136,12 +145,12 @@ def _is_domain(folder: Path) -> bool:
     return known or layout or is_left_atrium(folder)
 
 
-def _read(name: str, folder: Path, line: Mapping[str, Any]) -> Found:
+def _read(name: str, folder: Path, line: Mapping[str, Any], faults: Faults | None) -> Found:
     if is_left_atrium(folder):
         source, title = read_left_atrium(folder), "left atrium"
         line = {"merge": {255: 1}, **line}
     else:
-        source = read_source(folder)
+        source = read_source(folder, faults=faults)
         title = str(read_json(folder / "dataset.json").get("name", "")) if (folder / "dataset.json").is_file() else ""
     settings = settings_of(name, folder.name, title or folder.name, source.modality, line)
     return Found(folder, replace(source, name=name), settings)
@@ -164,15 +173,15 @@ def _without_twins(found: dict[str, Found]) -> dict[str, Found]:
     return {name: found[name] for name in kept.values()}
 
 
-def _describe(found: Found, output: str | os.PathLike) -> dict[str, Any]:
+def _describe(found: Found, output: str | os.PathLike, faults: Faults) -> dict[str, Any]:
     source, settings = found.source, found.settings
-    first = source.cases[0]["image"]
-    channel = channel_number(settings, source.modality, header_of(first)["channels"], first)
+    first, header = _first_header(source)
+    channel = channel_number(settings, source.modality, header["channels"], first)
     try:
         classes, label_map = merge_classes(source.classes, settings.merge)
     except InputError as error:
         raise InputError(f"'{found.folder}': {error}") from error
-    facts = fingerprint_domain(source, known_cases(output, channel), channel)
+    facts = fingerprint_domain(source, known_cases(output, channel), channel, faults=faults)
     return {
         "organ": settings.organ,
         "modality": settings.modality,
@@ -183,3 +192,12 @@ def _describe(found: Found, output: str | os.PathLike) -> dict[str, Any]:
         "intensity_range": None if settings.intensity_range is None else list(settings.intensity_range),
         "cases": facts["cases"],
     }
+
+
+def _first_header(source: Source) -> tuple[str, dict[str, Any]]:
+    """The first image whose header can be read, and the header."""
+    faults = Faults()
+    for case in source.cases:
+        with faults.caught():
+            return case["image"], header_of(case["image"])
+    raise FaultyCases(faults.sentences, len(source.cases))

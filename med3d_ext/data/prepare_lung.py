@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
 from med3d_ext.data.fingerprint import summarize
 from med3d_ext.data.lung_labels import check_num_classes, lung_classes
 from med3d_ext.data.lung_layouts import read_lung
-from med3d_ext.data.prepared_files import fingerprint_domain, known_cases, write_prepared
+from med3d_ext.data.prepared_files import fingerprint_domain, known_cases, left_out, write_prepared
 from med3d_ext.data.splits import split_cases
-from med3d_ext.errors import InputError
+from med3d_ext.errors import Faults, InputError
+
+logger = logging.getLogger("med3d_ext.prepare")
 
 
 def prepare_lung(
@@ -20,6 +23,7 @@ def prepare_lung(
     num_classes: int = 2,
     folds: int | None = None,
     fold: int = 0,
+    skip_bad: bool = False,
 ) -> Path:
     """Prepare a lung data set (paper, section 4.2): each modality gives its share of training and test cases.
 
@@ -31,6 +35,7 @@ def prepare_lung(
         num_classes: 2 for background and lung, 3 for background, right and left lung.
         folds: number of parts of a cross-validation. Defaults to None: 10 % are test.
         fold: the part that is tested, from 0 on.
+        skip_bad: leave out faulty cases instead of refusing them all.
 
     Returns:
         the output folder.
@@ -40,10 +45,12 @@ def prepare_lung(
     """
     check_num_classes(num_classes)
     _check_folds(folds, fold)
-    source = read_lung(src, output)
+    faults = Faults(skip_bad)
+    source = read_lung(src, output, faults)
     classes, label_map = lung_classes(source.classes, num_classes, src)
     known = [*known_cases(output), *known_cases(src)]
-    domain = fingerprint_domain(source, known, foreground=True)
+    domain = fingerprint_domain(source, known, foreground=True, faults=faults)
+    faults.settle(len(domain["cases"]) + len(faults.sentences), logger)
     for case in domain["cases"]:
         case.setdefault("stratum", case["modality"])
     split_cases({source.name: domain["cases"]}, seed, folds=folds, fold=fold)
@@ -54,7 +61,7 @@ def prepare_lung(
         "options": {"seed": seed, "num_classes": num_classes, "folds": folds, "fold": fold},
         **summarize(domain["cases"]),
     }
-    write_prepared({source.name: domain}, Path(src), Path(output), seed)
+    write_prepared({source.name: domain}, Path(src), Path(output), seed, left_out(faults))
     return Path(output)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from med3d_ext.data.prepare import PREPARE
+from med3d_ext.data.prepare import PREPARE, prepare_folder
 from med3d_ext.errors import InputError
 
 
@@ -42,7 +42,7 @@ def prepare(
         fold: lung, nodules: which part, from 0 on.
         cube_mm: nodules: edge of the network's cube in mm. Defaults to 32, narrowed to what the images hold.
         ties: nodules: a median rating between 3 and 4 is left out (exclude), benign or malignant. Defaults to exclude.
-        skip_bad: nodules, lidc: leave out faulty scans, marks and nodules and count them.
+        skip_bad: leave out faulty cases (nodules, lidc: scans, marks and nodules), name and count them.
     """
     if kind not in PREPARE:
         raise InputError(f"prepare: KIND must be one of {', '.join(sorted(PREPARE))}, got '{kind}'.")
@@ -54,7 +54,7 @@ def prepare(
     for name in given:
         if name not in inspect.signature(PREPARE[kind]).parameters:
             raise InputError(f"prepare: --{name} is no option of {kind}; leave it out.")
-    folder = PREPARE[kind](src, output or src, seed, **given)
+    folder = prepare_folder(kind, src, output or src, seed, **given)
     return f"datalist.json and fingerprint.json are in {folder}"
 
 

@@ -13,8 +13,9 @@ import numpy as np
 from ignite.engine import Events
 from monai.utils import string_list_all_gather
 
+from med3d_ext.data.leakage import Evaluated
 from med3d_ext.data.prepare import PreparedData
-from med3d_ext.handlers.summary import write_evaluation
+from med3d_ext.handlers.summary import doubts, write_evaluation
 from med3d_ext.metrics.classification import THRESHOLD, measure_classes
 from med3d_ext.metrics.classification_plots import draw_reliability, draw_roc
 from med3d_ext.metrics.size_baseline import SizeBaseline
@@ -35,16 +36,26 @@ class ClassificationSummary:
         output_dir: folder of the files.
         split: name of the evaluated split, written into the summary.
         data: the data that is evaluated, whose fingerprint knows the masks' volumes. Defaults to none: no baseline.
+        evaluated: says what must be known before the figures. Defaults to None, which says nothing.
     """
 
-    def __init__(self, output_dir: str, split: str = "test", data: PreparedData | None = None) -> None:
+    def __init__(
+        self,
+        output_dir: str,
+        split: str = "test",
+        data: PreparedData | None = None,
+        evaluated: Evaluated | None = None,
+    ) -> None:
         self.folder = Path(output_dir)
         self.split = split
         self.data = data
+        self.evaluated = evaluated
+        self.doubts: dict[str, Any] = {}
         self.rows: list[Row] = []
 
     def attach(self, engine: Any) -> None:
-        """Register with a MONAI evaluator whose postprocessing leaves probabilities."""
+        """Register with a MONAI evaluator whose postprocessing leaves probabilities; say first what is doubtful."""
+        self.doubts = doubts(self.evaluated, engine)
         engine.add_event_handler(Events.STARTED, lambda _: self.rows.clear())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.note_cases)
         engine.add_event_handler(Events.COMPLETED, self.write)
@@ -82,7 +93,7 @@ class ClassificationSummary:
             "size_only": {name: baseline.facts for name, baseline in baselines.items()},
         }
         table = [{key: value for key, value in row.items() if key != "sha256"} for row in rows]
-        write_evaluation(self.folder, self.split, table, figures, facts)
+        write_evaluation(self.folder, self.split, table, figures, facts, self.doubts)
         draw_reliability(self.folder / "reliability.png", *_scores(rows))
         sized = [row for baseline in baselines.values() for row in baseline.rows]
         draw_roc(self.folder / "roc.png", {"network": _scores(rows), "size only": _scores(sized)})

@@ -71,6 +71,7 @@ class RunManifest:
             **command_line(),
             "overrides": portable(run_arguments()[1]),
             "config": portable(effective_config()),
+            "lengths": getattr(engine.state, "lengths", None),  # several where --epochs changed on the way
             "seed": self.seed,
             "data": _data_hashes(self.data),
             "versions": versions(),
@@ -149,7 +150,8 @@ def _earlier(path: Path) -> list[dict[str, Any]]:
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
         status = "interrupted" if before["status"] == "running" else before["status"]
-        entry = {"status": status, **{key: before[key] for key in ("started", "finished", "epochs") if key in before}}
+        kept = ("command", "started", "finished", "epochs", "versions", "device")
+        entry = {"status": status, **{key: before[key] for key in kept if key in before}}
         return [*before.get("earlier", []), entry]
     except (OSError, ValueError, KeyError, TypeError):
         return []  # no record, or a broken one: this run's counts

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from med3d_ext.errors import InputError
+from med3d_ext.errors import Faults, FaultyCases, InputError
 from med3d_ext.files import write_atomically, write_json
 from med3d_ext.metrics.evaluation_table import evaluation_table
 from med3d_ext.metrics.intervals import describe_metric
-from med3d_ext.metrics.label_files import CasePairs, pair_cases, read_pair
+from med3d_ext.metrics.label_files import CasePairs, Merged, pair_cases, read_pair
 from med3d_ext.metrics.paired import paired_test
 from med3d_ext.metrics.segmentation import MEASURES, OUTCOMES, PENALTIES, ClassMeasures, global_dice, measure_class
 
@@ -36,6 +36,7 @@ def evaluate(
     compare: str | None = None,
     tolerance_mm: str = "2",
     classes: str | None = None,
+    skip_bad: bool = False,
 ) -> str:
     """Measure predicted label maps: Dice, surface Dice, ASSD, HD95 and volume error per class, with intervals.
 
@@ -49,18 +50,24 @@ def evaluate(
         compare: label maps of another run on the same cases, for a paired test.
         tolerance_mm: distance (mm) within which a surface counts as right for the surface Dice; several as `2,1,5`.
         classes: classes to measure, as `1,2` or `liver=1+2,tumor=2`; `liver=1:6` where the prediction's 1 is the
-            label's 6. Defaults to every value that occurs.
+            label's 6. Defaults to every value that occurs; values that were one class in the training of the
+            prediction's weights, or that have one name in the list of cases, count as one.
+        skip_bad: measure the other cases when a pair is faulty, and name what was left out.
     """
     tolerances = parse_tolerances(tolerance_mm)
     chosen = parse_classes(classes) if classes is not None else None
     pairs = pair_cases(pred, label)
     other_pairs = pair_cases(compare, label) if compare is not None else None
-    run = _measure(pairs, chosen, tolerances)
-    other = _measure(other_pairs, chosen, tolerances) if other_pairs is not None else {}
+    faults = Faults(skip_bad)
+    run = _measure(pairs, chosen, tolerances, faults)
+    other = _measure(other_pairs, chosen, tolerances, faults) if other_pairs is not None else {}
+    if not run:
+        raise FaultyCases(faults.sentences, len(pairs.files))
+    faults.settle(len(pairs.files) + len(other_pairs.files if other_pairs is not None else ()), logger)
     names = list(chosen or sorted({name for case in [*run.values(), *other.values()] for name in case}, key=int))
     if not names:
         raise InputError(f"'{pred}' and '{label}' hold background only; name the classes with --classes.")
-    summary = summarize_run(run, names, tolerances, pairs)
+    summary = {**summarize_run(run, names, tolerances, pairs), "left_out": faults.sentences}
     if compare is not None:
         summary["comparison"] = {"other": compare, **compare_runs(run, other, names, tolerances)}
     if output is not None:
@@ -112,22 +119,31 @@ def values_of(case: ClassMeasures, tolerances: Sequence[float]) -> dict[str, flo
     return {**{measure: getattr(case, measure) for measure in MEASURES}, **dict(zip(names, further))}
 
 
-def _measure(pairs: CasePairs, classes: Classes | None, tolerances: Sequence[float]) -> Run:
+def _measure(pairs: CasePairs, classes: Classes | None, tolerances: Sequence[float], faults: Faults) -> Run:
     run: Run = {}
     for number, (case, (pred, label)) in enumerate(pairs.files.items(), 1):
         logger.info(f"{case} ({number}/{len(pairs.files)})")
-        prediction, truth, spacing = read_pair(pred, label)
-        present = sorted({*np.unique(prediction).tolist(), *np.unique(truth).tolist()} - {0})
-        run[case] = {
-            name: measure_class(
-                np.isin(prediction, ours), np.isin(truth, theirs), spacing.tolist(), tolerances[0], tolerances[1:]
-            )
-            for name, (ours, theirs) in (classes or {str(value): ([value], [value]) for value in present}).items()
-        }
+        with faults.caught():
+            prediction, truth, spacing = read_pair(pred, label)
+            chosen = classes or _classes_of(prediction, truth, pairs.merged.get(case, {}))
+            run[case] = {
+                name: measure_class(
+                    np.isin(prediction, ours), np.isin(truth, theirs), spacing.tolist(), tolerances[0], tolerances[1:]
+                )
+                for name, (ours, theirs) in chosen.items()
+            }
     for what, cases in (("label", pairs.unmatched_predictions), ("prediction", pairs.unmatched_labels)):
         if cases:
             logger.warning(f"Not counted, without a {what}: {', '.join(cases)}.")
     return run
+
+
+def _classes_of(prediction: np.ndarray, truth: np.ndarray, merged: Merged) -> Classes:
+    """Every value that occurs is a class, but for those that the prediction or the list of labels merges."""
+    ours, theirs = ({value for pair in merged.values() for value in pair[side]} for side in (0, 1))
+    present = ({*np.unique(prediction).tolist()} - ours) | ({*np.unique(truth).tolist()} - theirs)
+    classes = {**merged, **{value: ([value], [value]) for value in present - merged.keys()}}
+    return {str(value): classes[value] for value in sorted(classes.keys() - {0})}
 
 
 def _of_class(run: Run, name: str) -> dict[str, ClassMeasures]:
@@ -144,8 +160,15 @@ def summarize_run(run: Run, names: list[str], tolerances: Sequence[float], pairs
         "penalties": PENALTIES,
         "unmatched_predictions": pairs.unmatched_predictions,
         "unmatched_labels": pairs.unmatched_labels,
+        "merged_label_values": _merges(pairs),
         "classes": {name: _summarize_class(list(_of_class(run, name).values()), tolerances) for name in names},
     }
+
+
+def _merges(pairs: CasePairs) -> dict[str, list[int]]:
+    """Values of the labels that count as one class without ``--classes``."""
+    found = {value: theirs for merged in pairs.merged.values() for value, (_, theirs) in merged.items()}
+    return {str(value): theirs for value, theirs in sorted(found.items()) if theirs != [value]}
 
 
 def _summarize_class(cases: list[ClassMeasures], tolerances: Sequence[float]) -> dict[str, Any]:

@@ -17,9 +17,13 @@ def evaluation_table(summary: dict[str, Any]) -> str:
         for measure in (key for key in facts if key in MEASURES or key.startswith("surface_dice_")):
             one = facts[measure]
             lines.append(f"  {measure:<21}  {_number(one['mean'])}  {_interval(one['interval_95'])}  n={one['n']}")
+    for value, merged in summary.get("merged_label_values", {}).items():
+        lines += ["", f"values {', '.join(map(str, merged))} of the labels count as {value}, as in the training"]
     for what in ("unmatched_predictions", "unmatched_labels"):
         if summary[what]:
             lines += ["", f"{what.replace('_', ' ')}, not counted: {', '.join(summary[what])}"]
+    if summary.get("left_out"):
+        lines += ["", "faulty, not counted:", *(f"  {sentence}" for sentence in summary["left_out"])]
     return "\n".join(lines + _comparison_lines(summary.get("comparison")))
 
 

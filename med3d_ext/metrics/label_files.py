@@ -1,23 +1,29 @@
-"""Label maps on disk: which prediction belongs to which label, and whether both stand on one grid."""
+"""Label maps on disk: which prediction belongs to which label, and both on one grid."""
 
 from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from monai.data import MetaTensor
 
 from med3d_ext.data.datalists import IMAGE_SUFFIXES, existing_file
 from med3d_ext.data.splits import SPLITS
 from med3d_ext.errors import InputError
 from med3d_ext.files import read_json
+from med3d_ext.prediction.label_map_file import read_label_sources
+from med3d_ext.transforms.grids import Grid, on_image_grid
+from med3d_ext.transforms.labels import whole_values
 from med3d_ext.transforms.load import load_volume, stated_spacing, usable_spacing
 from med3d_ext.transforms.sampling import axis_spacing
 
-_GRID_TOLERANCE = 0.1  # voxels; headers round their affines, a wrong grid is off by more
+Merged = dict[int, tuple[list[int], list[int]]]
+"""Value of a class to its values in the prediction and in the label; 0 is what counts as background."""
 
 
 @dataclass(frozen=True)
@@ -28,22 +34,26 @@ class CasePairs:
         files: case name to the files of prediction and label.
         unmatched_predictions: cases without a label.
         unmatched_labels: cases without a prediction.
+        merged: case name to what its list of labels merges, as :func:`merged_values` tells it.
     """
 
     files: dict[str, tuple[Path, Path]]
     unmatched_predictions: list[str]
     unmatched_labels: list[str]
+    merged: dict[str, Merged] = field(default_factory=dict)
 
 
 def case_name(path: str | os.PathLike) -> str:
     """A file's case: its name without format, without the postfix of a label map and with LiTS's word for the image.
+
+    3D Slicer's segmentations are ``case_1.seg.nrrd``.
 
     >>> case_name("out/abdomen_20_seg.nii.gz"), case_name("segmentation-3.nii")
     ('abdomen_20', 'volume-3')
     """
     name = os.path.basename(path)
     name = next((name.removesuffix(suffix) for suffix in IMAGE_SUFFIXES if name.endswith(suffix)), name)
-    return re.sub(r"^segmentation-", "volume-", re.sub(r"_(seg|pred|label|mask)$", "", name))
+    return re.sub(r"^segmentation-", "volume-", re.sub(r"[_.](seg|pred|label|mask)$", "", name))
 
 
 def pair_cases(pred: str | os.PathLike, label: str | os.PathLike) -> CasePairs:
@@ -67,7 +77,44 @@ def pair_cases(pred: str | os.PathLike, label: str | os.PathLike) -> CasePairs:
             f"No prediction of '{pred}' ({names[0]}, ...) has the name of a label of '{label}' ({names[1]}, ...); "
             "name them alike, for example case_1_seg.nii.gz and case_1.nii.gz."
         )
-    return CasePairs(files, sorted(predictions.keys() - labels.keys()), sorted(labels.keys() - predictions.keys()))
+    unmatched = sorted(predictions.keys() - labels.keys()), sorted(labels.keys() - predictions.keys())
+    listed = _merged_by_list(Path(label)) if Path(label).suffix == ".json" else {}
+    return CasePairs(
+        files, *unmatched, {name: _merged_by_prediction(files[name][0]) or listed.get(name, {}) for name in files}
+    )
+
+
+def _merged_by_prediction(pred: Path) -> Merged:
+    """What a prediction says that its values stand for: its own header, else `predict`'s summary next to it."""
+    sources = read_label_sources(pred)
+    summary = pred.with_name("summary.json")
+    if not sources and summary.is_file():
+        with suppress(InputError, ValueError, TypeError, AttributeError):  # another program's summary says nothing
+            stated = read_json(summary).get("label_values") or {}
+            sources = {int(value): list(map(int, values)) for value, values in stated.items()}
+    return {value: ([value], values) for value, values in sources.items()}
+
+
+def _merged_by_list(datalist: Path) -> dict[str, Merged]:
+    """What a list merges: values that have one name in its table of labels."""
+    content = read_json(datalist)
+    tables = content.get("labels") or {}
+    found: dict[str, Merged] = {}
+    for split in SPLITS:
+        for entry in content.get(split) or []:
+            if isinstance(entry, dict) and "image" in entry:
+                table = tables.get(entry.get("domain"), tables) if isinstance(tables, dict) else {}
+                found[case_name(entry["image"])] = _merged_by_name(table)
+    return found
+
+
+def _merged_by_name(table: Mapping[Any, Any]) -> Merged:
+    by_name: dict[str, list[int]] = {}
+    with suppress(ValueError, KeyError, TypeError):  # a table of another form merges nothing
+        for value in sorted(map(int, table)):
+            by_name.setdefault(str(table[str(value)]), []).append(value)
+        return {values[0]: (values, values) for values in by_name.values() if len(values) > 1}
+    return {}
 
 
 def _label_maps(source: str | os.PathLike, argument: str) -> dict[str, Path]:
@@ -111,35 +158,25 @@ def _by_case(found: list[tuple[str, Path]], source: Path) -> dict[str, Path]:
 def read_pair(pred: Path, label: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Voxels of prediction and label (X, Y, Z), int32, and the spacing (mm) of their common grid.
 
+    The label is brought onto the grid of the prediction as a training brings it onto that of the image.
+
     Raises:
         InputError: when a file is no label map, states no spacing, or the grids differ in shape, place or direction.
     """
     prediction, truth = load_volume(pred), load_volume(label)
-    shapes = ["x".join(str(size) for size in volume.shape[1:]) for volume in (prediction, truth)]
-    if prediction.shape != truth.shape:
-        raise InputError(f"'{pred}' is {shapes[0]}, its label '{label}' is {shapes[1]}; bring both on one grid.")
-    if not usable_spacing(stated_spacing(label, truth.affine)):
-        raise InputError(f"'{label}' has no usable voxel spacing (0 or NaN); write the spacing into its header.")
-    affines = [np.asarray(volume.affine, dtype=float) for volume in (prediction, truth)]
-    spacing = axis_spacing(affines[1])
-    shift = _largest_shift(affines[0], affines[1], truth.shape[1:])
-    if not shift <= _GRID_TOLERANCE * spacing.min():
+    grid = Grid.of(pred, prediction.shape[1:], prediction.affine, "prediction")
+    own = Grid.of(label, truth.shape[1:], truth.affine, "label")
+    voxels = on_image_grid(truth.as_tensor()[0].numpy(), own, grid)
+    reference = grid if grid.has_place or not own.has_place else own
+    if not usable_spacing(stated_spacing(reference.path, reference.affine)):
         raise InputError(
-            f"'{pred}' lies up to {shift:.3g} mm off its label '{label}' (another origin, spacing or orientation in "
-            "its header); bring both on one grid."
+            f"'{reference.path}' has no usable voxel spacing (0 or NaN); write the spacing into its header."
         )
-    return _values(prediction, pred), _values(truth, label), spacing
-
-
-def _largest_shift(affine: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
-    """Largest distance (mm) between the places that two affines give a voxel: it lies in a corner."""
-    corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)]) * [*np.subtract(shape, 1), 1]
-    return float(np.linalg.norm(corners @ (affine - other).T, axis=1).max())
-
-
-def _values(volume: MetaTensor, path: Path) -> np.ndarray:
-    values = volume.as_tensor()[0].numpy()
-    whole = values.astype(np.int32)
-    if (whole != values).any() or whole.min() < 0:
-        raise InputError(f"'{path}' holds values that are no classes (negative or fractions); give a label map.")
-    return whole
+    maps = [
+        whole_values(each, path, what).astype(np.int32)
+        for each, path, what in (
+            (prediction.as_tensor()[0].numpy(), pred, "prediction"),
+            (voxels, label, "label"),
+        )
+    ]
+    return maps[0], maps[1], axis_spacing(reference.affine)

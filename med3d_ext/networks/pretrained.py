@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from pathlib import Path
@@ -68,7 +69,8 @@ def find_weights(bundle_root: str | os.PathLike, ckpt_dir: str | os.PathLike | N
 class InitialWeights:
     """What a training starts from, and the paper's learning rate for it (section 4.2).
 
-    The weights are loaded when the component is built; the report goes to the log and to ``report_path``. In a
+    The weights are loaded when the component is built, and the report goes to the log. :meth:`write_report` is called
+    when the training begins: one that is refused leaves the record of the one before. In a
     labelling server a training goes on from the weights that are served, whole; see :mod:`med3d_ext.labelling`.
 
     Args:
@@ -78,7 +80,7 @@ class InitialWeights:
         bundle_root: the bundle's folder; the released encoder is looked for beside it, then in the checkout that this
             package lies in. Defaults to None.
         released: the released encoder's file, where it lies elsewhere. Defaults to None.
-        report_path: where the report is written as JSON. Defaults to None, nowhere.
+        report_path: where :meth:`write_report` writes the report as JSON. Defaults to None, nowhere.
         minimum_share: see :func:`load_encoder`. Defaults to 0.95.
         with_head: load all that a file holds of this very network, its decoder and head, too, as for more training of
             one task. Defaults to False: the encoder alone.
@@ -88,6 +90,7 @@ class InitialWeights:
 
     Attributes:
         network: the network, with the weights in it.
+        path: the weights' file, None from scratch.
         report: the load report, None from scratch.
         learning_rate: the one to train with.
         seen: ``initial_weights``, the cases that they have seen by the card beside them; nothing without a card. Cases
@@ -113,6 +116,8 @@ class InitialWeights:
         served = weights_to_continue(bundle_root)
         path = served or initial_weights_path(str(init), bundle_root, released)
         self.network = network
+        self.path = path
+        self.report_path = report_path
         self.report = None
         self.seen = {} if served or path is None else seen_by(path)
         with_head = truth("init_head", with_head)
@@ -126,16 +131,18 @@ class InitialWeights:
             learning_rate = pretrained_learning_rate if path else scratch_learning_rate
         self.start = f"those of '{path}', its head, too" if path else "from scratch"
         self.learning_rate = learning_rate
-        self._tell(report_path)
+        if rank() == 0:
+            text = self.report.table() if self.report else self.start
+            logger.info(f"Initial weights: {text}\nLearning rate {self.learning_rate:g}.")
 
-    def _tell(self, report_path: str | os.PathLike | None) -> None:
-        if rank() != 0:
+    def write_report(self) -> None:
+        """Write what the training starts from: the load report, or for whole networks and from scratch a sentence."""
+        if self.report_path is None:
             return
-        text = self.report.table() if self.report else self.start
-        logger.info(f"Initial weights: {text}\nLearning rate {self.learning_rate:g}.")
-        if report_path is not None and self.report:
-            with write_atomically(Path(report_path), "w") as file:
-                file.write(self.report.to_json())
+        file = None if self.path is None else str(self.path)
+        text = self.report.to_json() if self.report else json.dumps({"file": file, "start": self.start}, indent=2)
+        with write_atomically(Path(self.report_path), "w") as target:
+            target.write(text)
 
     def parameter_groups(
         self, learning_rate: float | None = None, head_lr_multiplier: float = 1.0

@@ -20,6 +20,7 @@ SET: dict[str, dict[str, Any]] = {
         "batch_size": 2,
         "data::kind": "3dseg8",
         "data::domains": 1,
+        "data::phantoms": False,
         "network_def::_desc_": "section 3.3: three groups of a transposed convolution and a convolution, then 1x1x1",
         "loss::_desc_": "Dice and cross-entropy; the paper's is cross-entropy alone (section 4.1)",
         "loss::loss": LOSS,
@@ -29,6 +30,7 @@ SET: dict[str, dict[str, Any]] = {
     "evaluate": {},
     "inference": {
         "dataset::data::kind": "3dseg8",
+        "dataset::data::phantoms": False,
         "preprocessing::transforms::0::channel": "$@domain.get('channel')",
         "preprocessing::transforms::1::intensity_range": "$@domain['intensity_range']",
     },

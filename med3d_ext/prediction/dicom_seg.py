@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from med3d_ext.data.dicom_files import DicomSeries
 from med3d_ext.data.dicom_series import single_series
 from med3d_ext.errors import InputError
+from med3d_ext.prediction.label_map_file import look_up
 
 # SNOMED CT code and meaning; what is not here is sought among pydicom's codes by its name.
 _STRUCTURES = {
@@ -58,7 +59,7 @@ def write_dicom_seg(
     Args:
         path: the file to write.
         labels: label values (X, Y, slice) in the order in which ``load_volume`` reads the series.
-        names: label value to name, for every value that occurs.
+        names: label value to name. The standard counts segments without gaps: segment n is the n-th value.
         folder: the folder of the series.
         bundle: what segmented: it is named as the algorithm.
         version: its version.
@@ -68,12 +69,13 @@ def write_dicom_seg(
     """
     highdicom = need_highdicom()
     slices = _headers(single_series(folder))
+    values = sorted({*names, *np.unique(labels).tolist()} - {0}) or [1]
     try:
         segmentation = highdicom.seg.Segmentation(
             source_images=slices,
-            pixel_array=np.ascontiguousarray(labels.transpose(2, 1, 0).astype(np.uint8)),
+            pixel_array=np.ascontiguousarray(_numbered(labels, values).transpose(2, 1, 0)),
             segmentation_type="BINARY",
-            segment_descriptions=_descriptions(highdicom, labels, names, bundle, version),
+            segment_descriptions=_descriptions(highdicom, values, names, bundle, version),
             series_instance_uid=highdicom.UID(),
             series_number=1000 + int(slices[0].get("SeriesNumber") or 0),
             sop_instance_uid=highdicom.UID(),
@@ -106,8 +108,17 @@ def _headers(series: DicomSeries) -> list[Any]:
     return headers
 
 
-def _descriptions(highdicom: Any, labels: np.ndarray, names: Mapping[int, str], bundle: str, version: str) -> list[Any]:
-    """One for each value from 1 to the largest: the standard counts without gaps."""
+def _numbered(labels: np.ndarray, values: Sequence[int]) -> np.ndarray:
+    """Label values as numbers of segments, uint8."""
+    table = np.zeros(max(int(labels.max(initial=0)), *values) + 1, np.uint8)
+    table[list(values)] = np.arange(1, len(values) + 1)
+    return look_up(table, labels)
+
+
+def _descriptions(
+    highdicom: Any, values: Sequence[int], names: Mapping[int, str], bundle: str, version: str
+) -> list[Any]:
+    """One for each value, in their order."""
     from pydicom.sr.codedict import codes
 
     algorithm = highdicom.AlgorithmIdentificationSequence(
@@ -115,14 +126,14 @@ def _descriptions(highdicom: Any, labels: np.ndarray, names: Mapping[int, str], 
     )
     return [
         highdicom.seg.SegmentDescription(
-            segment_number=value,
+            segment_number=number,
             segment_label=names.get(value, f"label {value}"),
             segmented_property_category=category,
             segmented_property_type=kind,
             algorithm_type="AUTOMATIC",
             algorithm_identification=algorithm,
         )
-        for value in range(1, max(int(labels.max(initial=0)), *names, 1) + 1)
+        for number, value in enumerate(values, start=1)
         for category, kind in [_codes(names.get(value, ""))]
     ]
 

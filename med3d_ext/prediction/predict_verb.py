@@ -59,7 +59,7 @@ def predict(
     predictor = BundlePredictor(find_bundle(bundle), device, options)
     origin = Origin(predictor.bundle.resolve().name, predictor.version, sha256(predictor.weights), options)
     run = Run(predictor, origin, folder, overwrite, dicom_seg)
-    summary = Summary(folder / "summary.json", asdict(origin), len(cases) + len(without))
+    summary = Summary(folder / "summary.json", {**asdict(origin), **run.merged}, len(cases) + len(without))
     for path, reason in without.items():
         summary.add(Outcome(path, "failed", reason))
     for case in _progress(cases):
@@ -83,6 +83,11 @@ class Run:
     overwrite: bool
     dicom_seg: bool
 
+    @property
+    def merged(self) -> dict[str, Any]:
+        """Which values of the training's label files each value stands for, as `evaluate` reads it."""
+        return {"label_values": {str(value): found for value, found in self.predictor.sources.items()}}
+
     def outcome(self, case: Case) -> Outcome:
         """Segment a case, unless its result is there, and tell what became of it."""
         try:
@@ -105,8 +110,9 @@ class Run:
         labels = volumes(result, self.predictor.names, is_scaled)
         names = {int(value): label["name"] for value, label in labels.items()}
         seconds = round(time.monotonic() - begin, 2)
-        facts = {**self.origin.of(case), "labels": labels, "warnings": heard, "seconds": seconds}
-        write_results(self.output, case, result, image, names, facts, self._segmentation(case, result, names))
+        facts = {**self.origin.of(case), **self.merged, "labels": labels, "warnings": heard, "seconds": seconds}
+        segmentation = self._segmentation(case, result, names)
+        write_results(self.output, case, result, image, names, facts, segmentation, self.predictor.sources)
         return Outcome(case.name, "done", "", seconds, labels, tuple(heard))
 
     def _is_wanted_in_dicom(self, case: Case) -> bool:

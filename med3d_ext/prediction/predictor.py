@@ -17,6 +17,7 @@ from monai.handlers import CheckpointLoader
 
 from med3d_ext.errors import InputError
 from med3d_ext.overrides import check_overrides, split_id
+from med3d_ext.prediction.label_map_file import SourceValues, smallest_type
 
 # What `predict` itself decides: the images, where results go, and that the evaluator is built for every image anew.
 _OWN = {"bundle_root", "dataset_dir", "output_dir", "dataset"}
@@ -27,7 +28,7 @@ class LabelMap:
     """A label map on its image's own grid.
 
     Args:
-        labels: label values (X, Y, Z), uint8, or int32 where a value needs it.
+        labels: label values (X, Y, Z), uint8, or uint16 where a value needs it: those of the training's label files.
         affine: voxel index to RAS+ mm (4, 4).
     """
 
@@ -48,6 +49,7 @@ class BundlePredictor:
 
     Attributes:
         names: label value to name, background left out.
+        sources: label value to the values of the training's label files that it stands for.
         weights: the file that the network was loaded from.
         version: the bundle's version.
 
@@ -65,7 +67,10 @@ class BundlePredictor:
         self._make: Callable[..., Any] = self._parser.get_parsed_content("evaluator")
         self.transform: Any = self._parser.get_parsed_content("dataset").transform
         self.version = str(self._parser["_meta_"].get("version", ""))
-        self.names = _label_names(self._parser)
+        self._values = SourceValues.of(
+            _label_names(self._parser), self._parser.get_parsed_content("label_values", default=None)
+        )
+        self.names, self.sources = self._values.names, self._values.sources
         self.weights = self._load_weights()
 
     def __call__(self, image: str) -> LabelMap:
@@ -84,7 +89,8 @@ class BundlePredictor:
         evaluator.logger.setLevel(logging.CRITICAL)  # the caller tells of errors
         try:
             evaluator.run()
-            return _label_map(evaluator.state.output[0]["pred"], evaluator.state.batch[0]["image"].meta)
+            found = _label_map(evaluator.state.output[0]["pred"], evaluator.state.batch[0]["image"].meta)
+            return LabelMap(self._values(found.labels), found.affine)
         finally:
             # The engine and its handlers refer to each other and would keep the volumes until the next collection.
             evaluator.state.batch = evaluator.state.output = None
@@ -163,7 +169,7 @@ def _refuse_classifier(bundle: Path, metadata: Mapping[str, Any]) -> None:
 
 
 def _label_names(parser: ConfigParser) -> dict[int, str]:
-    """Label value to name: the config's ``label_names``, else what the metadata calls the channels."""
+    """Class to name: the config's ``label_names``, else what the metadata calls the channels."""
     names = parser.get_parsed_content("label_names") if "label_names" in parser else None
     if names is None:
         names = parser["_meta_"]["network_data_format"]["outputs"]["pred"].get("channel_def", {})
@@ -180,4 +186,4 @@ def _label_map(pred: Any, source: Mapping[str, Any]) -> LabelMap:
         raise RuntimeError(f"postprocessing must lead back to the image's grid {shape}, got {tuple(pred.shape[1:])}")
     labels = pred.as_tensor()[0].cpu().numpy()
     # One byte for each voxel: a whole-body CT has 200 million.
-    return LabelMap(labels.astype(np.uint8 if labels.max() < 256 else np.int32, copy=False), original)
+    return LabelMap(labels.astype(smallest_type(labels.max()), copy=False), original)

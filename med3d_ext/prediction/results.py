@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,7 @@ def write_results(
     names: Mapping[int, str],
     facts: Mapping[str, Any],
     write_segmentation: Callable[[Path], None] | None = None,
+    sources: Mapping[int, Sequence[int]] | None = None,
 ) -> None:
     """Write a case's files beside their places and move them there, the label map last.
 
@@ -147,6 +148,7 @@ def write_results(
         names: label value to name.
         facts: what its JSON holds beside shape, spacing and orientation.
         write_segmentation: writes the DICOM segmentation to a path. Defaults to None.
+        sources: see :func:`write_label_map`.
     """
     target = map_file(output, case)
     scratch = output / f".{case.name}.tmp"
@@ -159,7 +161,7 @@ def write_results(
         if write_segmentation is not None:
             write_segmentation(segmentation_file(scratch, case))
         write_json(_facts_file(path), {**facts, **_grid(result)})
-        write_label_map(path, result.labels, result.affine, names, case.image)
+        write_label_map(path, result.labels, result.affine, names, case.image, sources)
         for file in sorted(scratch.iterdir(), key=lambda each: each == path):
             os.replace(file, output / file.name)
     finally:

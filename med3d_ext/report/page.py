@@ -54,7 +54,7 @@ def report_page(folder: Path) -> str:
 
 def _notes(record: Mapping[str, Any], evaluations: Mapping[Path, Mapping[str, Any]]) -> list[str]:
     """What a reader must know before the figures."""
-    notes = []
+    notes = _doubts(evaluations)
     if record["status"] != "completed":
         more = record.get("error", "its figures may change, or it was killed and can be continued")
         notes.append(f"The training is {record['status']}: {more}.")
@@ -70,6 +70,23 @@ def _notes(record: Mapping[str, Any], evaluations: Mapping[Path, Mapping[str, An
             notes.append(f"'{path.name}' is the {summary['split']} split, by which the weights were chosen or trained.")
         if summary["n"] < FEW:
             notes.append(f"'{path.name}' has {summary['n']} cases: its intervals are too narrow to rely on.")
+    return notes
+
+
+def _doubts(evaluations: Mapping[Path, Mapping[str, Any]]) -> list[str]:
+    """What an evaluation says of itself, see :class:`med3d_ext.data.leakage.Evaluated`."""
+    notes = []
+    for path, summary in evaluations.items():
+        if seen := summary.get("seen_by_weights"):
+            notes.append(
+                f"'{path.name}' has {len(seen)} cases that the weights have seen in training or validation "
+                f"({', '.join(seen)}): their figures say nothing about new cases."
+            )
+        for domain, (trained, given) in summary.get("other_classes", {}).items():
+            notes.append(
+                f"'{path.name}' compares classes of other names: the weights segment {', '.join(trained)}, the labels "
+                f"of {domain} are {', '.join(given)}."
+            )
     return notes
 
 
@@ -115,6 +132,8 @@ def _initial_weights(folder: Path, record: Mapping[str, Any]) -> str:
     if not path.is_file():
         return str(record.get("overrides", {}).get("init", "scratch"))
     report = read_json(path)
+    if "share" not in report:
+        return str(portable(report["start"]))
     return f"{portable(report['file'])}: {report['share']:.1%} of the encoder's parameters loaded"
 
 

@@ -19,6 +19,8 @@ from monai.transforms import LoadImage, MapTransform
 from monai.utils import ensure_tuple_rep
 
 from med3d_ext.errors import InputError
+from med3d_ext.transforms.grids import Grid, on_image_grid
+from med3d_ext.transforms.labels import whole_values
 
 NIFTI = (".nii", ".nii.gz")
 IN_MEMORY = "image in memory"
@@ -145,10 +147,11 @@ def _empty_label(image: MetaTensor) -> MetaTensor:
 
 
 class LoadVolumed(MapTransform):
-    """Load volumes channel-first, check them, and give label and image one geometry.
+    """Load volumes channel-first, check them, and bring each label onto the voxel grid of the image.
 
-    The label takes the image's affine (both stand on one voxel grid), and its values become integers in float32. A
-    label that is None is empty: the scan is known to hold no target.
+    A label is where its own header says, see :func:`med3d_ext.transforms.grids.on_image_grid`; it takes the image's
+    affine, and its values become whole numbers in float32. A label that is None is empty: the scan is known to hold no
+    target.
 
     Args:
         keys: keys of the files; the first is the image.
@@ -179,11 +182,12 @@ class LoadVolumed(MapTransform):
             item.setdefault("domain", self.domain)
         image_key, *label_keys = list(self.key_iterator(item))
         image = load_volume(item[image_key], item.get("channel", self.channel))
+        grid = Grid.of(image.meta["filename_or_obj"], image.shape[1:], image.affine)
         self._repair_spacing(image, item[image_key])
         item[image_key] = image
         for key in label_keys:
-            label = _empty_label(image) if item[key] is None else self._label(load_volume(item[key]), image)
-            item[key] = label
+            path = item[key]
+            item[key] = _empty_label(image) if path is None else self._label(load_volume(path), image, grid)
         return item
 
     def _repair_spacing(self, image: MetaTensor, path: Any) -> None:
@@ -196,12 +200,11 @@ class LoadVolumed(MapTransform):
         image.affine = torch.diag(diagonal)
         image.meta["original_affine"] = image.affine.clone()
 
-    def _label(self, label: MetaTensor, image: MetaTensor) -> MetaTensor:
+    def _label(self, label: MetaTensor, image: MetaTensor, grid: Grid) -> MetaTensor:
         path = label.meta["filename_or_obj"]
-        if label.shape != image.shape:
-            shapes = ["x".join(str(size) for size in volume.shape[1:]) for volume in (label, image)]
-            raise InputError(f"label '{path}' is {shapes[0]}, its image is {shapes[1]}; give the label of this image.")
-        if self.require_foreground and not (label > 0).any():
+        own = Grid.of(path, label.shape[1:], label.affine, "label")
+        voxels = whole_values(on_image_grid(label.as_tensor()[0].numpy(), own, grid), path)
+        if self.require_foreground and not voxels.any():
             raise InputError(f"label '{path}' holds no foreground voxel; remove the case or give its real label.")
         meta = _meta(path, image.affine, image.shape[1:])
-        return MetaTensor(label.as_tensor().round(), affine=image.affine, meta=meta)
+        return MetaTensor(torch.from_numpy(np.ascontiguousarray(voxels))[None], affine=image.affine, meta=meta)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from med3d_ext.errors import InputError
+from med3d_ext.files import hold, lock_elsewhere
 from med3d_ext.networks.weight_files import read_checkpoint
 from med3d_ext.zoo.archive import digest, extract
 from med3d_ext.zoo.large_files import fetch_large_files
@@ -36,6 +37,11 @@ def fetch(name: str, *, source: str, output: str = ".", version: str | None = No
     """
     name, version = _split(name, version)
     target = Path(output).expanduser() / name
+    with hold(lock_elsewhere(target), place=target):  # the output stays as it was if nothing is fetched
+        return _fetch(name, version, source, target, sha256)
+
+
+def _fetch(name: str, version: str | None, source: str, target: Path, sha256: str | None) -> str:
     if target.exists() or target.is_symlink():
         raise InputError(f"'{target}' exists and stays as it is; give another --output, or move it away.")
     offer = find_offer(name, source, version)
@@ -51,7 +57,10 @@ def fetch(name: str, *, source: str, output: str = ".", version: str | None = No
         version = _check_metadata(folder, version)
         large = fetch_large_files(folder)
         check_weights(folder)
-        os.rename(folder, target)
+        try:
+            os.rename(folder, target)
+        except OSError as error:
+            raise InputError(f"'{target}' cannot be written ({error.strerror}); give another --output.") from error
     also = f", with {', '.join(large)}" if large else ""
     return f"'{target}': {name} {version}, {' and '.join(sorted(checksums))} as published{also}"
 

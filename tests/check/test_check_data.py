@@ -51,7 +51,7 @@ def test_a_class_that_no_label_holds_is_told(run, tmp_path):
     content = json.loads(path.read_text())
     content["labels"]["3"] = "vessel"
     path.write_text(json.dumps(content))
-    assert "no label holds the value 3 (vessel)" in texts(check_data(made))[-1]
+    assert "no training case holds the class 3 (vessel), no case does" in texts(check_data(made))[-1]
 
 
 def test_a_fault_of_the_data_is_one_line_with_the_files_name(run, tmp_path):

@@ -370,6 +370,8 @@ def test_init_med3d_takes_the_released_encoder_beside_the_bundle(encoder, tmp_pa
     write_state(_whole_network(encoder), weights / "model.pt")
     with caplog.at_level(logging.INFO):
         start = InitialWeights(Classifier("resnet10"), "med3d", bundle, report_path=tmp_path / "run" / "weights.json")
+    assert not (tmp_path / "run").exists()  # a training that is refused must not change the record of the one before
+    start.write_report()
     assert torch.equal(start.network.encoder.conv1.weight, encoder.conv1.weight)
     assert json.loads((tmp_path / "run" / "weights.json").read_text())["share"] == 1.0
     assert "100.0% of the encoder loaded" in caplog.text

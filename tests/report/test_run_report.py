@@ -118,6 +118,16 @@ def test_what_makes_figures_doubtful_is_said_first(tmp_path, options, note):
     assert any(note in said for said in page.notes), page.notes
 
 
+def test_seen_cases_and_other_classes_are_the_first_that_is_said(tmp_path):
+    folder = write_run(tmp_path / "eval", status="running")
+    path = folder / "test" / "summary.json"
+    doubts = {"seen_by_weights": ["a.nii.gz", "b.nii.gz"], "other_classes": {"Kidneys": [["liver"], ["kidney"]]}}
+    path.write_text(json.dumps({**doubts, **json.loads(path.read_text())}))
+    first, second, *_ = page_of(folder).notes
+    assert "2 cases that the weights have seen" in first and "a.nii.gz, b.nii.gz" in first
+    assert "the weights segment liver, the labels of Kidneys are kidney" in second
+
+
 def test_a_bundle_means_its_eval_folder_and_a_training_that_has_just_begun_has_a_page(tmp_path, monkeypatch):
     bundle = tmp_path / "bundles" / "kidneys"
     (bundle / "configs").mkdir(parents=True)
