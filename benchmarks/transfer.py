@@ -35,8 +35,8 @@ from med3d_ext.engines import computes_bfloat16
 from med3d_ext.errors import InputError
 from med3d_ext.handlers.freeze import stop_statistics
 from med3d_ext.networks import DenseASPPSegmenter
-from med3d_ext.networks.pretrained import InitialWeights, encoder_of
 from med3d_ext.transforms import LoadVolumed, MergeLabelsd, PercentileNormalized, RandTargetCropd, ResampleToGridd
+from med3d_ext.weights.initial import InitialWeights, encoder_of
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from monai.bundle.scripts import run
 from monai.data import DataLoader, Dataset
 from monai.transforms import Compose
 
-from med3d_ext import one_line
-from med3d_ext.bundle import StartRun, check_overrides, effective_config, one_line_errors, run_arguments
 from med3d_ext.errors import InputError
-from med3d_ext.files import write_atomically
-from med3d_ext.one_line import input_error_message, user_message
+from med3d_ext.io.files import write_atomically
+from med3d_ext.run import one_line
+from med3d_ext.run.one_line import input_error_message, user_message
+from med3d_ext.run.start import StartRun, check_overrides, effective_config, one_line_errors, run_arguments
 
 MAIN = os.path.join("monai", "bundle", "__main__.py")
 CONFIG = {
@@ -33,7 +33,7 @@ CONFIG = {
         "trainer": {"_target_": "SupervisedTrainer", "max_epochs": "@epochs"},
         "handlers": [{"_target_": "StatsHandler", "name": "x"}],
     },
-    "run": [{"_target_": "med3d_ext.bundle.StartRun"}],
+    "run": [{"_target_": "med3d_ext.run.StartRun"}],
 }
 
 
@@ -323,7 +323,7 @@ def stopped(tmp_path, number):
     program.parent.mkdir(parents=True)
     program.write_text(
         "import time, signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from med3d_ext.one_line import one_line_errors\none_line_errors()\n"
+        "from med3d_ext.run.one_line import one_line_errors\none_line_errors()\n"
         "print('ready', flush=True)\ntime.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -352,7 +352,7 @@ def test_debug_shows_the_traceback(process):
 def test_a_training_does_not_end_because_nobody_reads_its_log():
     script = (
         "import sys, logging, time\nsys.argv = ['med3d_ext']\n"
-        "from med3d_ext.one_line import one_line_errors\none_line_errors()\n"
+        "from med3d_ext.run.one_line import one_line_errors\none_line_errors()\n"
         "logging.basicConfig(stream=sys.stdout, level=20)\n"
         "for n in range(2000): logging.info('line %d', n)\nprint('done', file=sys.stderr)\n"
     )

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from med3d_ext.errors import InputError
-from med3d_ext.image_files import is_dicom, read_header, read_volume
+from med3d_ext.io.image_files import is_dicom, read_header, read_volume
 from med3d_ext.transforms.load import LoadVolumed, load_volume
 
 VOXELS = np.random.default_rng(0).integers(-1000, 1000, (6, 7, 8)).astype(np.int16)

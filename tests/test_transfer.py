@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from med3d_ext.data.phantoms import phantom_dataset
 from med3d_ext.errors import InputError
+from med3d_ext.tools.phantoms.dataset import phantom_dataset
 
 FILE = Path(__file__).parents[1] / "benchmarks" / "transfer.py"
 
@@ -82,7 +82,7 @@ def test_other_weights_or_settings_under_a_name_are_measured_anew(transfer, data
 
 def test_frozen_statistics_and_a_frozen_encoder_leave_it_as_it_was(transfer, data, tmp_path, monkeypatch):
     from med3d_ext.networks import DenseASPPSegmenter
-    from med3d_ext.networks.pretrained import encoder_of
+    from med3d_ext.weights.initial import encoder_of
 
     made = []
 

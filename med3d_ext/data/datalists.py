@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from med3d_ext.data.dicom_files import volumes_of
 from med3d_ext.data.splits import SPLITS
 from med3d_ext.errors import Faults, FaultyCases, InputError
-from med3d_ext.files import SUFFIXES, is_image_name, read_json, stem, told_apart
-from med3d_ext.image_files import is_nifti, nifti_header
+from med3d_ext.io.dicom_files import volumes_of
+from med3d_ext.io.files import SUFFIXES, is_image_name, read_json, stem, told_apart
+from med3d_ext.io.image_files import is_nifti, nifti_header
 
 logger = logging.getLogger("med3d_ext.data")
 

@@ -17,9 +17,9 @@ import nibabel
 import numpy as np
 import torch
 
-from med3d_ext import image_files
 from med3d_ext.errors import Faults, InputError
-from med3d_ext.files import file_stamp, read_json
+from med3d_ext.io import image_files
+from med3d_ext.io.files import file_stamp, read_json
 from med3d_ext.transforms.load import LoadVolumed, usable_spacing
 from med3d_ext.transforms.sampling import target_box
 

@@ -14,7 +14,7 @@ from monai.data.utils import pickle_hashing
 
 from med3d_ext.data.fingerprint import label_map, sha256
 from med3d_ext.errors import InputError
-from med3d_ext.files import case_name, file_stamp
+from med3d_ext.io.files import case_name, file_stamp
 
 FILES = ("image", "label", "mask")
 """Keys of an item whose values are files; the label of a classification is a number, and its mask may be missing."""

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from med3d_ext.data.datalists import list_images
-from med3d_ext.data.phantoms import phantom_dataset
 from med3d_ext.errors import InputError
-from med3d_ext.files import read_table
-from med3d_ext.image_files import read_header
+from med3d_ext.io.files import read_table
+from med3d_ext.io.image_files import read_header
+from med3d_ext.tools.phantoms.dataset import phantom_dataset
 from med3d_ext.transforms.cubes import point_from_corner
 from med3d_ext.transforms.load import is_dicom_input, load_volume
 

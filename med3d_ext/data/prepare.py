@@ -17,10 +17,6 @@ from med3d_ext.data.datalists import named_images, read_source
 from med3d_ext.data.domains import label_map_of, merge_classes
 from med3d_ext.data.fingerprint import label_map, summarize
 from med3d_ext.data.identity import digests, file_digest
-from med3d_ext.data.phantoms import phantom_dataset
-from med3d_ext.data.prepare_3dseg8 import prepare_3dseg8
-from med3d_ext.data.prepare_lung import prepare_lung
-from med3d_ext.data.prepare_nodules import prepare_nodules
 from med3d_ext.data.prepared_files import (
     DATALIST,
     FINGERPRINT,
@@ -35,8 +31,12 @@ from med3d_ext.data.prepared_files import (
 from med3d_ext.data.splits import SPLITS, split_cases
 from med3d_ext.data.subsets import choose_domains, nested_share
 from med3d_ext.errors import Faults, InputError
-from med3d_ext.files import hold, read_json
-from med3d_ext.labelling import weights_to_continue
+from med3d_ext.io.files import hold, read_json
+from med3d_ext.tools.layouts.prepare_3dseg8 import prepare_3dseg8
+from med3d_ext.tools.layouts.prepare_lung import prepare_lung
+from med3d_ext.tools.layouts.prepare_nodules import prepare_nodules
+from med3d_ext.tools.phantoms.dataset import phantom_dataset
+from med3d_ext.weights.labelling import weights_to_continue
 
 logger = logging.getLogger("med3d_ext.prepare")
 LITS_WINDOW = (-200.0, 250.0)  # paper, section 4.3
@@ -116,7 +116,7 @@ class PreparedData:
         share: share of each domain's training cases to use, above 0 to 1; a larger share holds every smaller one, and
             validation and test stay whole.
         bundle_root: the bundle's folder. In a labelling server, which sends the items, the facts are those of the
-            weights that it serves, and there are no cases; see :mod:`med3d_ext.labelling`. Defaults to None.
+            weights that it serves, and there are no cases; see :mod:`med3d_ext.weights.labelling`. Defaults to None.
         phantoms: whether generated phantoms stand for data that are not given; False in a bundle for a user's own data.
             Defaults to True.
 

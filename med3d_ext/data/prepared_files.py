@@ -13,7 +13,7 @@ from med3d_ext.data.fingerprint import label_map, read_header, repair_spacing, s
 from med3d_ext.data.identity import FILES, file_digest, stated_files
 from med3d_ext.data.splits import SPLITS
 from med3d_ext.errors import Faults, FaultyCases, InputError
-from med3d_ext.files import file_stamp, read_json, write_json
+from med3d_ext.io.files import file_stamp, read_json, write_json
 from med3d_ext.transforms.load import load_volume
 
 logger = logging.getLogger("med3d_ext.prepare")

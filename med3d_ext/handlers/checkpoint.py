@@ -17,16 +17,16 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from med3d_ext.bundle import effective_config
 from med3d_ext.data.identity import changed_cases, file_digest
 from med3d_ext.errors import InputError
-from med3d_ext.files import hold, write_atomically
 from med3d_ext.handlers.training_options import differences, training_options
 from med3d_ext.handlers.values import iteration_loss, scalar_metrics
-from med3d_ext.labelling import SERVER
-from med3d_ext.overrides import truth
-from med3d_ext.provenance import versions
-from med3d_ext.rank import rank, wait_for_all
+from med3d_ext.io.files import hold, write_atomically
+from med3d_ext.run.overrides import truth
+from med3d_ext.run.provenance import versions
+from med3d_ext.run.rank import rank, wait_for_all
+from med3d_ext.run.start import effective_config
+from med3d_ext.weights.labelling import SERVER
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from monai.utils import string_list_all_gather
 
 from med3d_ext.data.leakage import Evaluated
 from med3d_ext.data.prepare import PreparedData
-from med3d_ext.files import told_apart
 from med3d_ext.handlers.summary import doubts, write_evaluation
+from med3d_ext.io.files import told_apart
 from med3d_ext.metrics.classification import THRESHOLD, measure_classes
 from med3d_ext.metrics.classification_plots import draw_reliability, draw_roc
 from med3d_ext.metrics.size_baseline import SizeBaseline

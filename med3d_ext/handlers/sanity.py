@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from ignite.engine import Engine, Events
 
-from med3d_ext.files import case_name, write_atomically, write_json
 from med3d_ext.handlers.overlay import draw_panel, gray_range, ras_order, slice_through, to_radiological
-from med3d_ext.rank import rank
+from med3d_ext.io.files import case_name, write_atomically, write_json
+from med3d_ext.run.rank import rank
 
 logger = logging.getLogger("med3d_ext.sanity")
 TINY_VOXELS = 10

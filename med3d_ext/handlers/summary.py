@@ -15,7 +15,7 @@ from monai.data import MetaTensor
 from monai.utils import string_list_all_gather
 
 from med3d_ext.data.leakage import Evaluated
-from med3d_ext.files import case_names, write_json
+from med3d_ext.io.files import case_names, write_json
 from med3d_ext.metrics.intervals import describe_metric
 
 logger = logging.getLogger("med3d_ext.evaluate")

@@ -17,8 +17,8 @@ from monai.transforms import MapTransform
 from monai.utils import ensure_tuple_rep
 
 from med3d_ext.errors import InputError
-from med3d_ext.image_files import is_dicom, read_header, read_volume
-from med3d_ext.transforms.grids import Grid, on_image_grid
+from med3d_ext.io.grids import Grid, on_image_grid
+from med3d_ext.io.image_files import is_dicom, read_header, read_volume
 from med3d_ext.transforms.labels import whole_values
 
 IN_MEMORY = "image in memory"
@@ -75,7 +75,7 @@ def _load(path: str | os.PathLike | MetaTensor, channel: int | None) -> tuple[Me
         return _three_dimensional(path.to(torch.float32), IN_MEMORY, channel), []
     if is_dicom_input(path):
         # Imported here: the package of the data readers needs this module.
-        from med3d_ext.data.dicom_series import check_series, read_series, single_series
+        from med3d_ext.io.dicom_series import check_series, read_series, single_series
 
         series = single_series(path)
         check_series(series)
@@ -123,7 +123,7 @@ def _empty_label(image: MetaTensor) -> MetaTensor:
 class LoadVolumed(MapTransform):
     """Load volumes channel-first, check them, and bring each label onto the voxel grid of the image.
 
-    A label is where its own header says, see :func:`med3d_ext.transforms.grids.on_image_grid`; it takes the image's
+    A label is where its own header says, see :func:`med3d_ext.io.grids.on_image_grid`; it takes the image's
     affine, and its values become whole numbers in float32. A label that is None is empty: the scan is known to hold no
     target. An item's ``case``, the name of its results, goes into the image's metadata. What must be known of how an
     image was read (no orientation, no spacing, DICOM files that were set aside) is a warning.

@@ -12,9 +12,9 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 
 from med3d_ext.errors import InputError
 from med3d_ext.networks import ResNetEncoder
-from med3d_ext.networks.pretrained import encoder_of
-from med3d_ext.one_line import input_error_message, user_message
-from med3d_ext.options import OPTIONS, check_options
+from med3d_ext.run.one_line import input_error_message, user_message
+from med3d_ext.run.options import OPTIONS, check_options
+from med3d_ext.weights.initial import encoder_of
 
 pytestmark = pytest.mark.usefixtures("clean_process")
 each_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)

@@ -12,14 +12,14 @@ import psutil
 import pytest
 import torch
 
-from med3d_ext.check import resources
-from med3d_ext.check.configs import BundleConfigs
-from med3d_ext.check.data import _check_domain, check_data
-from med3d_ext.check.findings import gather
-from med3d_ext.check.resources import check_resources, training_shape
-from med3d_ext.check.verb import check_bundle
 from med3d_ext.data.prepare import PreparedData
 from med3d_ext.networks import Segmenter
+from med3d_ext.tools.check import resources
+from med3d_ext.tools.check.configs import BundleConfigs
+from med3d_ext.tools.check.data import _check_domain, check_data
+from med3d_ext.tools.check.findings import gather
+from med3d_ext.tools.check.resources import check_resources, training_shape
+from med3d_ext.tools.check.verb import check_bundle
 
 GIB = 2**30
 

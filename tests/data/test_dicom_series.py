@@ -12,8 +12,8 @@ import pytest
 from dicom_files import write_frames, write_series, write_slice
 
 from med3d_ext.data.datalists import list_images
-from med3d_ext.data.dicom_series import check_series, find_series, read_series, single_series
 from med3d_ext.errors import InputError
+from med3d_ext.io.dicom_series import check_series, find_series, read_series, single_series
 from med3d_ext.transforms.load import LoadVolumed, load_volume
 
 VOXELS = np.random.default_rng(0).integers(-2000, 2000, (5, 6, 7)).astype(np.int16)

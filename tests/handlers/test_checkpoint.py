@@ -18,7 +18,7 @@ from med3d_ext.errors import InputError
 from med3d_ext.handlers import checkpoint as module
 from med3d_ext.handlers.checkpoint import MODEL_NAME, PREVIOUS_NAME, STATE_NAME, unwrapped
 from med3d_ext.handlers.training_options import training_options
-from med3d_ext.overrides import set_by_id, split_id
+from med3d_ext.run.overrides import set_by_id, split_id
 
 
 def equal(first, second):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from med3d_ext.handlers.training_options import HARMLESS, MAY_CHANGE, differences, training_options
-from med3d_ext.overrides import set_by_id, split_id
+from med3d_ext.run.overrides import set_by_id, split_id
 
 BUNDLES = sorted(Path(__file__).parents[2].glob("bundles/*/configs/train.json"))
 

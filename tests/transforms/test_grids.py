@@ -14,8 +14,8 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff
 from scipy.spatial.transform import Rotation
 
 from med3d_ext.errors import InputError
+from med3d_ext.io.grids import Grid, on_image_grid
 from med3d_ext.transforms import LoadVolumed, MergeLabelsd, PercentileNormalized, RandTargetCropd
-from med3d_ext.transforms.grids import Grid, on_image_grid
 from med3d_ext.transforms.load import load_volume
 
 ORDERS = [
