@@ -10,7 +10,7 @@ from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys
 
-from med3d_ext.overrides import truth
+from med3d_ext.run.overrides import truth
 
 
 def computes_bfloat16(device: torch.device) -> bool:

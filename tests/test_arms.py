@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
-import med3d_ext.arms as arms
-from med3d_ext.arms import Arm, Recipe, alone_in, arm_mark, run_arm
+import med3d_ext.tools.experiments.arms as arms
+from med3d_ext.tools.experiments.arms import Arm, Recipe, alone_in, arm_mark, run_arm
 
 DATA = SimpleNamespace(identity="abc", items=lambda split: [{"domain": "liver", "sha256": split}])
 
@@ -91,7 +91,7 @@ def test_a_training_of_other_settings_does_not_pass_for_this_one_after_a_kill(tm
 HOLDER = """
 import subprocess, sys
 from pathlib import Path
-from med3d_ext.arms import alone_in
+from med3d_ext.tools.experiments.arms import alone_in
 with alone_in(Path(sys.argv[1])) as descriptors:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1.5)"], pass_fds=descriptors)
     print("held", flush=True)
@@ -101,7 +101,7 @@ with alone_in(Path(sys.argv[1])) as descriptors:
 
 @pytest.mark.skipif(os.name == "nt", reason="the lock is POSIX's")
 def test_what_a_killed_command_left_running_is_waited_for(tmp_path, caplog) -> None:
-    caplog.set_level("INFO", "med3d_ext.arms")
+    caplog.set_level("INFO", "med3d_ext.tools.experiments.arms")
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"

@@ -14,10 +14,10 @@ from monai.bundle.scripts import run
 from monai.data import DataLoader, Dataset
 from monai.transforms import Compose
 
-from med3d_ext import one_line
-from med3d_ext.bundle import StartRun, check_overrides, effective_config, one_line_errors, run_arguments
 from med3d_ext.errors import InputError
-from med3d_ext.one_line import input_error_message
+from med3d_ext.run import one_line
+from med3d_ext.run.one_line import input_error_message
+from med3d_ext.run.start import StartRun, check_overrides, effective_config, one_line_errors, run_arguments
 
 MAIN = os.path.join("monai", "bundle", "__main__.py")
 CONFIG = {
@@ -31,7 +31,7 @@ CONFIG = {
         "trainer": {"_target_": "SupervisedTrainer", "max_epochs": "@epochs"},
         "handlers": [{"_target_": "StatsHandler", "name": "x"}],
     },
-    "run": [{"_target_": "med3d_ext.bundle.StartRun"}],
+    "run": [{"_target_": "med3d_ext.run.StartRun"}],
 }
 
 

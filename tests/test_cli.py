@@ -8,10 +8,10 @@ import types
 import pytest
 import torch
 
-from med3d_ext import cli
 from med3d_ext.errors import InputError
 from med3d_ext.networks.resnet import ResNetEncoder
-from med3d_ext.networks.weight_files import read_checkpoint
+from med3d_ext.tools import cli
+from med3d_ext.weights.files import read_checkpoint
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-import med3d_ext.arms as arms
-import med3d_ext.studies as studies
+import med3d_ext.tools.experiments.arms as arms
+import med3d_ext.tools.experiments.studies as studies
 from med3d_ext.data import PreparedData
-from med3d_ext.data.phantoms import phantom_dataset
 from med3d_ext.errors import InputError
-from med3d_ext.study_results import draw_study
+from med3d_ext.tools.experiments.study_results import draw_study
+from med3d_ext.tools.phantoms.dataset import phantom_dataset
 
 CONFIGS = Path(__file__).parents[1] / "bundles" / "pretrain_3dseg8" / "configs"
 SIZES = {"Task01_BrainTumour": ("brain", 20), "Task04_Hippocampus": ("hippocampus", 10), "Mine": ("Mine", 4)}

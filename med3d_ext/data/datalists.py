@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from med3d_ext.errors import InputError
-from med3d_ext.files import read_json
+from med3d_ext.io.files import read_json
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 _LINK_BYTES = 1024  # a link that was checked out as text is one short line; no image is this small

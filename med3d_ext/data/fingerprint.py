@@ -19,8 +19,8 @@ import torch
 from monai.data import NibabelReader
 
 from med3d_ext.errors import InputError
-from med3d_ext.files import read_json
-from med3d_ext.transforms.load import LoadVolumed, stated_spacing, usable_spacing
+from med3d_ext.io.files import read_json
+from med3d_ext.io.volumes import LoadVolumed, stated_spacing, usable_spacing
 from med3d_ext.transforms.sampling import target_box
 
 PERCENTILES = (0.5, 50.0, 99.5)
@@ -59,7 +59,7 @@ def read_voxels(case: dict[str, Any], channel: int | None, spacing: list[float],
     """Hashes, intensities (of the file's scaled values) and label voxel counts of one case.
 
     Raises:
-        InputError: for every fault that :class:`med3d_ext.transforms.load.LoadVolumed` refuses.
+        InputError: for every fault that :class:`med3d_ext.io.volumes.LoadVolumed` refuses.
     """
     path = label_map(case)
     load = LoadVolumed(("image", "label") if path else "image", channel, spacing, foreground)

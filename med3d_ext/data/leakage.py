@@ -10,7 +10,7 @@ from med3d_ext.data.datalists import existing_file
 from med3d_ext.data.fingerprint import sha256
 from med3d_ext.data.splits import SPLITS
 from med3d_ext.errors import InputError
-from med3d_ext.files import read_json
+from med3d_ext.io.files import read_json
 
 
 def seen_cases(card: str | os.PathLike) -> dict[str, str]:

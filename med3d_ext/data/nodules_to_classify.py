@@ -14,11 +14,11 @@ import numpy as np
 from monai.data import NibabelReader
 
 from med3d_ext.data.datalists import list_images
-from med3d_ext.data.phantoms import phantom_dataset
 from med3d_ext.errors import InputError
-from med3d_ext.files import read_table
+from med3d_ext.io.files import read_table
+from med3d_ext.io.volumes import NIFTI, load_volume
+from med3d_ext.tools.phantoms.dataset import phantom_dataset
 from med3d_ext.transforms.cubes import point_from_corner
-from med3d_ext.transforms.load import NIFTI, load_volume
 
 logger = logging.getLogger("med3d_ext.classify")
 SPACES = {"RAS": (1.0, 1.0, 1.0), "LPS": (-1.0, -1.0, 1.0)}

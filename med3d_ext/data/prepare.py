@@ -13,10 +13,6 @@ from filelock import FileLock
 
 from med3d_ext.data.datalists import list_images, read_source
 from med3d_ext.data.fingerprint import sha256, summarize
-from med3d_ext.data.phantoms import phantom_dataset
-from med3d_ext.data.prepare_3dseg8 import prepare_3dseg8
-from med3d_ext.data.prepare_lung import prepare_lung
-from med3d_ext.data.prepare_nodules import prepare_nodules
 from med3d_ext.data.prepared_files import (
     DATALIST,
     FINGERPRINT,
@@ -29,8 +25,12 @@ from med3d_ext.data.prepared_files import (
 from med3d_ext.data.splits import split_cases
 from med3d_ext.data.subsets import choose_domains, nested_share
 from med3d_ext.errors import InputError
-from med3d_ext.files import read_json
-from med3d_ext.labelling import weights_to_continue
+from med3d_ext.io.files import read_json
+from med3d_ext.tools.layouts.prepare_3dseg8 import prepare_3dseg8
+from med3d_ext.tools.layouts.prepare_lung import prepare_lung
+from med3d_ext.tools.layouts.prepare_nodules import prepare_nodules
+from med3d_ext.tools.phantoms.dataset import phantom_dataset
+from med3d_ext.weights.labelling import weights_to_continue
 
 logger = logging.getLogger("med3d_ext.prepare")
 LITS_WINDOW = (-200.0, 250.0)  # paper, section 4.3
@@ -85,7 +85,7 @@ class PreparedData:
         share: share of each domain's training cases to use, above 0 to 1; a larger share holds every smaller one, and
             validation and test stay whole.
         bundle_root: the bundle's folder. In a labelling server, which sends the items, the facts are those of the
-            weights that it serves, and there are no cases; see :mod:`med3d_ext.labelling`. Defaults to None.
+            weights that it serves, and there are no cases; see :mod:`med3d_ext.weights.labelling`. Defaults to None.
 
     Raises:
         InputError: when the source is refused, or has not these domains.

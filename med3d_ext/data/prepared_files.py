@@ -10,10 +10,10 @@ from typing import Any
 
 from med3d_ext.data.datalists import Source
 from med3d_ext.data.fingerprint import read_header, repair_spacing, scan_cases
-from med3d_ext.data.left_atrium import read_itk_header
 from med3d_ext.data.splits import SPLITS
 from med3d_ext.errors import InputError
-from med3d_ext.files import read_json, write_json
+from med3d_ext.io.files import read_json, write_json
+from med3d_ext.tools.layouts.left_atrium import read_itk_header
 
 logger = logging.getLogger("med3d_ext.prepare")
 DATALIST, FINGERPRINT = "datalist.json", "fingerprint.json"

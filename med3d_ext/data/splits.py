@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from med3d_ext.errors import InputError
-from med3d_ext.files import read_json
+from med3d_ext.io.files import read_json
 
 SPLITS = ("training", "validation", "test")
 Strata = list[set[str]]

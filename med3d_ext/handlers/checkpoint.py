@@ -13,10 +13,10 @@ from ignite.engine import Engine, Events
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from med3d_ext.errors import InputError
-from med3d_ext.files import write_atomically
 from med3d_ext.handlers.values import iteration_loss
-from med3d_ext.overrides import truth
-from med3d_ext.rank import rank, wait_for_all
+from med3d_ext.io.files import write_atomically
+from med3d_ext.run.overrides import truth
+from med3d_ext.run.rank import rank, wait_for_all
 
 logger = logging.getLogger(__name__)
 

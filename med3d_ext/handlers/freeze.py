@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
-from med3d_ext.networks.encoder_loading import encoder_of
+from med3d_ext.weights.loading import encoder_of
 
 
 class FreezeEncoder:
@@ -18,7 +18,7 @@ class FreezeEncoder:
     Whether it is frozen is decided at each epoch's start from the epoch's number, so that a resumed run goes on right.
 
     Args:
-        network: an encoder or a network with one, see :func:`~med3d_ext.networks.pretrained.encoder_of`.
+        network: an encoder or a network with one, see :func:`~med3d_ext.weights.initial.encoder_of`.
         epochs: how many; 0 never freezes, -1 always.
     """
 

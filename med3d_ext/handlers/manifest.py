@@ -14,12 +14,12 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 
-from med3d_ext.bundle import effective_config, run_arguments
-from med3d_ext.files import write_atomically
 from med3d_ext.handlers.values import key_metric, scalar_metrics
-from med3d_ext.one_line import input_error_message
-from med3d_ext.provenance import command_line, git_state, portable, versions
-from med3d_ext.rank import rank
+from med3d_ext.io.files import write_atomically
+from med3d_ext.run.one_line import input_error_message
+from med3d_ext.run.provenance import command_line, git_state, portable, versions
+from med3d_ext.run.rank import rank
+from med3d_ext.run.start import effective_config, run_arguments
 
 
 class RunManifest:

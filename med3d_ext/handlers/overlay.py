@@ -11,8 +11,8 @@ import torch
 from ignite.engine import Events
 from monai.data import MetaTensor
 
-from med3d_ext.files import case_name
-from med3d_ext.transforms.load import load_volume
+from med3d_ext.io.files import case_name
+from med3d_ext.io.volumes import load_volume
 
 _SAMPLE = 1_000_000  # voxels that are enough for the range of gray values
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ignite.engine import Events
 
-from med3d_ext.files import write_atomically, write_json
+from med3d_ext.io.files import write_atomically, write_json
 from med3d_ext.metrics.classification import THRESHOLD
 
 logger = logging.getLogger("med3d_ext.classify")

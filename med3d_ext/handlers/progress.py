@@ -11,7 +11,7 @@ from typing import Any
 from ignite.engine import Engine, Events
 
 from med3d_ext.handlers.values import iteration_loss, key_metric
-from med3d_ext.rank import rank
+from med3d_ext.run.rank import rank
 
 
 class ProgressBar:

@@ -14,7 +14,7 @@ from ignite.engine import Events
 from monai.data import MetaTensor
 from monai.utils import string_list_all_gather
 
-from med3d_ext.files import case_name, write_json
+from med3d_ext.io.files import case_name, write_json
 from med3d_ext.metrics.intervals import describe_metric
 
 logger = logging.getLogger("med3d_ext.evaluate")

@@ -6,9 +6,9 @@ from med3d_ext.metrics.classification_metric import ClassificationScore
 from med3d_ext.metrics.domain_dice import DomainDice
 from med3d_ext.metrics.intervals import bootstrap_interval, describe_metric
 from med3d_ext.metrics.label_map_metric import LabelMapMetric
-from med3d_ext.metrics.paired import paired_test
 from med3d_ext.metrics.roi import ROIMetric, region_of_interest
 from med3d_ext.metrics.segmentation import ClassMeasures, global_dice, measure_class
+from med3d_ext.tools.evaluate.paired import paired_test
 
 __all__ = [
     "BestEpoch",

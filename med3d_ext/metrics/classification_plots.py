@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from med3d_ext.files import write_atomically
+from med3d_ext.io.files import write_atomically
 from med3d_ext.metrics.classification import BINS, auc, bin_of
 
 

@@ -12,7 +12,7 @@ import torch
 from bundle_files import BUNDLES, SMALL, merged, run_bundle, workflow
 
 from med3d_ext.networks import DenseASPPSegmenter, Segmenter, TwoStageSegmenter
-from med3d_ext.one_line import input_error_message
+from med3d_ext.run.one_line import input_error_message
 
 pytestmark = [pytest.mark.usefixtures("clean_process"), pytest.mark.filterwarnings("ignore")]
 

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from med3d_ext.check.binding import expressions, lost_references, unknown_names, wrong_components
-from med3d_ext.check.configs import COMMANDS, check_classes, check_files, check_ids, check_options
+from med3d_ext.tools.check.binding import expressions, lost_references, unknown_names, wrong_components
+from med3d_ext.tools.check.configs import COMMANDS, check_classes, check_files, check_ids, check_options
 
 every_command = pytest.mark.parametrize("command", list(COMMANDS))
 

@@ -9,12 +9,12 @@ import psutil
 import pytest
 import torch
 
-from med3d_ext.check import resources
-from med3d_ext.check.data import check_data
-from med3d_ext.check.findings import gather
-from med3d_ext.check.resources import check_resources, training_shape
 from med3d_ext.data.prepare import PreparedData
 from med3d_ext.networks import Segmenter
+from med3d_ext.tools.check import resources
+from med3d_ext.tools.check.data import check_data
+from med3d_ext.tools.check.findings import gather
+from med3d_ext.tools.check.resources import check_resources, training_shape
 
 GIB = 2**30
 

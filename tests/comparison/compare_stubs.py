@@ -38,7 +38,7 @@ TRAIN = {
     },
     "network_def": {"_target_": "med3d_ext.networks.resnet.ResNetEncoder", "name": "@network_name"},
     "initial_weights": {
-        "_target_": "med3d_ext.networks.pretrained.InitialWeights",
+        "_target_": "med3d_ext.weights.InitialWeights",
         "network": "@network_def",
         "init": "@init",
     },

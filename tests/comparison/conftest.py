@@ -8,11 +8,11 @@ import pytest
 import torch
 from compare_stubs import TRAIN, Runner, write_split
 
-import med3d_ext.arms as arms
-import med3d_ext.comparison.report as report
-from med3d_ext.comparison.bundle_config import BundleConfig
-from med3d_ext.comparison.experiment import Comparison
+import med3d_ext.tools.experiments.arms as arms
+import med3d_ext.tools.experiments.report as report
 from med3d_ext.networks.resnet import ResNetEncoder
+from med3d_ext.tools.experiments.bundle_config import BundleConfig
+from med3d_ext.tools.experiments.experiment import Comparison
 
 
 @pytest.fixture

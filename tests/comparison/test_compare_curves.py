@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from med3d_ext.comparison.arm_results import ArmResult
-from med3d_ext.comparison.curves import LOSS, iterations_to_reach, loss_curves, metric_curves
+from med3d_ext.tools.experiments.arm_results import ArmResult
+from med3d_ext.tools.experiments.curves import LOSS, iterations_to_reach, loss_curves, metric_curves
 
 
 def result(start: str, losses=(), scores=(), seed: int = 0, fold: int | None = None, epochs: int = 1) -> ArmResult:

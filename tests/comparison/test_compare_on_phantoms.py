@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from med3d_ext.data.phantoms import phantom_dataset
+from med3d_ext.tools.phantoms.dataset import phantom_dataset
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from med3d_ext.comparison.arm_results import ArmResult
-from med3d_ext.comparison.figures import is_small_good, test_figures
 from med3d_ext.errors import InputError
 from med3d_ext.metrics.intervals import describe_metric
-from med3d_ext.metrics.paired import paired_test
+from med3d_ext.tools.evaluate.paired import paired_test
+from med3d_ext.tools.experiments.arm_results import ArmResult
+from med3d_ext.tools.experiments.figures import is_small_good, test_figures
 
 GENERATOR = np.random.default_rng(0)
 CASES = [("liver", f"case_{number}.nii") for number in range(8)]

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from med3d_ext.comparison.arm_results import ArmResult
-from med3d_ext.comparison.curves import Curve
-from med3d_ext.comparison.pictures import draw_curves, draw_overlays
+from med3d_ext.tools.experiments.arm_results import ArmResult
+from med3d_ext.tools.experiments.curves import Curve
+from med3d_ext.tools.experiments.pictures import draw_curves, draw_overlays
 
 pyplot = pytest.importorskip("matplotlib.pyplot")
 

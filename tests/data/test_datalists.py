@@ -10,7 +10,7 @@ import pytest
 
 from med3d_ext.data.datalists import existing_file, list_images, read_source
 from med3d_ext.errors import InputError
-from med3d_ext.files import read_json, write_json
+from med3d_ext.io.files import read_json, write_json
 
 
 def names(cases: list[dict], key: str) -> list[str]:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from dicom_files import write_series, write_slice
 
-from med3d_ext.data.dicom_series import check_series, find_series, read_series, single_series
 from med3d_ext.errors import InputError
-from med3d_ext.transforms.load import LoadVolumed, load_volume
+from med3d_ext.io.dicom_series import check_series, find_series, read_series, single_series
+from med3d_ext.io.volumes import LoadVolumed, load_volume
 
 VOXELS = np.random.default_rng(0).integers(-2000, 2000, (5, 6, 7)).astype(np.int16)
 SPACING, ORIGIN = (0.5, 0.75, 2.5), (-10.0, 20.0, -300.5)

@@ -21,7 +21,7 @@ from med3d_ext.data.fingerprint import (
     weights_domain,
 )
 from med3d_ext.errors import InputError
-from med3d_ext.transforms.load import load_volume
+from med3d_ext.io.volumes import load_volume
 
 SMALL = np.zeros((4, 5, 6), np.uint8)
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from lung_folders import LPS, chest, right_and_left, save
 
-from med3d_ext.data import lung_labels
-from med3d_ext.data.lung_labels import EITHER, LEFT, RIGHT, lung_classes, merge_masks, side_of
 from med3d_ext.errors import InputError
+from med3d_ext.tools.layouts import lung_labels
+from med3d_ext.tools.layouts.lung_labels import EITHER, LEFT, RIGHT, lung_classes, merge_masks, side_of
 
 
 @pytest.mark.parametrize(

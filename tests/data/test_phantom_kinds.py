@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from phantom_checks import best_interval_dice, pairs, world_center
 
-from med3d_ext.data.phantom_kinds import CT_DOMAINS, label_map
-from med3d_ext.data.phantoms import phantom_dataset
+from med3d_ext.tools.phantoms.dataset import phantom_dataset
+from med3d_ext.tools.phantoms.kinds import CT_DOMAINS, label_map
 
 DOMAINS = {
     "Task01_BrainTumour": (("FLAIR", "T1gd"), 3),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_erosion
 
-from med3d_ext.data.phantoms import phantom_dataset
+from med3d_ext.tools.phantoms.dataset import phantom_dataset
 
 
 @pytest.fixture(scope="module")

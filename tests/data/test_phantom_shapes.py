@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from med3d_ext.data.phantom_shapes import common, ellipsoid, smooth_field, tube, union, warp
+from med3d_ext.tools.phantoms.shapes import common, ellipsoid, smooth_field, tube, union, warp
 
 
 def at(*points: tuple[float, float, float]) -> np.ndarray:

@@ -13,9 +13,9 @@ import pytest
 from phantom_checks import best_interval_dice, pairs, world_center
 from scipy.ndimage import binary_erosion
 
-from med3d_ext.data import phantom_kinds
-from med3d_ext.data.phantoms import phantom_dataset
 from med3d_ext.errors import InputError
+from med3d_ext.tools.phantoms import kinds as phantom_kinds
+from med3d_ext.tools.phantoms.dataset import phantom_dataset
 
 
 @pytest.fixture(scope="module")

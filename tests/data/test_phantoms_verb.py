@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from med3d_ext import cli
-from med3d_ext.data.phantoms import phantom_dataset
+from med3d_ext.tools import cli
+from med3d_ext.tools.phantoms.dataset import phantom_dataset
 
 
 def test_the_verb_writes_the_patients_and_prints_the_folder(tmp_path, capsys):

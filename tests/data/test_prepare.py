@@ -13,10 +13,10 @@ from monai.data import load_decathlon_datalist
 from monai.transforms import Compose, ScaleIntensityRanged
 
 from med3d_ext.data import prepare
-from med3d_ext.data.phantoms import phantom_dataset
 from med3d_ext.data.prepare import PreparedData, images_to_segment, prepare_lits
 from med3d_ext.errors import InputError
-from med3d_ext.files import read_json
+from med3d_ext.io.files import read_json
+from med3d_ext.tools.phantoms.dataset import phantom_dataset
 from med3d_ext.transforms import LoadVolumed, ResampleToGridd
 
 NAN = float("nan")

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from tiny_domains import SPACING, change_dataset, write_domain
 
-from med3d_ext.cli import main
 from med3d_ext.data import PreparedData
 from med3d_ext.data.datalists import read_source
 from med3d_ext.data.fingerprint import sha256
@@ -19,6 +18,7 @@ from med3d_ext.data.prepare import prepare_3dseg8
 from med3d_ext.data.prepared_files import header_of
 from med3d_ext.data.splits import split_cases
 from med3d_ext.errors import InputError
+from med3d_ext.tools.cli import main
 from med3d_ext.transforms import LoadVolumed, MergeLabelsd
 
 

@@ -12,10 +12,10 @@ from monai.data import load_decathlon_datalist
 
 from med3d_ext.data.leakage import seen_cases
 from med3d_ext.data.prepare import PreparedData
-from med3d_ext.data.prepare_lung import prepare_lung
-from med3d_ext.data.prepare_verb import prepare
 from med3d_ext.errors import InputError
-from med3d_ext.files import read_json
+from med3d_ext.io.files import read_json
+from med3d_ext.tools.layouts.prepare_lung import prepare_lung
+from med3d_ext.tools.layouts.verb import prepare
 
 WRITERS = {"decathlon": write_decathlon, "visceral": write_visceral, "totalsegmentator": write_totalsegmentator}
 

@@ -10,8 +10,8 @@ import torch
 
 from med3d_ext.errors import InputError
 from med3d_ext.networks import DenseASPPSegmenter, Segmenter, TwoStageSegmenter
-from med3d_ext.networks.coarse_stage import CoarseRestart, CoarseStage
-from med3d_ext.networks.pretrained import InitialWeights
+from med3d_ext.weights.coarse import CoarseRestart, CoarseStage
+from med3d_ext.weights.initial import InitialWeights
 
 WINDOW = [-200.0, 250.0]
 

@@ -9,7 +9,7 @@ import torch
 
 from med3d_ext.errors import InputError
 from med3d_ext.networks import DenseASPPSegmenter, Segmenter, TwoStageSegmenter
-from med3d_ext.networks.join import join
+from med3d_ext.tools.weights.join import join
 
 WINDOW = [-125.0, 250.0]
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from med3d_ext import cli
 from med3d_ext.networks import Segmenter
 from med3d_ext.networks.lits import TwoStageSegmenter
-from med3d_ext.networks.release import compressed, released_bytes, rounded, saved
+from med3d_ext.tools import cli
+from med3d_ext.tools.weights.release import compressed, released_bytes, rounded, saved
 
 
 def small_network():

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from med3d_ext.errors import InputError
-from med3d_ext.networks.weight_files import download_weights, read_checkpoint, write_state
+from med3d_ext.weights.files import download_weights, read_checkpoint, write_state
 
 STATE = {"conv1.weight": torch.arange(20000.0), "steps": torch.tensor(3)}
 
@@ -188,7 +188,7 @@ def test_a_hub_file_needs_a_commit_and_is_checked(tmp_path, monkeypatch):
     assert not (tmp_path / "a.pt").exists()
     assert (asked["repo_id"], asked["revision"], asked["filename"]) == ("owner/name", commit, "sub/a.pt")
 
-    monkeypatch.setattr("med3d_ext.networks.weight_files.check_sha256", lambda path, sha256: None)
+    monkeypatch.setattr("med3d_ext.weights.files.check_sha256", lambda path, sha256: None)
     download_weights(f"hf://owner/name@{commit}/a.pt", tmp_path / "a.pt", "any")
     assert read_checkpoint(tmp_path / "a.pt")[0].keys() == STATE.keys()
 

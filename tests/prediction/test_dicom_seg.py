@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from perfect import body
 
-from med3d_ext.data.dicom_series import single_series
-from med3d_ext.transforms.load import load_volume
+from med3d_ext.io.dicom_series import single_series
+from med3d_ext.io.volumes import load_volume
 
 pytest.importorskip("pydicom")
 write_series = importlib.import_module("dicom_files").write_series
@@ -109,6 +109,6 @@ def test_without_highdicom_the_command_says_what_to_install(predict, tmp_path, m
     ],
 )
 def test_structures_have_the_codes_of_snomed(name, category, kind):
-    from med3d_ext.prediction.dicom_seg import _codes
+    from med3d_ext.tools.predict.dicom_seg import _codes
 
     assert tuple(code.value for code in _codes(name)) == (category, kind)

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from med3d_ext.errors import InputError
-from med3d_ext.provenance import git_state, versions
-from med3d_ext.report.rerun import rerun, without
+from med3d_ext.run.provenance import git_state, versions
+from med3d_ext.tools.report.rerun import rerun, without
 
 COMMAND = "python -m monai.bundle run --config_file train.json --output_dir old --epochs 2 --ckpt_dir=old/models"
 
@@ -51,8 +51,8 @@ def trainings(monkeypatch):
         return SimpleNamespace(returncode=seen.code)
 
     monkeypatch.setattr(subprocess, "run", run)
-    monkeypatch.setattr("med3d_ext.report.rerun.git_state", lambda: {"revision": "now", "dirty": False})
-    monkeypatch.setattr("med3d_ext.report.rerun.checkout", lambda: CHECKOUT)
+    monkeypatch.setattr("med3d_ext.tools.report.rerun.git_state", lambda: {"revision": "now", "dirty": False})
+    monkeypatch.setattr("med3d_ext.tools.report.rerun.checkout", lambda: CHECKOUT)
     return seen
 
 

@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImage
 
 from med3d_ext.errors import InputError
-from med3d_ext.transforms.load import LoadVolumed, load_volume, stated_spacing, usable_spacing
+from med3d_ext.io.volumes import LoadVolumed, load_volume, stated_spacing, usable_spacing
 
 VOXELS = np.random.default_rng(0).normal(size=(6, 7, 8)).astype(np.float32)
 NAN = float("nan")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from med3d_ext.zoo.pack import pack
+from med3d_ext.tools.zoo.pack import pack
 
 METADATA = {
     "version": "0.2.0",

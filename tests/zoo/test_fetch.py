@@ -14,8 +14,8 @@ import pytest
 import torch
 import yaml
 
-from med3d_ext import cli
-from med3d_ext.zoo.index import index
+from med3d_ext.tools import cli
+from med3d_ext.tools.zoo.index import index
 
 NAME = "tiny_segmentation"
 ZIP = f"{NAME}_v0.2.0.zip"
@@ -236,7 +236,7 @@ def test_a_damaged_archive_and_one_that_is_none_are_refused(zoo, refused, tmp_pa
 
 def test_an_archive_larger_than_the_disk_is_refused(zoo, refused, monkeypatch):
     free = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("med3d_ext.zoo.archive.shutil.disk_usage", lambda folder: free)
+    monkeypatch.setattr("med3d_ext.tools.zoo.archive.shutil.disk_usage", lambda folder: free)
     assert "unpacks to" in refused(zoo)
 
 

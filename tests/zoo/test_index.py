@@ -7,8 +7,8 @@ import zipfile
 
 from monai.bundle import scripts
 
-from med3d_ext import cli
-from med3d_ext.zoo.pack import pack
+from med3d_ext.tools import cli
+from med3d_ext.tools.zoo.pack import pack
 
 
 def index(*words):

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 import med3d_ext
-from med3d_ext import cli
-from med3d_ext.networks.release import release
+from med3d_ext.tools import cli
+from med3d_ext.tools.weights.release import release
 
 NAME = "tiny_segmentation"
 PACKAGE = Path(med3d_ext.__file__).parent
@@ -292,7 +292,7 @@ TRAIN = {
 
 
 def test_random_weights_are_called_so_and_have_all_that_inference_reads(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("med3d_ext.zoo.packed_weights.PHANTOMS", 2)
+    monkeypatch.setattr("med3d_ext.tools.zoo.packed_weights.PHANTOMS", 2)
     (tiny / "configs" / "train.json").write_text(json.dumps(TRAIN))
     for folder in "ab":
         assert pack(tiny, tmp_path / folder, "--weights", "random") == 0

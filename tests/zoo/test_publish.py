@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 
-from med3d_ext import cli
-from med3d_ext.zoo.large_files import read_list
+from med3d_ext.tools import cli
+from med3d_ext.tools.zoo.large_files import read_list
 
 NAME = "tiny_segmentation"
 RELEASE = f"{NAME}_v0.2.0"

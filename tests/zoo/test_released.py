@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import med3d_ext
-from med3d_ext.files import read_json
-from med3d_ext.zoo.checks import check_files, check_network, check_paths, check_version
+from med3d_ext.io.files import read_json
+from med3d_ext.tools.zoo.checks import check_files, check_network, check_paths, check_version
 
 PACKAGE = Path(med3d_ext.__file__).parent
 BUNDLES = sorted(path.parents[1] for path in PACKAGE.parent.glob("bundles/*/configs/metadata.json"))

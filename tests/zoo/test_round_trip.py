@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from elsewhere import Elsewhere, packages_of
 
-from med3d_ext.data.phantoms import phantom_dataset
-from med3d_ext.zoo.pack import pack
+from med3d_ext.tools.phantoms.dataset import phantom_dataset
+from med3d_ext.tools.zoo.pack import pack
 
 REPOSITORY = Path(__file__).parents[2]
 BUNDLES = sorted(path.parents[1] for path in REPOSITORY.glob("bundles/*/configs/metadata.json"))
@@ -117,7 +117,7 @@ import sys
 sys.path.insert(1, {folder!r} + "/" + {name!r})
 import torch
 from monai.networks.nets.resnet import ResNet, get_inplanes
-from med3d_ext.networks.pretrained import load_encoder
+from med3d_ext.weights.initial import load_encoder
 from med3d_ext.networks.resnet import ResNetEncoder
 own = ResNetEncoder("resnet10", in_channels=1, output_stride=32)
 report = load_encoder(own, {folder!r} + "/" + {name!r} + "/models/model.pt")
