@@ -43,7 +43,8 @@ class ProgressBar:
         engine.add_event_handler(Events.EPOCH_STARTED, self.start_epoch)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.step)
         if sys.stderr.isatty() if self.bar is None else self.bar:
-            EpochBar(desc="epoch", dynamic_ncols=True).attach(engine, output_transform=lambda _: {"loss": self._latest()})
+            bar = EpochBar(desc="epoch", dynamic_ncols=True)
+            bar.attach(engine, output_transform=lambda _: {"loss": self._losses[-1] if self._losses else float("nan")})
 
     def start_epoch(self, engine: Engine) -> None:
         """Start the clock with the first epoch: only then is it known where a training resumes."""
@@ -74,9 +75,6 @@ class ProgressBar:
         if total and done:
             parts.append(f"{_clock(elapsed / done * (total - engine.state.iteration))} left")
         print("  ".join(parts), file=sys.stderr, flush=True)
-
-    def _latest(self) -> float:
-        return self._losses[-1] if self._losses else float("nan")
 
 
 def _clock(seconds: float) -> str:
