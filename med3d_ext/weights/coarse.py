@@ -16,7 +16,7 @@ from torch import Tensor
 from med3d_ext.data.fingerprint import weights_domain
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import read_json
-from med3d_ext.networks.lits import TwoStageSegmenter
+from med3d_ext.networks.med3d import TwoStageSegmenter
 from med3d_ext.run.rank import rank
 from med3d_ext.weights.files import read_checkpoint
 from med3d_ext.weights.labelling import weights_to_continue

@@ -6,9 +6,10 @@ import json
 
 import pytest
 import torch
+from composed_networks import aspp_network
 
 from med3d_ext.errors import InputError
-from med3d_ext.networks import DenseASPPSegmenter, Segmenter, TwoStageSegmenter
+from med3d_ext.networks import Segmenter, TwoStageSegmenter
 from med3d_ext.tools.weights.join import join
 
 WINDOW = [-125.0, 250.0]
@@ -27,7 +28,7 @@ def write(path, network, cases, **facts):
 def files(tmp_path):
     """A cascade whose coarse network is untrained, and a coarse network that stands on the fine encoder."""
     torch.manual_seed(0)
-    cascade = TwoStageSegmenter(Segmenter(), DenseASPPSegmenter(widths=(8, 4)))
+    cascade = TwoStageSegmenter(Segmenter(), aspp_network(widths=(8, 4)))
     coarse = Segmenter()
     coarse.encoder.load_state_dict(cascade.fine.encoder.state_dict())
     fine = write(tmp_path / "fine/model.pt", cascade, {"training": [{"sha256": "f"}]}, coarse_size=None)
@@ -43,7 +44,7 @@ def test_the_file_holds_both_networks_and_loads_into_the_cascade(files, tmp_path
     fine, other, cascade, coarse = files
     told = join(fine, other, str(tmp_path / "out/model.pt"))
     state = load(tmp_path / "out/model.pt")
-    TwoStageSegmenter(Segmenter(), DenseASPPSegmenter(widths=(8, 4))).load_state_dict(state, strict=True)
+    TwoStageSegmenter(Segmenter(), aspp_network(widths=(8, 4))).load_state_dict(state, strict=True)
     assert list(state) == list(cascade.state_dict())
     for name, tensor in cascade.fine.state_dict().items():
         assert torch.equal(state[f"fine.{name}"], tensor)
@@ -58,7 +59,7 @@ def test_equal_tensors_are_stored_once_and_each_is_its_own_parameter_again(files
     encoder = sum(each.nbytes for name, each in load(other).items() if name.startswith("encoder."))
     saved = (tmp_path / "fine/model.pt").stat().st_size - (tmp_path / "out/model.pt").stat().st_size
     assert abs(saved - encoder) < 100_000
-    network = TwoStageSegmenter(Segmenter(), DenseASPPSegmenter(widths=(8, 4)))
+    network = TwoStageSegmenter(Segmenter(), aspp_network(widths=(8, 4)))
     network.load_state_dict(load(tmp_path / "out/model.pt"))
     with torch.no_grad():
         network.coarse.encoder.conv1.weight.zero_()

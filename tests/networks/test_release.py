@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from med3d_ext.networks import Segmenter
-from med3d_ext.networks.lits import TwoStageSegmenter
+from med3d_ext.networks.med3d import TwoStageSegmenter
 from med3d_ext.tools import cli
 from med3d_ext.tools.weights.release import compressed, released_bytes, rounded, saved
 
