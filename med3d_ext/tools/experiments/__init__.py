@@ -1,5 +1,5 @@
 from __future__ import annotations
 
-from med3d_ext.tools.experiments.studies import Study
+from med3d_ext.tools.experiments.study import Study
 
 __all__ = ["Study"]

@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from compare_stubs import TRAIN, write_split
+from experiment_stubs import TRAIN, write_split
 
 from med3d_ext.errors import InputError
-from med3d_ext.tools.experiments.experiment import snapshot_epochs
+from med3d_ext.tools.experiments.compare import snapshot_epochs
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
