@@ -1,4 +1,4 @@
-"""Figures of two classes against scikit-learn's, MONAI's and those by hand, intervals that cover, size alone, pictures."""
+"""Figures of two classes against scikit-learn's, MONAI's and those by hand; their intervals, size alone, pictures."""
 
 from __future__ import annotations
 

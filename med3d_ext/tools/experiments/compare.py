@@ -14,7 +14,7 @@ from med3d_ext.errors import InputError
 from med3d_ext.io.files import case_name, read_json, write_atomically, write_json
 from med3d_ext.run.provenance import portable
 from med3d_ext.tools.bundle_folder import find_bundle
-from med3d_ext.tools.experiments.engine import MARK, PLACES, Arm, Experiment, need_one_process, origin
+from med3d_ext.tools.experiments.engine import CACHE, MARK, PLACES, Arm, Experiment, need_one_process, origin
 from med3d_ext.tools.experiments.figures import LOSS, arm_figures, iterations_to_reach, loss_curves, metric_curves
 from med3d_ext.tools.experiments.report import comparison_table, draw_curves, draw_overlays, share_words
 from med3d_ext.tools.experiments.results import METRIC, ArmResult, check_budgets, read_result
@@ -176,12 +176,12 @@ class Comparison:
         """All arms, seed by seed."""
         for seed, share, fold, start in product(self.seeds, self.shares, self.folds, self.starts):
             given = {key: value for key, value in (("share", share), ("fold", fold)) if value is not None}
-            words = [] if share is None else [f"share{share:g}"]
+            words = [] if share is None else [f"share{share:.12g}"]
             words += [] if fold is None else [f"fold{fold}"]
             folder = self.output / "arms" / "_".join([start.name, *words, f"seed{seed}"])
             own = {"bundle_root": str(self.config.bundle), "init": start.init, "learning_rate": start.learning_rate}
             if "cache_dir" in self.config.content.get("train", {}).get("dataset", {}):
-                own["train::dataset::cache_dir"] = str(self.output / "cache")
+                own[CACHE] = str(self.output / "cache")
             weights = self.facts[start.name].get("sha256")
             facts = {"start": start.name, "share": share, "fold": fold, "seed": seed, "weights": weights}
             yield Arm(folder, self.data[fold], {**self.config.options, **own, **given}, facts)

@@ -24,7 +24,8 @@ logger = logging.getLogger("med3d_ext.experiments")
 # Arguments that say where things are, not what is done with them: an experiment may be moved.
 MARK, RUN, SUMMARY = "arm.json", "run.json", "test/summary.json"  # what an arm was begun with, and what it leaves
 MODEL, STATE = "models/model.pt", "models/training_state.pt"
-PLACES = ("bundle_root", "dataset_dir", "output_dir", "ckpt_dir", "train::dataset::cache_dir")
+CACHE = "train::dataset::cache_dir"
+PLACES = ("bundle_root", "dataset_dir", "output_dir", "ckpt_dir", CACHE)
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,12 @@ class Experiment:
         """Run what is left of the arms, and yield each one when it is finished.
 
         Raises:
-            InputError: an arm failed; the message names its log.
+            InputError: an arm failed, and the message names its log; or two arms would be written to one folder.
         """
+        names = [arm.folder.name for arm in arms]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise InputError(f"{self.title} has two arms that would both be written to '{twice}'; leave one out.")
         began, trained = time.monotonic(), 0
         for number, arm in enumerate(arms):
             left = (time.monotonic() - began) / trained * (len(arms) - number) if trained else None

@@ -9,15 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import case_name, read_json
 from med3d_ext.tools.experiments.engine import RUN, Arm, identity
-
-try:
-    import pandas as pd
-except ImportError as error:
-    raise InputError('compare and the studies need pandas; pip install "med3d-ext[tools]".') from error
 
 METRIC = "val_"  # how the columns of cases.csv begin that are metrics
 
@@ -50,11 +46,6 @@ class ArmResult:
         run = self.record
         facts = {"epochs": run["epochs"], "seconds": run["duration_seconds"]}
         return {**facts, "starts": 1 + len(run["earlier"]), "device": run["device"]}
-
-    @property
-    def metrics(self) -> list[str]:
-        """The metrics of the test cases."""
-        return [name for name in self.cases if name.startswith(METRIC)]
 
 
 def read_result(arm: Arm) -> ArmResult:

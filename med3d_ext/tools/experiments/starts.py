@@ -16,6 +16,7 @@ from med3d_ext.data.prepare import PreparedData
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import case_name
 from med3d_ext.run.overrides import check_overrides, split_id
+from med3d_ext.tools.experiments.engine import CACHE
 from med3d_ext.weights.initial import initial_weights_path
 from med3d_ext.weights.loading import load_encoder
 
@@ -30,7 +31,7 @@ OWN = {
     "ckpt_dir": "--output",
     "learning_rate": "no option: every arm has the bundle's rate for its initial weights",
     "bundle_root": "no option",
-    "train::dataset::cache_dir": "no option: the arms share a cache",
+    CACHE: "no option: the arms share a cache",
 }
 NEEDED = ("init", "learning_rate", "seed", "epochs", "output_dir", "ckpt_dir", "dataset_dir", "data", "network_def")
 # Where a bundle states the paper's rates (section 4.2), and what they are if it states none.

@@ -19,9 +19,9 @@ from med3d_ext.metrics.intervals import describe_metric
 from med3d_ext.networks import ResNetEncoder
 from med3d_ext.run.overrides import split_id
 from med3d_ext.run.start import run_arguments
-from med3d_ext.tools.experiments.engine import Arm, Experiment, need_one_process, origin
+from med3d_ext.tools.experiments.engine import CACHE, Arm, Experiment, need_one_process, origin
 from med3d_ext.tools.experiments.report import draw_study, value_words
-from med3d_ext.tools.experiments.results import ArmResult, read_result
+from med3d_ext.tools.experiments.results import METRIC, ArmResult, read_result
 
 logger = logging.getLogger("med3d_ext.experiments")
 STUDY = "study"  # the id that makes a config file a study's overlay
@@ -95,8 +95,11 @@ class Study:
                 raise InputError(f"{key} of study '{self.name}' must be one or more different ones, got {given}.")
         if any(not isinstance(seed, int) or seed < 0 for seed in self.seeds):
             raise InputError(f"seeds of study '{self.name}' must be integers >= 0, got {self.seeds}.")
-        if self.option in typed:
+        ids = {"::".join(split_id(name)) for name in typed}
+        if "::".join(split_id(self.option)) in ids:
             raise InputError(f"--{self.option} is what study '{self.name}' varies; give its values by --values.")
+        for name in ids & {"ckpt_dir", CACHE}:
+            raise InputError(f"study '{self.name}' sets {name} of each arm itself, below output_dir; remove --{name}.")
         for value in self.values:
             _CHECKS.get(self.option, lambda *_: None)(value, self.data)
         _ = self.data.test  # refused now if there is none
@@ -118,6 +121,9 @@ class Study:
             rows += self._rows(read_result(arm))
             record = {**self._facts(), "complete": number == len(arms), "rows": rows}
             write_json(path, record)
+            if self.metric not in rows[-1]:
+                names = ", ".join(name for name in rows[-1] if name.startswith(METRIC))
+                raise InputError(f"metric of study '{self.name}' must be one of {names}, got {self.metric}.")
             draw_study(record, self.metric, path.with_suffix(".png"))
         logger.info(f"study {self.name}: figures are in {path}")
         return record
@@ -126,7 +132,7 @@ class Study:
         """The arm of a value and a seed."""
         words = re.sub(r"[^\w.+-]+", "+", value_words(value))
         folder = self.folder / self.name / f"{self.option.replace('::', '.')}_{words}_seed{seed}"
-        own = {"train::dataset::cache_dir": str(self.folder / self.name / "cache"), self.option: value}
+        own = {CACHE: str(self.folder / self.name / "cache"), self.option: value}
         return Arm(folder, self.data, {**self.arguments, **own}, {"value": value, "seed": seed})
 
     def _facts(self) -> dict[str, Any]:
@@ -143,7 +149,7 @@ class Study:
         """One row per domain of a finished arm: value, seed, domain, training cases, metrics, epochs, seconds."""
         rows = []
         for domain, cases in result.cases.groupby("domain", sort=False):
-            described = {name: describe_metric(cases[name].to_numpy()) for name in result.metrics}
+            described = {name: describe_metric(cases[name]) for name in cases if name.startswith(METRIC)}
             place = {"domain": domain, "organ": self.data.fingerprint["domains"][domain].get("organ", domain)}
             trained = sum(case["domain"] == domain for case in result.training)
             figures = {name: {key: one[key] for key in ("n", "mean", "interval_95")} for name, one in described.items()}

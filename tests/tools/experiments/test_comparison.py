@@ -229,6 +229,11 @@ def test_without_a_card_it_is_unknown_what_the_weights_have_seen(make, tmp_path)
     assert "whether it has seen test cases is unknown" in (tmp_path / "out" / "table.md").read_text()
 
 
+def test_arms_of_close_shares_and_large_seeds_have_folders_of_their_own(make) -> None:
+    arms = [arm.folder.name for arm in make(shares=[0.25, 0.2500001], seeds=[1000000, 1000001]).arms()]
+    assert len(set(arms)) == len(arms) == 12
+
+
 def test_unequal_budgets_are_refused(make, runner) -> None:
     runner.extra_iterations["med3d_seed0"] = 1
     with pytest.raises(InputError, match="must be equal, and 'scratch_0.01_seed0' made 56 .*, 'med3d_seed0' made 57"):

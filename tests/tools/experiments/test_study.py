@@ -240,12 +240,31 @@ def test_an_evaluation_that_lacks_cases_is_refused(make, runner, tmp_path) -> No
         ("share", (0.5,), {"seeds": ["a"]}, "integers >= 0"),
         ("share", (0.5,), {"overrides": {"share": 0.1}}, "--share is what study 'share' varies"),
         ("share", (0.5,), {"config_files": []}, "needs its base config"),
+        ("train::lr", (0.5,), {"overrides": {"train#lr": 0.1}}, "is what study 'train::lr' varies"),
+        ("share", (0.5,), {"overrides": {"ckpt_dir": "x"}}, "sets ckpt_dir of each arm itself"),
+        (
+            "share",
+            (0.5,),
+            {"overrides": {"train#dataset#cache_dir": "x"}},
+            "sets train::dataset::cache_dir of each arm",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_training(make, runner, option, values, changes, message) -> None:
     with pytest.raises(InputError, match=message):
         make(option, values, **changes)
     assert runner.calls == []
+
+
+def test_values_that_share_a_folder_are_refused_before_any_training(make, runner) -> None:
+    with pytest.raises(InputError, match="two arms that would both be written to 'lr_a\\+b_seed0'"):
+        make("lr", ("a/b", "a b")).run()
+    assert runner.calls == []
+
+
+def test_a_metric_that_no_test_case_has_is_refused_with_those_there_are(make, runner) -> None:
+    with pytest.raises(InputError, match="must be one of val_mean_dice, got val_dice"):
+        make(metric="val_dice").run()
 
 
 def test_several_processes_are_refused(make, monkeypatch) -> None:
