@@ -187,28 +187,20 @@ def _draw_slice(axes: Any, shot: Mapping[str, np.ndarray]) -> None:
 def draw_study(record: Mapping[str, Any], metric: str, path: Path) -> None:
     """Draw a metric over the study's values: a line per domain through the means of the seeds, a point per row."""
     places = {value_words(value): number for number, value in enumerate(record["values"])}
-    points = pd.DataFrame(
-        [
-            (row["organ"], places[value_words(row["value"])], *_mean_and_n(row.get(metric, {})))
-            for row in record["rows"]
-        ],
-        columns=["organ", "place", "mean", "n"],
-    ).dropna()
+    rows = [(row["organ"], places[value_words(row["value"])], row.get(metric, {})) for row in record["rows"]]
+    found = [(organ, place, figure.get("mean"), figure.get("n")) for organ, place, figure in rows]
+    points = pd.DataFrame(found, columns=["organ", "place", "mean", "n"]).dropna()
     figure = _figure(8, 5)
     axes = figure.add_subplot(xlabel=record["option"], ylabel=metric, title=f"study {record['study']}")
-    for organ, found in points.groupby("organ", sort=False):
-        means = found.groupby("place")["mean"].mean()
-        (line,) = axes.plot(means.index, means, label=f"{organ} (n={found['n'].iloc[-1]:.0f})")
-        axes.plot(found["place"], found["mean"], ".", color=line.get_color())
+    for organ, drawn in points.groupby("organ", sort=False):
+        means = drawn.groupby("place")["mean"].mean()
+        (line,) = axes.plot(means.index, means, label=f"{organ} (n={drawn['n'].iloc[-1]:.0f})")
+        axes.plot(drawn["place"], drawn["mean"], ".", color=line.get_color())
     axes.set_xticks(list(places.values()), list(places))
     axes.grid(alpha=0.3)
     if len(points):
         axes.legend(fontsize="small")
     _save(figure, path)
-
-
-def _mean_and_n(figure: Mapping[str, Any]) -> tuple[float | None, int | None]:
-    return figure.get("mean"), figure.get("n")
 
 
 def value_words(value: Any) -> str:
