@@ -8,7 +8,6 @@ from med3d_ext.metrics.intervals import bootstrap_interval, describe_metric
 from med3d_ext.metrics.label_map_metric import LabelMapMetric
 from med3d_ext.metrics.roi import ROIMetric, region_of_interest
 from med3d_ext.metrics.segmentation import ClassMeasures, global_dice, measure_class
-from med3d_ext.tools.evaluate.paired import paired_test
 
 __all__ = [
     "BestEpoch",
@@ -22,6 +21,5 @@ __all__ = [
     "global_dice",
     "measure_class",
     "measure_classes",
-    "paired_test",
     "region_of_interest",
 ]

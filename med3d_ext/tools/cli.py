@@ -58,7 +58,7 @@ VERBS = {
     "check": Verb("med3d_ext.tools.check.verb:check", "what would go wrong in a run, before it begins"),
     "benchmark": Verb("med3d_ext.tools.benchmark:benchmark", "how long a training would take on this machine"),
     "leakage": Verb("med3d_ext.data.leakage:leakage", "which cases of a datalist the weights have seen"),
-    "compare": Verb("med3d_ext.tools.experiments.verb:compare", "scratch against pretrained weights, equal budgets"),
+    "compare": Verb("med3d_ext.tools.experiments.compare:compare", "scratch against pretrained weights, equal budgets"),
     "predict": Verb("med3d_ext.tools.predict.verb:predict", "images to label maps, pictures and volumes"),
     "export": Verb("med3d_ext.tools.export:export", "network and weights as TorchScript or ONNX"),
     "evaluate": Verb("med3d_ext.tools.evaluate.verb:evaluate", "predicted label maps against the truth"),

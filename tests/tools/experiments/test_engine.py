@@ -12,17 +12,15 @@ from types import SimpleNamespace
 
 import pytest
 
-import med3d_ext.tools.experiments.arms as arms
-from med3d_ext.tools.experiments.arms import Arm, Recipe, alone_in, arm_mark, run_arm
-
-DATA = SimpleNamespace(identity="abc", items=lambda split: [{"domain": "liver", "sha256": split}])
+import med3d_ext.tools.experiments.engine as engine
+from med3d_ext.tools.experiments.engine import Arm, Experiment, alone_in
 
 
 @pytest.fixture
-def recipe(tmp_path: Path) -> Recipe:
+def experiment(tmp_path: Path) -> Experiment:
     for name in ("train", "evaluate", "overlay"):
         (tmp_path / f"{name}.json").write_text("{}")
-    return Recipe("study 'x'", [str(tmp_path / "train.json")], "evaluate.json", ["overlay.json"])
+    return Experiment("study 'x'", [str(tmp_path / "train.json")], "evaluate.json", ["overlay.json"])
 
 
 @pytest.fixture
@@ -42,56 +40,57 @@ def steps(monkeypatch) -> list[list[str]]:
             (log.parent / "test" / "summary.json").write_text("{}")
         return 0
 
-    monkeypatch.setattr(arms, "run_bundle", run)
+    monkeypatch.setattr(engine, "run_bundle", run)
     return steps
 
 
-def arm(folder: Path, **changes) -> Arm:
-    arguments = {"epochs": 3, "output_dir": str(folder), "dataset_dir": "/data", **changes}
-    return Arm(folder, arguments, {"seed": 0})
+def arm(folder: Path, data: str = "/data", **overrides) -> Arm:
+    def items(split):
+        return [{"domain": "liver", "sha256": split}]
+
+    prepared = SimpleNamespace(identity="abc", items=items, folder=Path(data))
+    return Arm(folder, prepared, {"epochs": 3, **overrides}, {"seed": 0})  # type: ignore[arg-type]
 
 
-def test_overlays_belong_to_the_training_alone(tmp_path, recipe, steps) -> None:
-    run_arm(arm(tmp_path / "a"), recipe, DATA)
+def test_overlays_belong_to_the_training_alone(tmp_path, experiment, steps) -> None:
+    experiment.run_arm(arm(tmp_path / "a"))
     assert steps == [["train.json", "overlay.json"], ["train.json", "evaluate.json"]]
 
 
-def test_a_finished_arm_keeps_its_weights_and_not_its_checkpoint(tmp_path, recipe, steps) -> None:
-    one = arm(tmp_path / "a")
-    run_arm(one, recipe, DATA)
-    assert one.model.is_file()
-    assert not one.state.exists()
-    run_arm(one, recipe, DATA)
+def test_a_finished_arm_keeps_its_weights_and_not_its_checkpoint(tmp_path, experiment, steps) -> None:
+    for _ in range(2):
+        experiment.run_arm(arm(tmp_path / "a"))
+        assert {path.name for path in (tmp_path / "a" / "models").iterdir()} == {"model.pt"}
     assert len(steps) == 2
 
 
-def test_an_arm_may_be_moved_and_its_settings_may_not_change(tmp_path, recipe) -> None:
-    mark = arm_mark(arm(tmp_path / "a"), recipe, DATA)
-    assert mark == arm_mark(arm(tmp_path / "b", dataset_dir="/elsewhere"), recipe, DATA)
-    assert mark != arm_mark(arm(tmp_path / "a", epochs=4), recipe, DATA)
-    Path(recipe.train[0]).write_text('{"epochs": 4}')
-    assert mark != arm_mark(arm(tmp_path / "a"), recipe, DATA)
+def test_an_arm_may_be_moved_and_its_settings_may_not_change(tmp_path, experiment) -> None:
+    mark = experiment.mark(arm(tmp_path / "a"))
+    assert mark == experiment.mark(arm(tmp_path / "b", data="/elsewhere"))
+    assert mark != experiment.mark(arm(tmp_path / "a", epochs=4))
+    Path(experiment.train[0]).write_text('{"epochs": 4}')
+    assert mark != experiment.mark(arm(tmp_path / "a"))
 
 
-def test_a_training_of_other_settings_does_not_pass_for_this_one_after_a_kill(tmp_path, recipe, steps) -> None:
-    run_arm(arm(tmp_path / "a"), recipe, DATA)
+def test_a_training_of_other_settings_does_not_pass_for_this_one_after_a_kill(tmp_path, experiment, steps) -> None:
+    experiment.run_arm(arm(tmp_path / "a"))
     steps.clear()
 
     def killed(*_) -> int:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(arms, "run_bundle", killed)
+        patch.setattr(engine, "run_bundle", killed)
         with pytest.raises(KeyboardInterrupt):
-            run_arm(arm(tmp_path / "a", epochs=4), recipe, DATA)
-    run_arm(arm(tmp_path / "a", epochs=4), recipe, DATA)
+            experiment.run_arm(arm(tmp_path / "a", epochs=4))
+    experiment.run_arm(arm(tmp_path / "a", epochs=4))
     assert [files[-1] for files in steps] == ["overlay.json", "evaluate.json"]
 
 
 HOLDER = """
 import subprocess, sys
 from pathlib import Path
-from med3d_ext.tools.experiments.arms import alone_in
+from med3d_ext.tools.experiments.engine import alone_in
 with alone_in(Path(sys.argv[1])) as descriptors:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1.5)"], pass_fds=descriptors)
     print("held", flush=True)
@@ -101,7 +100,7 @@ with alone_in(Path(sys.argv[1])) as descriptors:
 
 @pytest.mark.skipif(os.name == "nt", reason="the lock is POSIX's")
 def test_what_a_killed_command_left_running_is_waited_for(tmp_path, caplog) -> None:
-    caplog.set_level("INFO", "med3d_ext.tools.experiments.arms")
+    caplog.set_level("INFO", "med3d_ext.experiments")
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
@@ -121,11 +120,11 @@ def test_a_free_folder_is_held_at_once(tmp_path, caplog) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="echo and false are no programs there")
-def test_the_command_of_a_step_is_kept_beside_its_log(tmp_path, monkeypatch) -> None:
+def test_the_command_of_a_step_is_kept_next_to_its_log(tmp_path, monkeypatch) -> None:
     log = tmp_path / "train.log"
     monkeypatch.setattr(sys, "executable", shutil.which("echo"))
-    assert arms.run_bundle({"config_file": "train.json", "epochs": 2}, log) == 0
+    assert engine.run_bundle({"config_file": "train.json", "epochs": 2}, log) == 0
     assert log.read_text() == f"-m monai.bundle run --args_file {tmp_path / 'train.json'}\n"
     assert json.loads((tmp_path / "train.json").read_text())["epochs"] == 2
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
-    assert arms.run_bundle({}, log) == 1
+    assert engine.run_bundle({}, log) == 1

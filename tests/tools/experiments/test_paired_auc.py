@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import mannwhitneyu
 
-from med3d_ext.tools.experiments.paired_auc import describe_auc, pair_scores, paired_auc_test
+from med3d_ext.tools.experiments.figures import describe_auc, pair_scores, paired_auc_test
 
 
 def test_the_mean_of_the_pairs_is_the_auc_of_mann_and_whitney() -> None:

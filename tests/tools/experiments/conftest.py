@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from compare_stubs import TRAIN, Runner, write_split
+from experiment_stubs import TRAIN, Runner, write_split
 
-import med3d_ext.tools.experiments.arms as arms
-import med3d_ext.tools.experiments.report as report
+import med3d_ext.tools.experiments.compare as compare
+import med3d_ext.tools.experiments.engine as engine
 from med3d_ext.networks.resnet import ResNetEncoder
-from med3d_ext.tools.experiments.bundle_config import BundleConfig
-from med3d_ext.tools.experiments.experiment import Comparison
+from med3d_ext.tools.experiments.compare import Comparison
+from med3d_ext.tools.experiments.starts import BundleConfig
 
 
 @pytest.fixture
@@ -41,8 +41,8 @@ def encoder(tmp_path: Path, monkeypatch) -> Path:
 @pytest.fixture
 def no_pictures(monkeypatch) -> None:
     """Reports without their pictures, which cost more than all the rest."""
-    monkeypatch.setattr(report, "draw_curves", lambda *_: None)
-    monkeypatch.setattr(report, "draw_overlays", lambda *_: False)
+    monkeypatch.setattr(compare, "draw_curves", lambda *_: None)
+    monkeypatch.setattr(compare, "draw_overlays", lambda *_: False)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def bundle(tmp_path: Path) -> Path:
 @pytest.fixture
 def runner(monkeypatch) -> Runner:
     runner = Runner()
-    monkeypatch.setattr(arms, "run_bundle", runner)
+    monkeypatch.setattr(engine, "run_bundle", runner)
     return runner
 
 

@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from compare_stubs import TRAIN, write_split
+from experiment_stubs import TRAIN, write_split
 
 from med3d_ext.errors import InputError
-from med3d_ext.tools.experiments.experiment import snapshot_epochs
+from med3d_ext.tools.experiments.compare import snapshot_epochs
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -229,6 +229,11 @@ def test_without_a_card_it_is_unknown_what_the_weights_have_seen(make, tmp_path)
     assert "whether it has seen test cases is unknown" in (tmp_path / "out" / "table.md").read_text()
 
 
+def test_arms_of_close_shares_and_large_seeds_have_folders_of_their_own(make) -> None:
+    arms = [arm.folder.name for arm in make(shares=[0.25, 0.2500001], seeds=[1000000, 1000001]).arms()]
+    assert len(set(arms)) == len(arms) == 12
+
+
 def test_unequal_budgets_are_refused(make, runner) -> None:
     runner.extra_iterations["med3d_seed0"] = 1
     with pytest.raises(InputError, match="must be equal, and 'scratch_0.01_seed0' made 56 .*, 'med3d_seed0' made 57"):
@@ -249,6 +254,34 @@ def test_an_evaluation_that_lacks_a_case_is_refused(make, tmp_path) -> None:
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
     with pytest.raises(InputError, match="does not hold each of the 4 test cases once"):
         make(seeds=[0]).run()
+
+
+def test_an_evaluation_that_holds_a_case_twice_or_another_is_refused(make, tmp_path) -> None:
+    make(seeds=[0]).run()
+    path = tmp_path / "out" / "arms" / "med3d_seed0" / "test" / "cases.csv"
+    before = path.read_text()
+    twice, another = before.replace("case_17", "case_18"), before.replace("case_17", "case_01")
+    more = before + before.splitlines()[-1] + "\n"
+    for wrong in (twice, another, more, "case,domain\n", ""):
+        path.write_text(wrong)
+        with pytest.raises(InputError, match="does not hold each of the 4 test cases once|cannot be read"):
+            make(seeds=[0]).run()
+
+
+def test_test_cases_of_one_file_name_in_several_folders_are_all_counted(make, tmp_path) -> None:
+    for name in ("datalist.json", "fingerprint.json"):
+        path = tmp_path / "split_of_mine" / name
+        content = path.read_text()
+        for number in (16, 17):
+            content = content.replace(f"./case_{number}.nii", f"./patient_{number}/image_5.nii")
+        path.write_text(content)
+    record = make(seeds=[0]).run()
+    for arm in record["results"][0]["arms"].values():
+        assert arm["n"] == 4
+        assert [name for name in arm["cases"] if name.startswith("image_5.nii (hash1")] == [
+            "image_5.nii (hash16)",
+            "image_5.nii (hash17)",
+        ]
 
 
 def test_an_evaluation_may_group_its_cases_otherwise_than_the_data(make, tmp_path) -> None:

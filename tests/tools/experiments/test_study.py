@@ -1,23 +1,26 @@
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+from experiment_stubs import Runner
 
-import med3d_ext.tools.experiments.arms as arms
-import med3d_ext.tools.experiments.studies as studies
+import med3d_ext.tools.experiments.engine as engine
 from med3d_ext.data import PreparedData
 from med3d_ext.errors import InputError
-from med3d_ext.tools.experiments.study_results import draw_study
+from med3d_ext.metrics.intervals import describe_metric
+from med3d_ext.tools.experiments import Study
+from med3d_ext.tools.experiments.report import draw_study
 from med3d_ext.tools.phantoms.dataset import phantom_dataset
 
-CONFIGS = Path(__file__).parents[1] / "bundles" / "pretrain_3dseg8" / "configs"
+CONFIGS = Path(__file__).parents[3] / "bundles" / "pretrain_3dseg8" / "configs"
 SIZES = {"Task01_BrainTumour": ("brain", 20), "Task04_Hippocampus": ("hippocampus", 10), "Mine": ("Mine", 4)}
-FIGURE = {"n": 2, "mean": 0.5, "interval_95": [0.4, 0.6], "minimum": 0.4, "undefined": 0}
 
 
 @pytest.fixture
@@ -41,48 +44,10 @@ def prepared(tmp_path: Path) -> Path:
     return folder
 
 
-class Runner:
-    """Stands for ``monai.bundle run``: notes its calls and writes what a training and an evaluation write."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[str, dict]] = []
-        self.fail: str | None = None
-
-    def __call__(self, arguments, log: Path, descriptors=()) -> int:
-        self.calls.append((log.stem, dict(arguments)))
-        log.parent.mkdir(parents=True, exist_ok=True)
-        if self.fail == log.stem:
-            log.write_text("loading\nlearning_rate must be above 0, got -1.\n")
-            return 1
-        keys = ("dataset_dir", "output_dir", "seed", "domains", "share")
-        data = PreparedData("3dseg8", **{key: arguments[key] for key in keys if key in arguments})
-        (self.train if log.stem == "train" else self.evaluate)(log.parent, arguments, data)
-        return 0
-
-    def train(self, folder: Path, arguments: dict, data: PreparedData) -> None:
-        models = Path(arguments["ckpt_dir"])
-        models.mkdir(parents=True, exist_ok=True)
-        for name in ("training_state.pt", "model.pt"):
-            (models / name).write_text("state")
-        (models / "card.json").write_text(json.dumps({"cases": {"training": data.training}}))
-        (models / "fingerprint.json").write_text(json.dumps(data.fingerprint))
-        run = {"status": "completed", "epochs": arguments["epochs"], "duration_seconds": 1.5, "earlier": []}
-        (folder / "run.json").write_text(json.dumps({**run, "device": {"type": "cpu"}}))
-
-    def evaluate(self, folder: Path, arguments: dict, data: PreparedData) -> None:
-        (folder / "test").mkdir(exist_ok=True)
-        domains = {item["domain"]: {"val_mean_dice": FIGURE} for item in data.test}
-        (folder / "test" / "summary.json").write_text(json.dumps({"split": "test", "domains": domains}))
-
-    @property
-    def steps(self) -> list[str]:
-        return [f"{step} {Path(arguments['output_dir']).name}" for step, arguments in self.calls]
-
-
 @pytest.fixture
 def runner(monkeypatch) -> Runner:
-    runner = Runner()
-    monkeypatch.setattr(arms, "run_bundle", runner)
+    runner = Runner(make_data=partial(PreparedData, "3dseg8"))
+    monkeypatch.setattr(engine, "run_bundle", runner)
     return runner
 
 
@@ -91,7 +56,7 @@ def make(tmp_path: Path, prepared: Path):
     (tmp_path / "train.json").write_text(json.dumps({"epochs": 3, "share": 1.0, "domains": None, "seed": 0, "lr": 0.1}))
     (tmp_path / "study.json").write_text(json.dumps({"study": {}, "values": [], "seeds": []}))
 
-    def make(option: str = "share", values=(0.5, 1.0), **changes) -> studies.Study:
+    def make(option: str = "share", values=(0.5, 1.0), **changes) -> Study:
         arguments = {
             "name": option,
             "option": option,
@@ -103,7 +68,7 @@ def make(tmp_path: Path, prepared: Path):
             "config_files": [str(tmp_path / "train.json"), str(tmp_path / "study.json")],
             "overrides": {},
         }
-        return studies.Study(**{**arguments, **changes})
+        return Study(**{**arguments, **changes})
 
     return make
 
@@ -138,7 +103,11 @@ def test_the_json_has_a_row_per_arm_and_domain_with_n_and_interval(make, runner,
         *((1.0, "brain", 18), (1.0, "hippocampus", 8), (1.0, "Mine", 2)),
     ]
     row = record["rows"][0]
-    assert row["val_mean_dice"] == {"n": 2, "mean": 0.5, "interval_95": [0.4, 0.6]}
+    with open(tmp_path / "eval" / "share" / "share_0.5_seed0" / "test" / "cases.csv") as file:
+        values = [float(case["val_mean_dice"]) for case in csv.DictReader(file) if "Brain" in case["domain"]]
+    described = describe_metric(values)
+    assert row["val_mean_dice"] == {key: described[key] for key in ("n", "mean", "interval_95")}
+    assert row["val_mean_dice"]["n"] == 2
     assert (row["seed"], row["epochs"], row["seconds"], row["starts"]) == (0, 3, 1.5, 1)
     assert record["data"]["test"]["Mine"]["n"] == 2
     assert (tmp_path / "eval" / "study_share.png").read_bytes().startswith(b"\x89PNG")
@@ -226,18 +195,15 @@ def test_a_failing_arm_stops_with_one_sentence_that_names_its_log(make, runner, 
         make().run()
     message = str(caught.value)
     assert "\n" not in message
-    assert "learning_rate must be above 0, got -1" in message
+    assert "(the disk is full)" in message
     assert str(tmp_path / "eval" / "share" / "share_0.5_seed0" / "train.log") in message
     assert runner.steps == ["train share_0.5_seed0"]
 
 
 def test_what_is_done_is_written_before_a_later_arm_fails(make, runner, tmp_path) -> None:
-    study = make()
-    recipe = arms.Recipe("study", study.config_files, study.evaluation)
-    arms.run_arm(study._arm(0.5, 0), recipe, study.data)
-    runner.fail = "train"
+    runner.fail = "train share_1.0_seed0"
     with pytest.raises(InputError):
-        study.run()
+        make().run()
     record = json.loads((tmp_path / "eval" / "study_share.json").read_text())
     assert not record["complete"]
     assert {row["value"] for row in record["rows"]} == {0.5}
@@ -255,9 +221,9 @@ def test_other_test_cases_than_the_studys_are_refused(make, runner, tmp_path) ->
 def test_an_evaluation_that_lacks_cases_is_refused(make, runner, tmp_path) -> None:
     study = make(values=(1.0,))
     study.run()
-    path = tmp_path / "eval" / "share" / "share_1.0_seed0" / "test" / "summary.json"
-    path.write_text(path.read_text().replace('"n": 2', '"n": 1', 1))
-    with pytest.raises(InputError, match="lacks test cases of"):
+    path = tmp_path / "eval" / "share" / "share_1.0_seed0" / "test" / "cases.csv"
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
+    with pytest.raises(InputError, match="does not hold each of the 6 test cases once"):
         study.run()
 
 
@@ -274,12 +240,31 @@ def test_an_evaluation_that_lacks_cases_is_refused(make, runner, tmp_path) -> No
         ("share", (0.5,), {"seeds": ["a"]}, "integers >= 0"),
         ("share", (0.5,), {"overrides": {"share": 0.1}}, "--share is what study 'share' varies"),
         ("share", (0.5,), {"config_files": []}, "needs its base config"),
+        ("train::lr", (0.5,), {"overrides": {"train#lr": 0.1}}, "is what study 'train::lr' varies"),
+        ("share", (0.5,), {"overrides": {"ckpt_dir": "x"}}, "sets ckpt_dir of each arm itself"),
+        (
+            "share",
+            (0.5,),
+            {"overrides": {"train#dataset#cache_dir": "x"}},
+            "sets train::dataset::cache_dir of each arm",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_training(make, runner, option, values, changes, message) -> None:
     with pytest.raises(InputError, match=message):
         make(option, values, **changes)
     assert runner.calls == []
+
+
+def test_values_that_share_a_folder_are_refused_before_any_training(make, runner) -> None:
+    with pytest.raises(InputError, match="two arms that would both be written to 'lr_a\\+b_seed0'"):
+        make("lr", ("a/b", "a b")).run()
+    assert runner.calls == []
+
+
+def test_a_metric_that_no_test_case_has_is_refused_with_those_there_are(make, runner) -> None:
+    with pytest.raises(InputError, match="must be one of val_mean_dice, got val_dice"):
+        make(metric="val_dice").run()
 
 
 def test_several_processes_are_refused(make, monkeypatch) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
+from experiment_stubs import arm_result
 
 from med3d_ext.errors import InputError
 from med3d_ext.metrics.intervals import describe_metric
 from med3d_ext.tools.evaluate.paired import paired_test
-from med3d_ext.tools.experiments.arm_results import ArmResult
-from med3d_ext.tools.experiments.figures import is_small_good, test_figures
+from med3d_ext.tools.experiments.figures import arm_figures, is_small_good
+from med3d_ext.tools.experiments.results import ArmResult
 
 GENERATOR = np.random.default_rng(0)
 CASES = [("liver", f"case_{number}.nii") for number in range(8)]
@@ -24,9 +22,12 @@ VALUES = {
 }
 
 
-def result(arm: str, seed: int, cases: dict[tuple[str, str], dict[str, float]], **facts: Any) -> ArmResult:
-    facts = {"start": arm, "seed": seed, "share": None, "fold": None, **facts}
-    return ArmResult(facts, Path(arm), {}, [], [], cases, {case: f"hash of {case[1]}" for case in cases}, (0, ""))
+def result(arm: str, seed: int, cases: dict[tuple[str, str], dict[str, float]], **facts) -> ArmResult:
+    rows = [
+        {"domain": domain, "case": name, "sha256": f"hash of {name}", **numbers}
+        for (domain, name), numbers in cases.items()
+    ]
+    return arm_result(arm, cases=rows, seed=seed, **facts)
 
 
 def segmentation(cases=CASES) -> list[ArmResult]:
@@ -37,7 +38,7 @@ def segmentation(cases=CASES) -> list[ArmResult]:
 
 
 def test_n_is_the_number_of_cases_and_each_is_the_mean_of_its_seeds() -> None:
-    (entry,) = test_figures(segmentation(), "val_mean_dice")
+    (entry,) = arm_figures(segmentation(), "val_mean_dice")
     means = {arm: np.mean([VALUES[arm, 0], VALUES[arm, 1]], axis=0) for arm in entry["arms"]}
     for arm, figures in entry["arms"].items():
         described = describe_metric(means[arm])
@@ -50,7 +51,7 @@ def test_n_is_the_number_of_cases_and_each_is_the_mean_of_its_seeds() -> None:
 
 
 def test_the_reference_is_the_better_arm_from_scratch_and_is_not_tested_against_itself() -> None:
-    (entry,) = test_figures(segmentation(), "val_mean_dice")
+    (entry,) = arm_figures(segmentation(), "val_mean_dice")
     assert entry["reference"] == "scratch_0.001"
     tested = {arm for arm, figures in entry["arms"].items() if "against_reference" in figures}
     assert tested == {"scratch_0.01", "med3d"}
@@ -61,29 +62,40 @@ def test_of_a_metric_whose_small_values_are_good_the_smaller_is_the_better() -> 
         result(arm, 0, {case: {"val_brier": value} for case in CASES})
         for arm, value in (("scratch_0.01", 0.1), ("scratch_0.001", 0.2))
     ]
-    assert test_figures(results, "val_brier")[0]["reference"] == "scratch_0.01"
+    assert arm_figures(results, "val_brier")[0]["reference"] == "scratch_0.01"
     assert not is_small_good("val_mean_dice")
     assert is_small_good("val_hd95_mm")
 
 
 def test_each_domain_has_its_figures_and_all_together_too() -> None:
-    entries = test_figures(segmentation([("CT" if n < 5 else "MR", name) for n, (_, name) in enumerate(CASES)]), "x")
+    entries = arm_figures(segmentation([("CT" if n < 5 else "MR", name) for n, (_, name) in enumerate(CASES)]), "x")
     assert {entry["domain"]: entry["arms"]["med3d"]["n"] for entry in entries} == {"CT": 5, "MR": 3, "all": 8}
     assert {entry["reference"] for entry in entries} == {"scratch_0.001"}
 
 
 def test_excluded_cases_count_in_no_arm() -> None:
-    (entry,) = test_figures(segmentation(), "val_mean_dice", frozenset(HASHES[:3]))
+    (entry,) = arm_figures(segmentation(), "val_mean_dice", frozenset(HASHES[:3]))
     assert {figures["n"] for figures in entry["arms"].values()} == {5}
-    assert test_figures(segmentation(), "val_mean_dice", frozenset(HASHES)) == []
+    assert arm_figures(segmentation(), "val_mean_dice", frozenset(HASHES)) == []
 
 
 def test_a_case_without_a_value_in_one_seed_has_that_of_the_other() -> None:
     results = segmentation()
-    results[0].cases[CASES[0]]["val_mean_dice"] = float("nan")  # type: ignore[index]
-    arm = test_figures(results, "val_mean_dice")[0]["arms"]["scratch_0.01"]
+    results[0].cases.loc[0, "val_mean_dice"] = float("nan")
+    arm = arm_figures(results, "val_mean_dice")[0]["arms"]["scratch_0.01"]
     assert arm["n"] == 8
     assert arm["cases"]["case_0.nii"] == round(VALUES["scratch_0.01", 1][0], 4)
+
+
+def test_two_images_of_one_name_are_two_cases() -> None:
+    results = [
+        arm_result(arm, cases=[{"domain": "CT", "case": "ct.nii", "sha256": sha, "val_dice": value}], fold=fold)
+        for arm in ("scratch_0.01", "med3d")
+        for fold, (sha, value) in enumerate((("abcdefgh1", 0.2), ("12345678x", 0.4)))
+    ]
+    figures = arm_figures(results, "val_dice")[0]["arms"]["med3d"]
+    assert (figures["n"], figures["mean"]) == (2, 0.3)
+    assert figures["cases"] == {"ct.nii (12345678)": 0.4, "ct.nii (abcdefgh)": 0.2}
 
 
 def classification() -> list[ArmResult]:
@@ -107,7 +119,7 @@ def classification() -> list[ArmResult]:
 
 
 def test_the_auc_is_that_of_the_cases_of_all_folds_together() -> None:
-    entries = {entry["metric"]: entry for entry in test_figures(classification(), "val_auc")}
+    entries = {entry["metric"]: entry for entry in arm_figures(classification(), "val_auc")}
     assert set(entries) == {"val_accuracy", "auc"}
     auc = entries["auc"]["arms"]
     assert {figures["n"] for figures in auc.values()} == {6}
@@ -120,4 +132,4 @@ def test_the_auc_is_that_of_the_cases_of_all_folds_together() -> None:
 
 def test_without_a_metric_nothing_is_compared() -> None:
     with pytest.raises(InputError, match="no column that begins with val_"):
-        test_figures([result("scratch_0.01", 0, {CASES[0]: {"other": 1.0}})], "val_mean_dice")
+        arm_figures([result("scratch_0.01", 0, {CASES[0]: {"other": 1.0}})], "val_mean_dice")

@@ -1,16 +1,19 @@
-"""A small bundle, its prepared data, and what stands for ``monai.bundle run`` in the tests of comparisons."""
+"""A small bundle, its prepared data, and a stand-in for ``monai.bundle run`` in the tests of experiments."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from med3d_ext.data import PreparedData
+from med3d_ext.tools.experiments.results import ArmResult
 
 CASES = 20
 TRAIN = {
@@ -28,7 +31,7 @@ TRAIN = {
     "output_dir": "eval",
     "ckpt_dir": "models",
     "data": {
-        "_target_": "compare_stubs.FoldData",
+        "_target_": "experiment_stubs.FoldData",
         "dataset_dir": "@dataset_dir",
         "output_dir": "@output_dir",
         "seed": "@seed",
@@ -80,10 +83,11 @@ class Runner:
 
     Args:
         task: "segmentation" or "classification".
+        make_data: makes the data of a run from its arguments.
     """
 
-    def __init__(self, task: str = "segmentation") -> None:
-        self.task = task
+    def __init__(self, task: str = "segmentation", make_data: Callable[..., PreparedData] = FoldData) -> None:
+        self.task, self.make_data = task, make_data
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.fail: str | None = None
         self.extra_iterations: dict[str, int] = {}
@@ -95,11 +99,11 @@ class Runner:
     def __call__(self, arguments: Mapping[str, Any], log: Path, descriptors: Sequence[int] = ()) -> int:
         self.calls.append((log.stem, dict(arguments)))
         folder = Path(arguments["output_dir"])
-        if self.fail == f"{log.stem} {folder.name}":
-            log.write_text("loading\nthe disk is full.\n")
+        if self.fail in (log.stem, f"{log.stem} {folder.name}"):
+            log.write_text("loading\nthe disk is full.\n\n")
             return 1
-        keys = ("dataset_dir", "output_dir", "seed", "share", "folds", "fold")
-        data = FoldData(**{key: arguments[key] for key in keys if key in arguments})
+        keys = ("dataset_dir", "output_dir", "seed", "share", "folds", "fold", "domains")
+        data = self.make_data(**{key: arguments[key] for key in keys if key in arguments})
         (self.train if log.stem == "train" else self.evaluate)(folder, arguments, data)
         return 0
 
@@ -108,8 +112,7 @@ class Runner:
         models.mkdir(parents=True, exist_ok=True)
         for name in ("model.pt", "training_state.pt"):
             (models / name).write_text("")
-        cases = [{"image": item["image"], "sha256": item["sha256"]} for item in data.training]
-        (models / "card.json").write_text(json.dumps({"cases": {"training": cases}}))
+        (models / "card.json").write_text(json.dumps({"cases": {"training": data.training}}))
         (models / "fingerprint.json").write_text(json.dumps(data.fingerprint))
         epochs, length = arguments.get("epochs", TRAIN["epochs"]), len(data.training)
         iterations = epochs * length + self.extra_iterations.get(folder.name, 0)
@@ -133,7 +136,7 @@ class Runner:
         }
         best = {score: values[-1], "epoch": epochs}
         (folder / "run.json").write_text(json.dumps({**run, "device": {"type": "cpu"}, "best": best}))
-        if self.task == "segmentation":
+        if self.task == "segmentation" and len(arguments["config_file"]) > 1:
             self.snap(folder, arguments)
 
     def snap(self, folder: Path, arguments: Mapping[str, Any]) -> None:
@@ -150,8 +153,8 @@ class Runner:
         rows = []
         for item in data.test:
             name = Path(item["image"]).name
-            number = int(name[5:7])
-            row: dict[str, Any] = {"case": name, "domain": "liver"}
+            number = int(re.findall(r"\d+", name)[-1])
+            row: dict[str, Any] = {"case": name, "domain": item["domain"]}
             value = final + 0.01 * (number % 5) + 0.01 * arguments["seed"]
             if self.task == "classification":
                 label = number % 2
@@ -167,7 +170,8 @@ class Runner:
 def quality(arguments: Mapping[str, Any], iterations: np.ndarray) -> np.ndarray:
     """From 0 towards 0.8, at a speed that depends on the initial weights and the learning rate."""
     scratch = {0.01: 50.0, 0.001: 500.0}
-    slowness = scratch[arguments["learning_rate"]] if arguments["init"] == "scratch" else 5.0
+    is_scratch = arguments.get("init", "scratch") == "scratch"
+    slowness = scratch[arguments.get("learning_rate", 0.01)] if is_scratch else 5.0
     return 0.8 * (1 - np.exp(-iterations / slowness))
 
 
@@ -177,3 +181,19 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def arm_result(
+    start: str,
+    losses: Sequence[float] = (),
+    scores: Sequence[float] = (),
+    cases: Sequence[Mapping[str, Any]] = (),
+    folder: Path = Path("arm"),
+    epochs: int = 1,
+    **facts: Any,
+) -> ArmResult:
+    """A finished arm; ``scores`` are the column ``dice`` of its history, ten iterations an epoch."""
+    facts = {"start": start, "seed": 0, "share": None, "fold": None, **facts}
+    rows = [{"epoch": n, "iteration": 10 * n, "dice": score} for n, score in enumerate(scores, start=1)]
+    history = pd.DataFrame(rows, columns=["epoch", "iteration", "dice"])
+    return ArmResult(facts, folder, {"epochs": epochs}, np.array(losses), history, pd.DataFrame(cases), [])

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from experiment_stubs import arm_result
 
-from med3d_ext.tools.experiments.arm_results import ArmResult
-from med3d_ext.tools.experiments.curves import Curve
-from med3d_ext.tools.experiments.pictures import draw_curves, draw_overlays
+from med3d_ext.tools.experiments.figures import Curve
+from med3d_ext.tools.experiments.report import draw_curves, draw_overlays
+from med3d_ext.tools.experiments.results import ArmResult
 
 pyplot = pytest.importorskip("matplotlib.pyplot")
 
@@ -22,8 +23,8 @@ def test_a_curve_is_the_mean_of_its_seeds_in_a_band(tmp_path, monkeypatch) -> No
     monkeypatch.setattr(Axes, "plot", lambda s, *a, **k: (lines.append((*a, k["label"])), plot(s, *a, **k))[1])
     monkeypatch.setattr(Axes, "fill_between", lambda s, *a, **k: (bands.append(a), fill(s, *a, **k))[1])
     curves = {
-        "scratch_0.01": Curve(np.array([5, 10]), [0, 1], np.array([[0.1, 0.2], [0.3, 0.6]])),
-        "med3d": Curve(np.array([5, 10]), [0], np.array([[0.5, 0.9]])),
+        "scratch_0.01": Curve(np.array([5, 10]), [0, 1], np.array([[[0.1, 0.2]], [[0.3, 0.6]]])),
+        "med3d": Curve(np.array([5, 10]), [0], np.array([[[0.5, 0.9]]])),
     }
     panel = ("all", "dice", curves, {"level": 0.4, "reference": "scratch_0.01"})
     draw_curves(tmp_path / "curves.png", [[panel]])
@@ -45,7 +46,7 @@ def save(folder: Path, epochs, case: str = "a.nii") -> ArmResult:
         prediction = np.roll(label, epoch, axis=1)
         arrays = {"image": label.astype(np.float16), "label": label, "prediction": prediction}
         np.savez(folder / "snapshots" / f"epoch_{epoch:04d}.npz", **arrays, aspect=1.5, case=case)
-    return ArmResult({"start": folder.name, "seed": 0}, folder, {}, [], [], {}, {}, (0, ""))
+    return arm_result(folder.name, folder=folder)
 
 
 def test_overlays_show_the_epochs_that_all_arms_have(tmp_path, monkeypatch) -> None:

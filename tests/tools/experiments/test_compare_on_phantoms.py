@@ -14,7 +14,7 @@ import pytest
 
 from med3d_ext.tools.phantoms.dataset import phantom_dataset
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 
 from med3d_ext.errors import InputError
 from med3d_ext.tools import cli
-from med3d_ext.tools.experiments.verb import parse_list
+from med3d_ext.tools.experiments.compare import parse_list
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
