@@ -47,7 +47,9 @@ class Verb:
 
 VERBS = {
     "prepare": Verb("med3d_ext.tools.layouts.verb:prepare", "a source folder becomes a datalist and a fingerprint"),
-    "phantoms": Verb("med3d_ext.tools.phantoms.verb:phantoms", "generated patients as a data set to try things on"),
+    "phantoms": Verb(
+        "med3d_ext.tools.phantoms.dataset:phantom_dataset", "generated patients as a data set to try things on"
+    ),
     "new-bundle": Verb("med3d_ext.tools.new_bundle.verb:new_bundle", "a bundle for your own labelled volumes"),
     "report": Verb("med3d_ext.tools.report.verb:report", "a run on one page: figures, curves, overlays, origin"),
     "rerun": Verb(

@@ -80,7 +80,7 @@ def _random(staged: Path) -> dict[str, torch.Tensor]:
     card = _card_of(parser)
     with tempfile.TemporaryDirectory() as scratch, torch.random.fork_rng():
         torch.manual_seed(0)
-        data = phantom_dataset(parser.get("data")["kind"], Path(scratch) / "phantoms", PHANTOMS)
+        data = phantom_dataset(parser.get("data")["kind"], f"{scratch}/phantoms", PHANTOMS)
         folders = {"bundle_root": str(staged), "output_dir": f"{scratch}/eval", "ckpt_dir": str(staged / "models")}
         parser.update({**folders, "dataset_dir": str(data), "init": "scratch", f"{card}::evaluator": None})
         writer = parser.get_parsed_content(card)
