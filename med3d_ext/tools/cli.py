@@ -63,11 +63,11 @@ VERBS = {
     "export": Verb("med3d_ext.tools.export:export", "network and weights as TorchScript or ONNX"),
     "evaluate": Verb("med3d_ext.tools.evaluate.verb:evaluate", "predicted label maps against the truth"),
     "weights inspect": Verb("med3d_ext.tools.weights.verbs:inspect", "what a weights file holds"),
-    "weights join": Verb("med3d_ext.tools.weights.join:join", "the two networks of the LiTS cascade to one file"),
+    "weights join": Verb("med3d_ext.tools.weights.verbs:join", "the two networks of the LiTS cascade to one file"),
     "weights convert": Verb("med3d_ext.tools.weights.verbs:convert", "any known weights file to a flat encoder"),
     "weights release": Verb("med3d_ext.tools.weights.release:release", "weights as small as they are released"),
     "zoo pack": Verb("med3d_ext.tools.zoo.pack:pack", "a bundle as a zip archive that runs anywhere"),
-    "zoo index": Verb("med3d_ext.tools.zoo.index:index", "models/model_info.json over a folder of archives"),
+    "zoo index": Verb("med3d_ext.tools.zoo.pack:index", "models/model_info.json over a folder of archives"),
     "zoo publish": Verb(
         "med3d_ext.tools.zoo.publish:publish", "the folders of a GitHub release and a Hugging Face repository"
     ),

@@ -160,7 +160,7 @@ def write_3dseg8(folder: Path, cases: int, seed: int) -> None:
         scans.append((grid, ct_image(tissues, space, phase=rng.uniform(0.6, 1)), tissues))
     for folder_name in CT_DOMAINS:
         name, labels = folder_name.split("_")[1], REGIONS["torso"]["labels"][folder_name]
-        named = ((f"{name.lower()}_{index:02d}", *scan, {}) for index, scan in enumerate(scans))
+        named: Iterator[Case] = ((f"{name.lower()}_{index:02d}", *scan, {}) for index, scan in enumerate(scans))
         write_decathlon(folder / folder_name, name, "torso", labels, named)
 
 

@@ -124,11 +124,11 @@ def nodule(space: Space, radius: float, severity: float) -> tuple[np.ndarray, np
     inside = outline < level
     image = LUNG_HU + 30 * space.field(20)
     for _ in range(rng.integers(3, 7)):
-        vessel = space.tube(rng.normal(size=(2, 3)) * 30, rng.uniform(0.8, 2.2, 2))
+        vessel = space.tube((rng.normal(size=(2, 3)) * 30).tolist(), rng.uniform(0.8, 2.2, 2).tolist())
         image[vessel < 0] = WALL_HU
     if rng.random() < 1 / 3:  # the chest wall is close
         side = rng.normal(size=3)
-        image[space.ellipsoid(side / np.linalg.norm(side) * (radius - 58), (60, 60, 60)) > 0] = WALL_HU
+        image[space.ellipsoid((side / np.linalg.norm(side) * (radius - 58)).tolist(), (60, 60, 60)) > 0] = WALL_HU
     texture = space.field(7)
     solid = SOLID_HU + rng.normal(0, 40) + 110 * severity * np.clip(texture, -2.5, 0.5)
     # Ground glass: outwards the nodule fades into the lung, a malignant one further.

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from med3d_ext.tools import cli
-from med3d_ext.tools.zoo.large_files import read_list
+from med3d_ext.tools.zoo.fetch import read_list
 
 NAME = "tiny_segmentation"
 RELEASE = f"{NAME}_v0.2.0"
