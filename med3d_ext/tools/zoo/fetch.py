@@ -51,8 +51,7 @@ def fetch(name: str, *, source: str, output: str = ".", version: str | None = No
         checksums |= {"sha256": sha256} if sha256 else {}
         if not checksums:
             raise InputError(f"'{address}' has no checksum next to it; give its --sha256, or have it indexed.")
-        archive = retrieve(address, scratch / f"{name}.zip")
-        check_sums(archive, checksums, address)
+        archive = check_sums(retrieve(address, scratch / f"{name}.zip"), checksums, address)
         bundle = extract(archive, name, scratch)
         try:
             found = str(json.loads((bundle / METADATA).read_text(encoding="utf-8"))["version"])
@@ -135,23 +134,19 @@ def _join(root: str, name: str) -> str:
 
 def _read(address: str, scratch: Path) -> str | None:
     """A small text file; None if there is none."""
-    path = _download(address, scratch / "text")
+    path = retrieve(address, scratch / "text")
     return None if path is None else path.read_text(encoding="utf-8", errors="replace")
 
 
-def retrieve(address: str, path: Path) -> Path:
+def retrieve(address: str, path: Path) -> Path | None:
     """The file that ``address`` names, if that is a path, or what is downloaded from there to ``path``.
 
+    Returns:
+        where the file is, or None if there is none.
+
     Raises:
-        InputError: it is not there, or it did not arrive whole.
+        InputError: the address does not answer, or the file did not arrive whole.
     """
-    found = _download(address, path)
-    if found is None:
-        raise InputError(f"there is no '{address}'; check name, version and source.")
-    return found
-
-
-def _download(address: str, path: Path) -> Path | None:
     if not is_url(address):
         return Path(address) if Path(address).is_file() else None
     try:
@@ -170,12 +165,19 @@ def _download(address: str, path: Path) -> Path | None:
     return path
 
 
-def check_sums(path: Path, checksums: dict[str, str], address: str) -> None:
-    """Raise InputError where the file at ``path``, which came from ``address``, has another checksum."""
+def check_sums(path: Path | None, checksums: dict[str, str], address: str) -> Path:
+    """The file at ``path``, which came from ``address``.
+
+    Raises:
+        InputError: there is none, or it has another checksum.
+    """
+    if path is None:
+        raise InputError(f"there is no '{address}'; check name, version and source.")
     for kind, expected in checksums.items():
         found = digest(path, kind)
         if found != expected.lower():
             raise InputError(f"'{address}' must have the {kind} {expected.lower()}, it has {found}; do not use it.")
+    return path
 
 
 def fetch_large_files(bundle: Path) -> list[str]:

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import stat
+import sys
 import threading
 import zipfile
 from functools import partial
@@ -260,6 +261,17 @@ def test_an_archive_that_is_no_bundle_or_of_another_version_is_refused(zoo, refu
     assert "holds no bundle" in refused(source)
     source = archive(tmp_path / "b", of_bundle(zoo), name=f"{NAME}_v0.3.0.zip")
     assert "says that it is version 0.2.0, not 0.3.0" in refused(source, "--version", "0.3.0")
+
+
+def test_only_an_address_needs_the_package_that_downloads(zoo, serve, fetch, refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pooch", None)
+    assert 'needs the package pooch; `pip install "med3d-ext[tools]"`' in refused(serve(zoo))
+    assert fetch(zoo) == 0
+
+
+def test_a_new_output_folder_may_be_several_levels_deep(zoo, fetch):
+    assert fetch(zoo, "--output", fetch.out / "a" / "b") == 0
+    assert os.listdir(fetch.out / "a" / "b") == [NAME]
 
 
 def test_what_a_source_has_not_is_named_with_what_it_has(zoo, serve, refused, tmp_path):
