@@ -31,15 +31,9 @@ _HEPATIC_VEINS = (
 
 
 class Body(Space):
-    """One random patient, painted tissue by tissue: ``body["liver"] = where``.
+    """One random patient of a region, painted tissue by tissue: ``body["liver"] = where``.
 
-    Args:
-        region: key of ``REGIONS``.
-        space: where the patient lies.
-        fill: the tissue that is everywhere at first.
-
-    Attributes:
-        tissues: uint8 map of the tissues' numbers, of the points' shape.
+    ``tissues`` is the uint8 map of the tissues' numbers, of the points' shape; ``fill`` is everywhere at first.
     """
 
     def __init__(self, region: str, space: Space, fill: str) -> None:

@@ -86,11 +86,8 @@ def write_decathlon(
 def _scan_grid(rng: np.random.Generator, index: int, reach: tuple[float, float], middle: float) -> Grid:
     """A grid as scanners give them: 300-360 mm wide, thick slices, every fourth one oblique.
 
-    Args:
-        rng: source of sizes and spacings.
-        index: number of the case; it picks the orientation, so that few cases already show several.
-        reach: least and greatest extent towards the head, in mm.
-        middle: body coordinate z of the grid's middle.
+    The case's number picks the orientation, so that few cases already show several. ``reach`` is the least and greatest
+    extent towards the head and ``middle`` the grid's middle there, in mm.
     """
     width, slice_spacing = rng.uniform(300, 360), rng.uniform(3, 4.5)
     columns = int(rng.integers(96, 150))

@@ -21,23 +21,14 @@ LUNG_HU, SOLID_HU, WALL_HU = -850.0, 30.0, 45.0  # around a nodule, in it, and o
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the voxels of one scan lie.
+    """Where the voxels of one scan lie; lengths in mm."""
 
-    Args:
-        shape: voxels along right, front and head.
-        spacing: mm along the same axes.
-        center: body coordinates of the middle of the grid, in mm.
-        tilt_degrees: rotation about x, y and z of the grid in a patient who stays upright (an oblique scan).
-        orientation: axis codes of the stored array, for example "LPS".
-        offset: world coordinates of the body's origin, in mm.
-    """
-
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # voxels along right, front and head
     spacing: tuple[float, ...]
-    center: tuple[float, ...] = (0.0, 0.0, 0.0)
-    tilt_degrees: tuple[float, ...] = (0.0, 0.0, 0.0)
-    orientation: str = "RAS"
-    offset: tuple[float, ...] = (0.0, 0.0, 0.0)
+    center: tuple[float, ...] = (0.0, 0.0, 0.0)  # body coordinates of the grid's middle
+    tilt_degrees: tuple[float, ...] = (0.0, 0.0, 0.0)  # about x, y and z, while the patient stays upright (oblique)
+    orientation: str = "RAS"  # axis codes of the stored array
+    offset: tuple[float, ...] = (0.0, 0.0, 0.0)  # world coordinates of the body's origin
 
     def body_affine(self) -> np.ndarray:
         """Voxel index to body coordinates, 4 x 4."""
@@ -65,11 +56,11 @@ class Grid:
 
 
 def ct_image(tissues: np.ndarray, space: Space, phase: float) -> np.ndarray:
-    """CT of a torso as int16 HU.
+    """CT of a torso as int16 HU, with every tissue a little uneven.
 
     Args:
         tissues: map of the torso's tissues.
-        space: where its voxels are, for the slow unevenness of every tissue.
+        space: where its voxels are.
         phase: 0 without contrast agent, 1 in the late portal phase.
     """
     rng = space.rng
@@ -83,14 +74,7 @@ def ct_image(tissues: np.ndarray, space: Space, phase: float) -> np.ndarray:
 
 
 def mr_image(tissues: np.ndarray, space: Space, region: str, channel: int = 0) -> np.ndarray:
-    """int16 MR magnitude, arbitrary scale, with blur, bias field and Rician noise.
-
-    Args:
-        tissues: map of the region's tissues.
-        space: where its voxels are.
-        region: the torso (T1-weighted) or an MR region.
-        channel: which of an MR region's sequences.
-    """
+    """int16 MR magnitude, arbitrary scale, with blur, bias field and Rician noise; of a torso, T1-weighted."""
     rng = space.rng
     table = np.array(list(REGIONS[region]["tissues"].values())).T
     if region == "torso":

@@ -30,12 +30,7 @@ class Space:
         return (np.asarray(values) + self.rng.uniform(-spread, spread, len(values))).tolist() if spread else values
 
     def field(self, wavelength: float, waves: int = 5) -> np.ndarray:
-        """A smooth random scalar field of mean 0 and standard deviation 1.
-
-        Args:
-            wavelength: typical period in mm; each wave's own lies within 30 % of it.
-            waves: number of sinusoids that are added.
-        """
+        """A smooth random field of mean 0 and standard deviation 1: sinusoids with periods near ``wavelength`` (mm)."""
         total = np.zeros(self.points.shape[1:], np.float32)
         for _ in range(waves):
             direction = self.rng.normal(size=3)
@@ -51,11 +46,7 @@ class Space:
     def ellipsoid(self, center: Point, radii: Point, moved: float = 0, resized: float = 0) -> np.ndarray:
         """An ellipsoid with axes along x, y, z; a radius of infinity makes it a cylinder.
 
-        Args:
-            center: in mm.
-            radii: in mm.
-            moved: by how many mm the center may differ from the one given, along each axis.
-            resized: by how many mm each radius may differ.
+        ``moved`` and ``resized`` say by how many mm center and radii may differ from those given, along each axis.
         """
         center, radii = self.near(center, moved), self.near(radii, resized)
         finite = [radius for radius in radii if np.isfinite(radius)]
@@ -66,13 +57,7 @@ class Space:
         return (np.sqrt(total) - 1) * np.float32(sum(finite) / len(finite))
 
     def tube(self, path: Sequence[Point], radii: Point, moved: float = 0) -> np.ndarray:
-        """A round tube along the polyline ``path`` with one radius per corner, linear in between.
-
-        Args:
-            path: corners in mm.
-            radii: one for each corner.
-            moved: by how many mm each corner may differ from the one given, along each axis.
-        """
+        """A round tube along a polyline with one radius per corner, linear in between; corners may move as centers."""
         corners = [np.asarray(self.near(corner, moved)) for corner in path]
         closest = np.full(self.points.shape[1:], np.inf, np.float32)
         for start, end, first, last in zip(corners[:-1], corners[1:], radii[:-1], radii[1:]):

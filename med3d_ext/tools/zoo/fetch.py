@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import stat
 import tempfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from med3d_ext.errors import InputError
-from med3d_ext.tools.zoo.archive import digest, extract
-from med3d_ext.tools.zoo.pack import ARCHIVE, INDEX
+from med3d_ext.tools.zoo.pack import ARCHIVE, INDEX, digest, open_archive
 from med3d_ext.tools.zoo.stage import METADATA
 from med3d_ext.weights.files import read_checkpoint
 
@@ -70,12 +71,8 @@ def fetch(name: str, *, source: str, output: str = ".", version: str | None = No
 def find_offer(name: str, source: str, version: str | None, scratch: Path) -> tuple[str, dict[str, str]]:
     """The archive of a bundle: its path or address, and its checksums, ``sha256`` or ``sha1`` to hexadecimal digest.
 
-    Args:
-        name: the bundle.
-        source: a folder or an address with archives, with ``models/model_info.json`` (or ``model_info.json``) or
-            ``.sha256`` files next to the archives; or an archive itself.
-        version: such as `0.1.0`, or None for the newest.
-        scratch: a folder for what is downloaded.
+    They are in the source's ``models/model_info.json`` (or ``model_info.json``), else in a ``.sha256`` file next to the
+    archive. Without a version it is the newest. ``scratch`` is a folder for what is downloaded.
 
     Raises:
         InputError: the source cannot be reached or does not offer it.
@@ -180,14 +177,38 @@ def check_sums(path: Path | None, checksums: dict[str, str], address: str) -> Pa
     return path
 
 
+def extract(path: Path, name: str, folder: Path) -> Path:
+    """Unpack a bundle's archive, which must hold the one folder ``name``, into ``folder``; returns the bundle's folder.
+
+    Raises:
+        InputError: the archive is damaged or too large for the disk, or an entry would not be a plain file inside the
+            bundle's folder; nothing is written then.
+    """
+    with open_archive(path) as archive:
+        entries, seen = archive.infolist(), set()
+        for entry in entries:
+            file, parts = entry.filename, PurePosixPath(entry.filename).parts
+            leaves = file.startswith("/") or ".." in parts or "\\" in file or ":" in file
+            is_plain = stat.S_IFMT(entry.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
+            for fault, holds in (
+                ("would be written outside the bundle's folder", leaves),
+                (f"is not in the one folder '{name}'", parts[:1] != (name,)),
+                ("is a link, which may lead anywhere", not is_plain),
+                ("is encrypted", entry.flag_bits & 1),
+                ("is there twice", file.rstrip("/") in seen),
+            ):
+                if holds:
+                    raise InputError(f"'{file}' in '{path.name}' {fault}; do not use this archive.")
+            seen.add(file.rstrip("/"))
+        needed, free = sum(entry.file_size for entry in entries), shutil.disk_usage(folder).free
+        if needed > free:
+            raise InputError(f"'{path.name}' unpacks to {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free.")
+        archive.extractall(folder)
+    return folder / name
+
+
 def fetch_large_files(bundle: Path) -> list[str]:
-    """Fetch what a bundle's ``large_files.yml`` names, unless it is there with the right hash.
-
-    Args:
-        bundle: the bundle's folder.
-
-    Returns:
-        the fetched files, from the folder.
+    """Fetch what a bundle's ``large_files.yml`` names, unless it is there as listed; returns what was fetched.
 
     Raises:
         InputError: an entry lacks its SHA-256 or leaves the folder, or a file does not arrive or has another hash.

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 import shutil
+import stat
 import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import read_json, write_atomically
 from med3d_ext.tools.bundle_folder import find_bundle
-from med3d_ext.tools.zoo.archive import digest, open_archive, write_archive
+from med3d_ext.tools.weights.release import EARLIEST
 from med3d_ext.tools.zoo.stage import check_bundle, stage
 
 INDEX = "models/model_info.json"
 """Where MONAI looks for a zoo's index, from the zoo's root."""
 
 ARCHIVE = re.compile(r"(?P<name>\w+)_v(?P<version>\d+\.\d+\.\d+)\.zip")
+
+
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, FileExistsError, NotADirectoryError)
+"""What reading a broken archive raises."""
 
 
 def pack(bundle: str, out: str, *, weights: str | None = None, overwrite: bool = False) -> str:
@@ -40,8 +51,10 @@ def pack(bundle: str, out: str, *, weights: str | None = None, overwrite: bool =
 def pack_staged(staged: Path, out: Path, overwrite: bool = False) -> str:
     """Write the archive of a folder that :func:`~med3d_ext.tools.zoo.stage.stage` has made, and its SHA-256 next to it.
 
+    Order, times and permissions do not depend on the machine: equal files give equal bytes (with one version of zlib).
+
     Args:
-        staged: the folder.
+        staged: the folder; its name is that of the archive's one top folder.
         out: the folder for the archive.
         overwrite: replace an archive of this version that has other bytes. Defaults to False.
 
@@ -52,16 +65,20 @@ def pack_staged(staged: Path, out: Path, overwrite: bool = False) -> str:
         InputError: there is an archive of this version with other bytes.
     """
     path = out / f"{staged.name}_v{check_bundle(staged)}.zip"
-    with tempfile.TemporaryDirectory() as scratch:
-        new = Path(scratch) / path.name
-        write_archive(staged, new)
-        sha256 = digest(new)
-        if path.exists() and digest(path) != sha256 and not overwrite:
-            raise InputError(
-                f"'{path}' exists with other content; raise the version in configs/metadata.json, or --overwrite."
-            )
-        with open(new, "rb") as old, write_atomically(path) as target:
-            shutil.copyfileobj(old, target)
+    new = staged.parent / path.name
+    with zipfile.ZipFile(new, "w") as archive:
+        for name in sorted(file.relative_to(staged).as_posix() for file in staged.rglob("*") if file.is_file()):
+            entry = zipfile.ZipInfo(f"{staged.name}/{name}", EARLIEST)
+            entry.external_attr = (stat.S_IFREG | 0o644) << 16
+            entry.create_system = 3  # Unix, wherever it is written
+            archive.writestr(entry, (staged / name).read_bytes(), zipfile.ZIP_DEFLATED)
+    sha256 = digest(new)
+    if path.exists() and digest(path) != sha256 and not overwrite:
+        raise InputError(
+            f"'{path}' exists with other content; raise the version in configs/metadata.json, or --overwrite."
+        )
+    with open(new, "rb") as old, write_atomically(path) as target:
+        shutil.copyfileobj(old, target)
     with write_atomically(path.with_name(f"{path.name}.sha256"), "w") as target:
         target.write(f"{sha256}  {path.name}\n")  # the form that `sha256sum --check` reads
     return f"'{path}': {path.stat().st_size / 1e6:.1f} MB, sha256 {sha256}"
@@ -101,3 +118,26 @@ def index(folder: str, *, url: str | None = None, overwrite: bool = False) -> st
     with write_atomically(root / INDEX, "w") as file:
         file.write(json.dumps(entries, indent=4) + "\n")
     return "\n".join([f"'{root / INDEX}':", *(f"  {key}  {entry['source']}" for key, entry in entries.items())])
+
+
+def digest(path: str | os.PathLike, kind: str = "sha256") -> str:
+    """Hexadecimal digest of a file, ``sha256`` or ``sha1``."""
+    found = hashlib.new(kind)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
+
+
+@contextmanager
+def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a zip archive.
+
+    Raises:
+        InputError: it is not a zip archive, or it is damaged where it is read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except DAMAGE as error:
+        raise InputError(f"'{path.name}' is damaged ({error}); fetch it again.") from error

@@ -15,8 +15,7 @@ from jinja2 import Environment, FileSystemLoader
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import read_json
 from med3d_ext.tools.bundle_folder import find_bundle
-from med3d_ext.tools.zoo.archive import digest
-from med3d_ext.tools.zoo.pack import pack_staged
+from med3d_ext.tools.zoo.pack import digest, pack_staged
 from med3d_ext.tools.zoo.stage import METADATA, check_bundle, stage
 
 FORMS = ("github", "huggingface")

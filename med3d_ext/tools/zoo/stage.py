@@ -181,9 +181,7 @@ def check_paths(folder: Path) -> None:
 def check_network(bundle: Path, weights: str) -> None:
     """Raise InputError unless ``models/model.pt`` is what the network of ``inference.json`` loads, value for value.
 
-    Args:
-        bundle: a bundle's folder with its weights and what belongs to them.
-        weights: how messages call the weights.
+    ``weights`` is how the message calls the weights.
     """
     parser = _parser(bundle, INFERENCE)
     parser.update({"device": torch.device("cpu")})

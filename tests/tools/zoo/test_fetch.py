@@ -237,7 +237,7 @@ def test_a_damaged_archive_and_one_that_is_none_are_refused(zoo, refused, tmp_pa
 
 def test_an_archive_larger_than_the_disk_is_refused(zoo, refused, monkeypatch):
     free = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("med3d_ext.tools.zoo.archive.shutil.disk_usage", lambda folder: free)
+    monkeypatch.setattr("med3d_ext.tools.zoo.fetch.shutil.disk_usage", lambda folder: free)
     assert "unpacks to" in refused(zoo)
 
 
