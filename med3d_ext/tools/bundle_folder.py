@@ -6,9 +6,10 @@ import difflib
 import os
 from pathlib import Path
 
+import med3d_ext
 from med3d_ext.errors import InputError
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(med3d_ext.__file__).resolve().parent
 MARK = Path("configs", "metadata.json")  # what makes a folder a bundle
 
 

@@ -49,7 +49,9 @@ class Verb:
 
 VERBS = {
     "prepare": Verb("med3d_ext.tools.layouts.verb:prepare", "a source folder becomes a datalist and a fingerprint"),
-    "phantoms": Verb("med3d_ext.tools.phantoms.verb:phantoms", "generated patients as a data set to try things on"),
+    "phantoms": Verb(
+        "med3d_ext.tools.phantoms.dataset:phantom_dataset", "generated patients as a data set to try things on"
+    ),
     "new-bundle": Verb("med3d_ext.tools.new_bundle.verb:new_bundle", "a bundle for your own labelled volumes"),
     "report": Verb("med3d_ext.tools.report.verb:report", "a run on one page: figures, curves, overlays, origin"),
     "rerun": Verb(
@@ -63,11 +65,11 @@ VERBS = {
     "export": Verb("med3d_ext.tools.export:export", "network and weights as TorchScript or ONNX"),
     "evaluate": Verb("med3d_ext.tools.evaluate.verb:evaluate", "predicted label maps against the truth"),
     "weights inspect": Verb("med3d_ext.tools.weights.verbs:inspect", "what a weights file holds"),
-    "weights join": Verb("med3d_ext.tools.weights.join:join", "the two networks of the LiTS cascade to one file"),
+    "weights join": Verb("med3d_ext.tools.weights.verbs:join", "the two networks of the LiTS cascade to one file"),
     "weights convert": Verb("med3d_ext.tools.weights.verbs:convert", "any known weights file to a flat encoder"),
     "weights release": Verb("med3d_ext.tools.weights.release:release", "weights as small as they are released"),
     "zoo pack": Verb("med3d_ext.tools.zoo.pack:pack", "a bundle as a zip archive that runs anywhere"),
-    "zoo index": Verb("med3d_ext.tools.zoo.index:index", "models/model_info.json over a folder of archives"),
+    "zoo index": Verb("med3d_ext.tools.zoo.pack:index", "models/model_info.json over a folder of archives"),
     "zoo publish": Verb(
         "med3d_ext.tools.zoo.publish:publish", "the folders of a GitHub release and a Hugging Face repository"
     ),

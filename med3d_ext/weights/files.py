@@ -177,36 +177,29 @@ def download_weights(url: str, path: str | os.PathLike, sha256: str) -> Path:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        part = _fetch(url, Path(folder) / path.name)
+        part = _fetch(url, Path(folder))
         check_sha256(part, sha256)
         os.replace(part, path)
     return path
 
 
-def _fetch(url: str, part: Path) -> Path:
+def _fetch(url: str, folder: Path) -> Path:
     pinned = re.fullmatch(r"hf://([^/@]+/[^/@]+)@([0-9a-f]{40})/(.+)", url)
     if url.startswith("hf://") and not pinned:
         raise InputError(f"url must be hf://owner/repository@commit/file with the 40 digits of a commit, got '{url}'.")
     try:
         if pinned:
-            _fetch_from_hub(pinned[1], pinned[2], pinned[3], part)
-        else:
-            from monai.apps import download_url
+            from huggingface_hub import hf_hub_download
 
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that no hash is given: it is checked one line after this
-                download_url(url, part)
-    except (OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"'{url}' could not be fetched ({error}); fetch it by hand and give its path.") from error
-    return part
+            repository, commit, file = pinned.groups()
+            return Path(hf_hub_download(repo_id=repository, filename=file, revision=commit, local_dir=folder / "hub"))
+        from monai.apps import download_url
 
-
-def _fetch_from_hub(repository: str, commit: str, file: str, part: Path) -> None:
-    try:
-        from huggingface_hub import hf_hub_download
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that no hash is given: the caller checks it
+            download_url(url, folder / "weights")
     except ImportError as error:
-        raise InputError(f"'hf://{repository}' needs the package huggingface_hub; `pip install` it.") from error
-    folder = part.parent / "hub"
-    os.replace(hf_hub_download(repo_id=repository, filename=file, revision=commit, local_dir=folder), part)
+        raise InputError(f"'{url}' needs the package huggingface_hub; `pip install \"med3d-ext[tools]\"`.") from error
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"'{url}' could not be fetched ({error}); fetch it by hand and give its path.") from error
+    return folder / "weights"

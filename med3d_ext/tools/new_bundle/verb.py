@@ -18,7 +18,7 @@ from med3d_ext.tools.bundle_folder import find_bundle
 from med3d_ext.tools.layouts.prepare_3dseg8 import Found, find_domains
 from med3d_ext.tools.new_bundle.configs import TEMPLATE, own_configs
 from med3d_ext.tools.new_bundle.texts import TERMS, own_metadata, own_readme
-from med3d_ext.tools.zoo.checks import METADATA, check_name
+from med3d_ext.tools.zoo.stage import METADATA, check_name
 
 COPIED = ("LICENSE", "large_files.yml", "configs/logging.conf")
 

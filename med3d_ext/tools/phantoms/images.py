@@ -1,9 +1,8 @@
-"""From a map of tissues to an image: the voxel grid in the world, CT and MR contrast, blur, noise and bias field."""
+"""Images of the phantoms: the voxel grid in the world, CT and MR contrast, blur, noise and bias field; nodules."""
 
 from __future__ import annotations
 
 import gzip
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,80 +12,23 @@ from nibabel import orientations
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from med3d_ext.tools.phantoms.shapes import smooth_field
-from med3d_ext.tools.phantoms.torso import Tissue
+from med3d_ext.tools.phantoms.anatomy import REGIONS
+from med3d_ext.tools.phantoms.shapes import Space
 
-# Tissue: (HU without contrast agent, rise in the late portal phase, spread between patients)
-CT_VALUES: dict[int, tuple[float, float, float]] = {
-    Tissue.AIR: (-1000, 0, 0),
-    Tissue.TABLE: (-250, 0, 60),
-    Tissue.FAT: (-103, 0, 6),
-    Tissue.MUSCLE: (56, 18, 5),
-    Tissue.BONE: (560, 0, 70),
-    Tissue.MARROW: (190, 20, 40),
-    Tissue.RIGHT_LUNG: (-850, 0, 20),
-    Tissue.LEFT_LUNG: (-850, 0, 20),
-    Tissue.GAS: (-960, 0, 10),
-    Tissue.HEART: (46, 44, 6),
-    Tissue.BLOOD: (42, 115, 10),
-    Tissue.LIVER: (58, 32, 6),
-    Tissue.HEPATIC_VESSEL: (44, 112, 8),
-    Tissue.LESION: (16, 18, 8),
-    Tissue.SPLEEN: (50, 42, 6),
-    Tissue.KIDNEY: (36, 110, 10),
-    Tissue.STOMACH: (44, 36, 14),
-    Tissue.BOWEL: (46, 40, 10),
-    Tissue.PANCREAS: (42, 70, 7),
-    Tissue.GALLBLADDER: (10, 0, 6),
-    Tissue.RIGHT_LUNG_VESSEL: (20, 90, 10),
-    Tissue.LEFT_LUNG_VESSEL: (20, 90, 10),
-}
-# Relative signal of a T1-weighted chest; lungs and bone are dark as air is, so air alone tells no lung.
-MR_VALUES: dict[int, tuple[float, float]] = {
-    Tissue.AIR: (0.02, 0),
-    Tissue.TABLE: (0.02, 0),
-    Tissue.FAT: (0.92, 0.06),
-    Tissue.MUSCLE: (0.38, 0.05),
-    Tissue.BONE: (0.14, 0.04),
-    Tissue.MARROW: (0.6, 0.08),
-    Tissue.RIGHT_LUNG: (0.11, 0.02),
-    Tissue.LEFT_LUNG: (0.11, 0.02),
-    Tissue.GAS: (0.03, 0.01),
-    Tissue.HEART: (0.44, 0.05),
-    Tissue.BLOOD: (0.3, 0.15),
-    Tissue.LIVER: (0.52, 0.06),
-    Tissue.HEPATIC_VESSEL: (0.3, 0.1),
-    Tissue.LESION: (0.36, 0.05),
-    Tissue.SPLEEN: (0.4, 0.05),
-    Tissue.KIDNEY: (0.42, 0.05),
-    Tissue.STOMACH: (0.3, 0.12),
-    Tissue.BOWEL: (0.36, 0.1),
-    Tissue.PANCREAS: (0.5, 0.05),
-    Tissue.GALLBLADDER: (0.22, 0.1),
-    Tissue.RIGHT_LUNG_VESSEL: (0.28, 0.1),
-    Tissue.LEFT_LUNG_VESSEL: (0.28, 0.1),
-}
+TORSO = list(REGIONS["torso"]["tissues"])
+LUNG_HU, SOLID_HU, WALL_HU = -850.0, 30.0, 45.0  # around a nodule, in it, and of vessels and chest wall
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the voxels of one scan lie.
+    """Where the voxels of one scan lie; lengths in mm."""
 
-    Args:
-        shape: voxels along right, front and head.
-        spacing: mm along the same axes.
-        center: body coordinates of the middle of the grid, in mm.
-        tilt_degrees: rotation about x, y and z of the grid in a patient who stays upright (an oblique scan).
-        orientation: axis codes of the stored array, for example "LPS".
-        offset: world coordinates of the body's origin, in mm.
-    """
-
-    shape: tuple[int, int, int]
-    spacing: tuple[float, float, float]
-    center: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    tilt_degrees: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    orientation: str = "RAS"
-    offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    shape: tuple[int, ...]  # voxels along right, front and head
+    spacing: tuple[float, ...]
+    center: tuple[float, ...] = (0.0, 0.0, 0.0)  # body coordinates of the grid's middle
+    tilt_degrees: tuple[float, ...] = (0.0, 0.0, 0.0)  # about x, y and z, while the patient stays upright (oblique)
+    orientation: str = "RAS"  # axis codes of the stored array
+    offset: tuple[float, ...] = (0.0, 0.0, 0.0)  # world coordinates of the body's origin
 
     def body_affine(self) -> np.ndarray:
         """Voxel index to body coordinates, 4 x 4."""
@@ -97,71 +39,116 @@ class Grid:
 
     def points(self) -> np.ndarray:
         """Body coordinates of all voxels in mm, float32, 3 x X x Y x Z."""
-        affine = self.body_affine()
         axes = np.ogrid[tuple(slice(size) for size in self.shape)]
-        rows = [sum(step * axis for step, axis in zip(row[:3], axes)) + row[3] for row in affine[:3]]
+        rows = [sum(step * axis for step, axis in zip(row[:3], axes)) + row[3] for row in self.body_affine()[:3]]
         return np.stack(rows).astype(np.float32)
 
     def write(self, voxels: np.ndarray, path: Path) -> None:
         """Write voxels X x Y x Z (x channels) as .nii.gz in the grid's orientation; equal voxels give equal bytes."""
         affine = self.body_affine()
         affine[:3, 3] += self.offset
-        turn = orientations.ornt_transform(
-            orientations.axcodes2ornt("RAS"), orientations.axcodes2ornt(tuple(self.orientation))
-        )
-        image = nib.Nifti1Image(voxels, affine).as_reoriented(turn)
+        stored, usual = (orientations.axcodes2ornt(tuple(codes)) for codes in (self.orientation, "RAS"))
+        image = nib.Nifti1Image(voxels, affine).as_reoriented(orientations.ornt_transform(usual, stored))
         image.set_qform(image.affine, 1)
         image.set_sform(image.affine, 1)
         image.header.set_xyzt_units("mm")
         path.write_bytes(gzip.compress(image.to_bytes(), 1, mtime=0))
 
 
-def ct_image(tissues: np.ndarray, points: np.ndarray, rng: np.random.Generator, phase: float) -> np.ndarray:
-    """CT of a map of tissues as int16 HU.
+def ct_image(tissues: np.ndarray, space: Space, phase: float) -> np.ndarray:
+    """CT of a torso as int16 HU, with every tissue a little uneven.
 
     Args:
-        tissues: map of :class:`~med3d_ext.tools.phantoms.torso.Tissue`.
-        points: body coordinates of its voxels, for the slow unevenness of every tissue.
-        rng: source of the patient's values and of the noise.
+        tissues: map of the torso's tissues.
+        space: where its voxels are.
         phase: 0 without contrast agent, 1 in the late portal phase.
     """
-    values = {key: base + phase * rise + rng.normal(0, spread) for key, (base, rise, spread) in CT_VALUES.items()}
+    rng = space.rng
+    base, rise, spread = np.array(list(REGIONS["torso"]["tissues"].values())).T[:3]
+    values = base + phase * rise + rng.normal(0, spread)
     # The spleen is drawn around this liver: nobody may tell the two apart by HU.
-    values[Tissue.SPLEEN] = values[Tissue.LIVER] + rng.normal(0, 8)
-    image = blur(paint(tissues, values), 0.45)
-    image += 5 * smooth_field(points, rng, 45) * (image > -200)
-    image += noise(tissues.shape, rng) * np.float32(rng.uniform(12, 22))
-    return np.clip(np.rint(image), -1024, 2500).astype(np.int16)
+    values[TORSO.index("spleen")] = values[TORSO.index("liver")] + rng.normal(0, 8)
+    image = _blur(values.astype(np.float32)[tissues], 0.45)
+    image += 5 * space.field(45) * (image > -200)
+    return _hounsfield(image + _noise(tissues.shape, rng) * np.float32(rng.uniform(12, 22)))
 
 
-def mr_image(signal: np.ndarray, points: np.ndarray, rng: np.random.Generator, level: float = 0.035) -> np.ndarray:
-    """int16 MR magnitude, arbitrary scale, of a relative signal: blur, bias field, Rician noise of SD ``level``."""
-    bias = np.exp(np.float32(rng.uniform(0.1, 0.22)) * smooth_field(points, rng, 320, 3))
-    clean = blur(signal, 0.45) * bias
-    real, imaginary = (np.float32(level) * noise(signal.shape, rng) for _ in range(2))
+def mr_image(tissues: np.ndarray, space: Space, region: str, channel: int = 0) -> np.ndarray:
+    """int16 MR magnitude, arbitrary scale, with blur, bias field and Rician noise; of a torso, T1-weighted."""
+    rng = space.rng
+    table = np.array(list(REGIONS[region]["tissues"].values())).T
+    if region == "torso":
+        values = np.maximum(0, table[3] + rng.normal(0, table[4]))
+    else:
+        values = table[channel] * rng.normal(1, 0.05, len(table[channel]))
+    bias = np.exp(np.float32(rng.uniform(0.1, 0.22)) * space.field(320, 3))
+    clean = _blur(values.astype(np.float32)[tissues], 0.45) * bias
+    real, imaginary = (np.float32(0.035) * _noise(tissues.shape, rng) for _ in range(2))
     scale = np.float32(10 ** rng.uniform(2, 3.3))
     return np.clip(np.rint(scale * np.hypot(clean + real, imaginary)), 0, 32000).astype(np.int16)
 
 
-def mr_values(rng: np.random.Generator) -> dict[int, float]:
-    """One patient's relative MR signal per tissue."""
-    return {key: max(0.0, base + rng.normal(0, spread)) for key, (base, spread) in MR_VALUES.items()}
+def nodule(space: Space, radius: float, severity: float) -> tuple[np.ndarray, np.ndarray]:
+    """One nodule in lung tissue: malignancy shows in outline and texture, and size tells nothing about it.
+
+    Args:
+        space: points around the nodule, 3 x X x Y x Z.
+        radius: radius in mm of the ball that has the nodule's volume.
+        severity: 0 (round, smooth, even, at times calcified) to 1 (lobulated, spiculated, uneven, with a soft rim).
+
+    Returns:
+        CT as int16 HU and the nodule's mask as uint8.
+    """
+    rng = space.rng
+    center = np.array(space.near((0, 0, 0), 2), np.float32).reshape(3, 1, 1, 1)
+    severity = float(np.clip(severity + rng.normal(0, 0.08), 0, 1))
+    outline = _outline(Space(space.points - center, rng), severity)
+    volume = int(4 / 3 * np.pi * radius**3)  # voxels of 1 mm
+    level = np.partition(outline.ravel(), volume)[volume]
+    inside = outline < level
+    image = LUNG_HU + 30 * space.field(20)
+    for _ in range(rng.integers(3, 7)):
+        vessel = space.tube((rng.normal(size=(2, 3)) * 30).tolist(), rng.uniform(0.8, 2.2, 2).tolist())
+        image[vessel < 0] = WALL_HU
+    if rng.random() < 1 / 3:  # the chest wall is close
+        side = rng.normal(size=3)
+        image[space.ellipsoid((side / np.linalg.norm(side) * (radius - 58)).tolist(), (60, 60, 60)) > 0] = WALL_HU
+    texture = space.field(7)
+    solid = SOLID_HU + rng.normal(0, 40) + 110 * severity * np.clip(texture, -2.5, 0.5)
+    # Ground glass: outwards the nodule fades into the lung, a malignant one further.
+    rim = np.clip((level - outline) / level / (rng.uniform(0.05, 0.3) + 0.3 * severity), 0, 1)
+    edge = rng.uniform(0.3, 0.7)
+    image[inside] = (LUNG_HU + (edge + (1 - edge) * rim) * (solid - LUNG_HU))[inside]
+    if rng.random() < 0.5 * (1 - severity) ** 2:
+        image[outline < 0.45 * level] = rng.uniform(250, 500)
+    noisy = _blur(image, 0.6) + np.float32(rng.uniform(18, 32)) * _noise(image.shape, rng)
+    return _hounsfield(noisy), inside.astype(np.uint8)
 
 
-def paint(labels: np.ndarray, values: Mapping[int, float]) -> np.ndarray:
-    """float32 array with every label replaced by its value."""
-    table = np.zeros(max(values) + 1, np.float32)
-    for key, value in values.items():
-        table[key] = value
-    return table[labels]
+def _outline(space: Space, severity: float) -> np.ndarray:
+    """Distance from the center over the outline's own reach in that direction: lobes, and rays for spicules."""
+    rng = space.rng
+    stretched = space.points / np.float32(rng.uniform(0.85, 1.18, 3)).reshape(3, 1, 1, 1)
+    distance = np.sqrt(np.square(stretched).sum(0)) + np.float32(1e-3)
+    direction = stretched / distance
+    reach = 1 + np.float32(0.03 + 0.15 * severity) * Space(direction, rng).field(1.6)
+    rays = rng.normal(size=(int(round(16 * severity)), 3))
+    for ray in (rays / np.linalg.norm(rays, axis=1, keepdims=True)).astype(np.float32):
+        cosine = np.tensordot(ray, direction, 1)
+        reach += np.float32(0.9 * severity) * np.exp((cosine - 1) / np.float32(0.014))
+    return distance / np.clip(reach, 0.3, None)
 
 
-def blur(image: np.ndarray, sigma: float) -> np.ndarray:
+def _hounsfield(image: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(image), -1024, 2500).astype(np.int16)
+
+
+def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
     """The image smoothed by ``sigma`` voxels, as voxels that hold two tissues show both."""
     return gaussian_filter(image, sigma, truncate=3)
 
 
-def noise(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+def _noise(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """Noise of standard deviation 1 that neighbors share a little."""
-    white = gaussian_filter(rng.standard_normal(shape, dtype=np.float32), 0.6, truncate=3)
+    white = _blur(rng.standard_normal(shape, dtype=np.float32), 0.6)
     return white / white.std()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,35 +17,52 @@ from med3d_ext.weights.files import read_checkpoint
 MANTISSA_BITS = 8  # bfloat16 has 7, float16 10; the two that are left out compress away
 PRECISION = f"convolutions rounded to {MANTISSA_BITS} bits of mantissa, all else as trained"
 BESIDE = ("fingerprint.json", "card.json")
-"""What lies beside a weights file and belongs to it: what inference reads, and the cases that the weights have seen."""
+"""What is next to a weights file and belongs to it: what inference reads, and the cases that the weights have seen."""
 
 EARLIEST = (1980, 1, 1, 0, 0, 0)  # a zip knows no earlier time
 
 
 def release(file: str, out: str, *, overwrite: bool = False) -> str:
-    """Write weights as small as they are released, with their fingerprint.json and card.json beside them.
+    """Write weights as small as they are released, with their fingerprint.json and card.json next to them.
 
     Args:
-        file: a state dict or a checkpoint that holds one; its fingerprint.json and card.json lie beside it.
+        file: a state dict or a checkpoint that holds one; its fingerprint.json and card.json are next to it.
         out: the new file, `.pt`, such as bundles/NAME/weights/model.pt.
         overwrite: replace existing files.
     """
-    source, target = Path(file), Path(out)
+    source = Path(file)
     state, _ = read_checkpoint(source)
-    if target.suffix != ".pt":
-        raise InputError(f"out must end with .pt, got '{out}'.")
     beside = [name for name in BESIDE if source.with_name(name).is_file()]
-    for path in (target, *(target.with_name(name) for name in beside)):
-        if path.exists() and not overwrite:
-            raise InputError(f"'{path}' exists; give another folder or --overwrite.")
+    target = check_target(out, overwrite, beside)
     content = released_bytes(state)
-    if source.resolve().parent != target.resolve().parent:
-        _copy_beside(source, target, beside)
+    for name in beside if source.resolve().parent != target.resolve().parent else []:
+        old, new = source.with_name(name), target.with_name(name)
+        if name == "card.json":
+            write_json(new, {**read_json(old), "precision": PRECISION})
+        else:
+            with write_atomically(new) as stream:
+                stream.write(old.read_bytes())
     with write_atomically(target) as stream:
         stream.write(content)
     lacking = [f"'{source.with_name(name)}' is missing: put it there" for name in BESIDE if name not in beside]
     before, after = source.stat().st_size / 1e6, len(content) / 1e6
     return "\n".join([f"'{target}': {after:.1f} MB, from {before:.1f} MB; {PRECISION}", *lacking])
+
+
+def check_target(out: str, overwrite: bool, beside: Sequence[str] = BESIDE) -> Path:
+    """The path of a new weights file.
+
+    Raises:
+        InputError: it has another suffix than ``.pt``; or it, or a file that would be written next to it, exists and
+            ``overwrite`` is False.
+    """
+    target = Path(out)
+    if target.suffix != ".pt":
+        raise InputError(f"out must end with .pt, got '{out}'.")
+    for path in (target, *(target.with_name(name) for name in beside)):
+        if path.exists() and not overwrite:
+            raise InputError(f"'{path}' exists; give another folder or --overwrite.")
+    return target
 
 
 def released_bytes(state: Mapping[str, Tensor]) -> bytes:
@@ -58,7 +74,11 @@ def released_bytes(state: Mapping[str, Tensor]) -> bytes:
     Args:
         state: tensors by name.
     """
-    return compressed(saved({name: rounded(tensor) for name, tensor in state.items()}))
+    plain, stream = io.BytesIO(saved({name: rounded(tensor) for name, tensor in state.items()})), io.BytesIO()
+    with zipfile.ZipFile(plain) as old, zipfile.ZipFile(stream, "w") as new:
+        for record in old.namelist():
+            new.writestr(zipfile.ZipInfo(record, EARLIEST), old.read(record), zipfile.ZIP_DEFLATED, compresslevel=9)
+    return stream.getvalue()
 
 
 def rounded(tensor: Tensor) -> Tensor:
@@ -92,23 +112,3 @@ def saved(state: Mapping[str, Tensor]) -> bytes:
     stream = io.BytesIO()
     torch.save(tensors, stream)
     return stream.getvalue()
-
-
-def compressed(content: bytes) -> bytes:
-    """The same zip archive with compressed records."""
-    stream = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(stream, "w") as new:
-        for record in old.namelist():
-            entry = zipfile.ZipInfo(record, EARLIEST)
-            new.writestr(entry, old.read(record), zipfile.ZIP_DEFLATED, compresslevel=9)
-    return stream.getvalue()
-
-
-def _copy_beside(source: Path, target: Path, names: list[str]) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        if name == "card.json":
-            write_json(target.with_name(name), {**read_json(source.with_name(name)), "precision": PRECISION})
-        else:
-            with open(source.with_name(name), "rb") as old, write_atomically(target.with_name(name)) as new:
-                shutil.copyfileobj(old, new)

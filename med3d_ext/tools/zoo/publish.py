@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
 
 from med3d_ext.errors import InputError
+from med3d_ext.io.files import read_json
 from med3d_ext.tools.bundle_folder import find_bundle
-from med3d_ext.tools.zoo.archive import digest
-from med3d_ext.tools.zoo.checks import check_version
-from med3d_ext.tools.zoo.model_card import model_card, release_notes
-from med3d_ext.tools.zoo.pack import pack_staged
-from med3d_ext.tools.zoo.stage import stage
+from med3d_ext.tools.zoo.pack import digest, pack_staged
+from med3d_ext.tools.zoo.stage import METADATA, check_bundle, stage
 
 FORMS = ("github", "huggingface")
-NOTES, SUMS = "RELEASE_NOTES.md", "SHA256SUMS"
 LARGE_FILES = "*.pt filter=lfs diff=lfs merge=lfs -text\n*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 
 
@@ -39,33 +41,35 @@ def publish(
         out: where the folders are written.
         form: github, huggingface or both.
         weights: as for `zoo pack`.
-        url: the address under which the release's files will lie; large_files.yml, which a pull request to MONAI's
-            model zoo has in place of the weights, is then written beside them.
+        url: the address under which the release's files will be; large_files.yml, which a pull request to MONAI's
+            model zoo has in place of the weights, is then written next to them.
         overwrite: replace existing folders.
     """
     forms = FORMS if form == "both" else (form,)
     if not set(forms) <= set(FORMS):
         raise InputError(f"--form must be github, huggingface or both, got '{form}'.")
     source = find_bundle(bundle)
-    release = f"{source.resolve().name}_v{check_version(source)}"
-    targets = {
-        "github": Path(out) / "github" / release,
-        "huggingface": Path(out) / "huggingface" / source.resolve().name,
-    }
-    for name in forms:
-        if targets[name].exists() and not overwrite:
-            raise InputError(f"'{targets[name]}' exists; give another folder or --overwrite.")
+    name = source.resolve().name
+    release = f"{name}_v{check_bundle(source)}"
+    targets = {form: Path(out) / form / {"github": release, "huggingface": name}[form] for form in forms}
+    for target in targets.values():
+        if target.exists() and not overwrite:
+            raise InputError(f"'{target}' exists; give another folder or --overwrite.")
     Path(out).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".publish-", dir=out) as scratch:
         staged = stage(source, Path(scratch) / "staged", weights)
+        folders = {"github": Path(scratch) / "release", "huggingface": staged}
         if "github" in forms:
-            _write_release(staged, Path(scratch) / "release", release, url)
-            _move(Path(scratch) / "release", targets["github"])
+            _write_release(staged, folders["github"], release, url)
         if "huggingface" in forms:
-            (staged / "README.md").write_text(model_card(staged), encoding="utf-8")
+            (staged / "README.md").write_text(_render("model_card.md", staged), encoding="utf-8")
             (staged / ".gitattributes").write_text(LARGE_FILES)
-            _move(staged, targets["huggingface"])
-    return "\n".join(f"'{targets[name]}': {', '.join(sorted(os.listdir(targets[name])))}" for name in forms)
+        for form, target in targets.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                shutil.rmtree(target)
+            os.rename(folders[form], target)
+    return "\n".join(f"'{target}': {', '.join(sorted(os.listdir(target)))}" for target in targets.values())
 
 
 def _write_release(staged: Path, folder: Path, release: str, url: str | None) -> None:
@@ -74,21 +78,36 @@ def _write_release(staged: Path, folder: Path, release: str, url: str | None) ->
     for name in ("model.pt", "model.safetensors", "card.json", "fingerprint.json"):
         shutil.copyfile(staged / "models" / name, folder / f"{release}_{name}")
     sums = {path.name: digest(path) for path in sorted(folder.iterdir()) if path.suffix != ".sha256"}
-    (folder / SUMS).write_text("".join(f"{sha256}  {name}\n" for name, sha256 in sums.items()))
-    (folder / NOTES).write_text(release_notes(staged), encoding="utf-8")
+    (folder / "SHA256SUMS").write_text("".join(f"{sha256}  {name}\n" for name, sha256 in sums.items()))
+    notes = _render("release_notes.md", staged, release=release)
+    (folder / "RELEASE_NOTES.md").write_text(notes, encoding="utf-8")
     if url is not None:
-        entries = [_large_file(name, f"{release}_{name}", url, sums) for name in ("model.pt", "model.safetensors")]
-        (folder / "large_files.yml").write_text("large_files:\n" + "".join(entries))
+        entries = _render("large_files.yml", staged, release=release, url=url, sums=sums)
+        (folder / "large_files.yml").write_text(entries, encoding="utf-8")
 
 
-def _large_file(name: str, asset: str, url: str, sums: dict[str, str]) -> str:
-    values = {"path": f"models/{name}", "url": f"{url.rstrip('/')}/{asset}", "hash_val": sums[asset]}
-    lines = [f'{key}: "{value}"' for key, value in {**values, "hash_type": "sha256"}.items()]
-    return "  - " + "\n    ".join(lines) + "\n"
-
-
-def _move(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-        shutil.rmtree(target)
-    os.rename(source, target)
+def _render(template: str, staged: Path, **values: Any) -> str:
+    """A text from ``templates/`` that says what a staged bundle's metadata, README and card say."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    # A JSON text is a YAML text, too, and needs no rules of its own for quotes.
+    environment.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False)
+    environment.filters["counts"] = lambda cases: Counter(case.get("domain") for case in cases)
+    metadata = read_json(staged / METADATA)
+    formats = metadata.get("network_data_format", {})
+    segments = formats.get("outputs", {}).get("pred", {}).get("format") == "segmentation"
+    modality = formats.get("inputs", {}).get("image", {}).get("modality")
+    return environment.get_template(template).render(
+        name=staged.name,
+        metadata={"name": staged.name, "description": "", "intended_use": "", **metadata},
+        card={"cases": {}, **read_json(staged / "models" / "card.json")},
+        readme=(staged / "docs" / "README.md").read_text(encoding="utf-8").strip(),
+        data_license=(staged / "docs" / "data_license.txt").read_text(encoding="utf-8").strip(),
+        pipeline="image-segmentation" if segments else "image-classification",
+        tags=["monai", "medical", "3d", "med3d", *([modality.lower()] if modality else [])],
+        **values,
+    )

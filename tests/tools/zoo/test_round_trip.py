@@ -19,7 +19,7 @@ from elsewhere import Elsewhere, packages_of
 from med3d_ext.tools.phantoms.dataset import phantom_dataset
 from med3d_ext.tools.zoo.pack import pack
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 BUNDLES = sorted(path.parents[1] for path in REPOSITORY.glob("bundles/*/configs/metadata.json"))
 HERE = Path(__file__).parent
 

@@ -14,7 +14,8 @@ from phantom_checks import best_interval_dice, pairs, world_center
 from scipy.ndimage import binary_erosion
 
 from med3d_ext.errors import InputError
-from med3d_ext.tools.phantoms import kinds as phantom_kinds
+from med3d_ext.tools import cli
+from med3d_ext.tools.phantoms import dataset
 from med3d_ext.tools.phantoms.dataset import phantom_dataset
 
 
@@ -129,7 +130,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     def interrupted(*_args, **_keywords):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(phantom_kinds, "write_decathlon", interrupted)
+    monkeypatch.setattr(dataset, "write_decathlon", interrupted)
     with pytest.raises(KeyboardInterrupt):
         phantom_dataset("lits", tmp_path / "lits", cases=1)
     assert list(tmp_path.iterdir()) == []
@@ -188,7 +189,23 @@ def test_a_failed_rename_is_not_taken_for_success(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("arguments", "message"), [(("ct",), "kind must be"), (("lits", None, 0), "cases must be")])
-def test_wrong_arguments_are_named(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        phantom_dataset(*arguments)
+def test_the_verb_writes_the_patients_and_prints_the_folder(lits, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # a number as a folder stays a name
+    assert cli.main(["phantoms", "lits", "--folder", "2024", "--cases", "1", "--seed", "3"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / '2024'}\n"
+    name = "imagesTr/phantom_00.nii.gz"
+    assert (tmp_path / "2024" / name).read_bytes() == (lits / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["liver"], "phantoms: KIND must be one of lits, 3dseg8, lung, nodules, got 'liver'."),
+        (["lits", "--cases", "0"], "phantoms: --cases must be at least 1, got 0."),
+        (["lits", "--seed", "-1"], "phantoms: --seed must be at least 0, got -1."),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_written(words, message, tmp_path, capsys):
+    assert cli.main(["phantoms", *words, "--folder", str(tmp_path / "new")]) == 2
+    assert capsys.readouterr().err == f"{message}\n"
+    assert not (tmp_path / "new").exists()

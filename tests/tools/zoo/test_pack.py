@@ -241,7 +241,7 @@ def test_weights_that_are_not_the_networks_are_refused(state, said, tiny, tmp_pa
 
 
 def test_missing_weights_and_what_belongs_to_them_are_named(tiny, tmp_path, capsys):
-    assert "--weights must be a file or random, and 'none.pt' is no file." in refused(
+    assert "--weights must be a file or random, and 'none.pt' is not a file." in refused(
         capsys, tiny, tmp_path / "out", "--weights", "none.pt"
     )
     (tiny / "weights" / "fingerprint.json").unlink()
@@ -292,7 +292,7 @@ TRAIN = {
 
 
 def test_random_weights_are_called_so_and_have_all_that_inference_reads(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("med3d_ext.tools.zoo.packed_weights.PHANTOMS", 2)
+    monkeypatch.setattr("med3d_ext.tools.zoo.stage.PHANTOMS", 2)
     (tiny / "configs" / "train.json").write_text(json.dumps(TRAIN))
     for folder in "ab":
         assert pack(tiny, tmp_path / folder, "--weights", "random") == 0

@@ -9,7 +9,7 @@ import pytest
 
 import med3d_ext
 from med3d_ext.io.files import read_json
-from med3d_ext.tools.zoo.checks import check_files, check_network, check_paths, check_version
+from med3d_ext.tools.zoo.stage import check_bundle, check_network, check_paths
 
 PACKAGE = Path(med3d_ext.__file__).parent
 BUNDLES = sorted(path.parents[1] for path in PACKAGE.parent.glob("bundles/*/configs/metadata.json"))
@@ -20,8 +20,7 @@ each_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.n
 
 @each_bundle
 def test_a_bundle_has_what_is_packed(bundle):
-    check_files(bundle)
-    check_version(bundle)
+    check_bundle(bundle)
 
 
 @each_bundle

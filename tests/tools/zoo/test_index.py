@@ -70,7 +70,7 @@ def test_what_is_no_bundle_is_refused(zoo, tmp_path, capsys):
     with zipfile.ZipFile(zoo / "tiny_segmentation_v0.3.0.zip", "w") as archive:
         archive.writestr("other/file.txt", "x")
     assert index(zoo) == 2
-    assert "is no bundle's archive" in capsys.readouterr().err
+    assert "is not a bundle's archive" in capsys.readouterr().err
     (zoo / "tiny_segmentation_v0.3.0.zip").write_bytes(b"PK")
     assert index(zoo) == 2
     assert "tiny_segmentation_v0.3.0.zip' is damaged" in capsys.readouterr().err

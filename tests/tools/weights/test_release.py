@@ -10,7 +10,7 @@ from torch import nn
 from med3d_ext.networks import Segmenter
 from med3d_ext.networks.med3d import TwoStageSegmenter
 from med3d_ext.tools import cli
-from med3d_ext.tools.weights.release import compressed, released_bytes, rounded, saved
+from med3d_ext.tools.weights.release import released_bytes, rounded, saved
 
 
 def small_network():
@@ -134,12 +134,6 @@ def test_a_view_is_stored_without_the_rest_of_its_storage(tmp_path):
     state = loaded(content, tmp_path)
     assert torch.equal(state["x"], whole[5:7])
     assert torch.equal(state["y"], whole[::50_000])
-
-
-def test_compression_changes_no_value(tmp_path):
-    state = {"x": torch.randn(1000), "steps": torch.tensor(3)}
-    content = compressed(saved(state))
-    assert all(torch.equal(value, state[name]) for name, value in loaded(content, tmp_path).items())
 
 
 def test_fingerprint_and_card_come_along_and_the_card_says_what_was_rounded(trained, tmp_path):

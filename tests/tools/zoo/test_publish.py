@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from med3d_ext.tools import cli
-from med3d_ext.tools.zoo.large_files import read_list
+from med3d_ext.tools.zoo.fetch import read_list
 
 NAME = "tiny_segmentation"
 RELEASE = f"{NAME}_v0.2.0"
@@ -94,6 +94,14 @@ def test_a_hub_repository_is_the_bundle_with_a_model_card(published):
     assert body.strip().startswith("# Tiny\n\nSegments something small.")
     assert f"--source huggingface_hub --repo <owner>/{NAME}" in body
     assert "- training cases: 1 (x 1)" in body
+
+
+def test_the_front_matter_holds_any_description_as_it_is(tiny, change, tmp_path):
+    text = """He said: "it's a # <liver> & {{ more }}" - Ödem"""
+    change(tiny / "configs" / "metadata.json", description=text)
+    publish(tiny, tmp_path / "out", "--form", "huggingface")
+    head, _ = front_matter((tmp_path / "out" / "huggingface" / NAME / "README.md").read_text(encoding="utf-8"))
+    assert head["description"] == text
 
 
 def test_a_classifier_is_tagged_as_one_and_random_weights_are_called_so(tiny, change, tmp_path):

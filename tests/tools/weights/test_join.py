@@ -10,7 +10,7 @@ from composed_networks import aspp_network
 
 from med3d_ext.errors import InputError
 from med3d_ext.networks import Segmenter, TwoStageSegmenter
-from med3d_ext.tools.weights.join import join
+from med3d_ext.tools.weights.verbs import join
 
 WINDOW = [-125.0, 250.0]
 
@@ -90,7 +90,7 @@ def test_the_facts_and_the_cases_of_both_lie_beside_it(files, tmp_path):
 def test_it_is_refused_before_anything_is_written(files, tmp_path):
     fine, other, *_ = files
     out = str(tmp_path / "out/model.pt")
-    with pytest.raises(InputError, match="is no file of lits_fine"):
+    with pytest.raises(InputError, match="is not a file of lits_fine"):
         join(other, other, out)
     with pytest.raises(InputError, match="out must end with .pt"):
         join(fine, other, out.replace(".pt", ".safetensors"))

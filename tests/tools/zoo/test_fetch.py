@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import stat
+import sys
 import threading
 import zipfile
 from functools import partial
@@ -15,7 +16,7 @@ import torch
 import yaml
 
 from med3d_ext.tools import cli
-from med3d_ext.tools.zoo.index import index
+from med3d_ext.tools.zoo.pack import index
 
 NAME = "tiny_segmentation"
 ZIP = f"{NAME}_v0.2.0.zip"
@@ -186,21 +187,21 @@ def test_a_wrong_checksum_is_refused_wherever_it_stands(zoo, refused):
 
 def test_an_archive_without_a_checksum_needs_one_by_hand(zoo, fetch, refused):
     (zoo / f"{ZIP}.sha256").unlink()
-    assert "has no checksum beside it; give its --sha256" in refused(zoo / ZIP)
+    assert "has no checksum next to it; give its --sha256" in refused(zoo / ZIP)
     assert fetch(zoo / ZIP, "--sha256", hashlib.sha256((zoo / ZIP).read_bytes()).hexdigest().upper()) == 0
 
 
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
-        (f"{NAME}/../../evil.txt", "would write outside its folder"),
-        ("../evil.txt", "would write outside its folder"),
-        ("ABSOLUTE", "would write outside its folder"),
-        (f"{NAME}\\..\\..\\evil.txt", "would write outside its folder"),
-        ("C:/evil.txt", "would write outside its folder"),
-        ("other/evil.txt", f"must hold one folder '{NAME}'"),
-        ("evil.txt", f"must hold one folder '{NAME}'"),
-        (f"{NAME}/LICENSE", "twice"),
+        (f"{NAME}/../../evil.txt", "would be written outside the bundle's folder"),
+        ("../evil.txt", "would be written outside the bundle's folder"),
+        ("ABSOLUTE", "would be written outside the bundle's folder"),
+        (f"{NAME}\\..\\..\\evil.txt", "would be written outside the bundle's folder"),
+        ("C:/evil.txt", "would be written outside the bundle's folder"),
+        ("other/evil.txt", f"is not in the one folder '{NAME}'"),
+        ("evil.txt", f"is not in the one folder '{NAME}'"),
+        (f"{NAME}/LICENSE", "is there twice"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -219,7 +220,7 @@ def test_a_link_in_an_archive_is_refused(zoo, refused, tmp_path):
     link = zipfile.ZipInfo(f"{NAME}/docs/link")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
     source = archive(tmp_path / "evil", of_bundle(zoo, (link, "/etc/passwd")))
-    assert "holds a link" in refused(source)
+    assert "is a link" in refused(source)
 
 
 def test_a_damaged_archive_and_one_that_is_none_are_refused(zoo, refused, tmp_path):
@@ -236,7 +237,7 @@ def test_a_damaged_archive_and_one_that_is_none_are_refused(zoo, refused, tmp_pa
 
 def test_an_archive_larger_than_the_disk_is_refused(zoo, refused, monkeypatch):
     free = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("med3d_ext.tools.zoo.archive.shutil.disk_usage", lambda folder: free)
+    monkeypatch.setattr("med3d_ext.tools.zoo.fetch.shutil.disk_usage", lambda folder: free)
     assert "unpacks to" in refused(zoo)
 
 
@@ -262,6 +263,17 @@ def test_an_archive_that_is_no_bundle_or_of_another_version_is_refused(zoo, refu
     assert "says that it is version 0.2.0, not 0.3.0" in refused(source, "--version", "0.3.0")
 
 
+def test_only_an_address_needs_the_package_that_downloads(zoo, serve, fetch, refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pooch", None)
+    assert 'needs the package pooch; `pip install "med3d-ext[tools]"`' in refused(serve(zoo))
+    assert fetch(zoo) == 0
+
+
+def test_a_new_output_folder_may_be_several_levels_deep(zoo, fetch):
+    assert fetch(zoo, "--output", fetch.out / "a" / "b") == 0
+    assert os.listdir(fetch.out / "a" / "b") == [NAME]
+
+
 def test_what_a_source_has_not_is_named_with_what_it_has(zoo, serve, refused, tmp_path):
     assert f"has no 'other'; it has {NAME}_v0.1.0, {NAME}_v0.2.0." in refused(zoo, name="other")
     assert "has no version 0.9.0 of tiny_segmentation; it has 0.1.0, 0.2.0." in refused(zoo, "--version", "0.9.0")
@@ -272,15 +284,15 @@ def test_what_a_source_has_not_is_named_with_what_it_has(zoo, serve, refused, tm
     assert "name must be a bundle's" in refused(zoo, name="../x")
     assert "disagree; give one of them" in refused(zoo, "--version", "0.1.0", name=f"{NAME}_v0.2.0")
     (zoo / "models" / "model_info.json").write_text("[]")
-    assert "is no index of a zoo" in refused(zoo)
+    assert "is not a zoo's index" in refused(zoo)
 
 
 def test_a_server_that_fails_or_breaks_off_leaves_nothing(zoo, serve, refused):
     url = serve(zoo)
     sha256 = ("--sha256", "0" * 64)
-    assert "did not arrive whole (99996 bytes are missing)" in refused(f"{url}/short/{ZIP}", *sha256)
-    assert "cannot be fetched (HTTP Error 500" in refused(f"{url}/error/{ZIP}", *sha256)
-    assert "cannot be fetched" in refused(f"http://127.0.0.1:9/{ZIP}", *sha256)
+    assert "99996 more expected" in refused(f"{url}/short/{ZIP}", *sha256)
+    assert "cannot be fetched (500 Server Error" in refused(f"{url}/error/{ZIP}", *sha256)
+    assert "check address and network" in refused(f"http://127.0.0.1:9/{ZIP}", *sha256)
 
 
 @pytest.fixture
@@ -316,7 +328,7 @@ def test_large_files_are_fetched_with_their_hash(outside, fetch, capsys):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"hash_val": "0" * 64}, "does not have the sha256"),
+        ({"hash_val": "0" * 64}, "must have the sha256"),
         ({"hash_val": ""}, "has no sha256 for 'models/model.pt'"),
         ({"hash_type": "md5"}, "has no sha256 for 'models/model.pt'"),
         ({"path": "../../model.pt"}, "would write outside the bundle"),
@@ -342,4 +354,4 @@ def test_a_list_that_is_none_is_refused(zoo, refused, tmp_path):
     name = f"{NAME}/large_files.yml"
     for text in ("[1, 2", "just text", "large_files: [text]"):
         source = archive(tmp_path / "evil", of_bundle(zoo, (name, text), without=(name,)))
-        assert "'large_files.yml' is no list of large files" in refused(source)
+        assert "'large_files.yml' is not a list of large files" in refused(source)

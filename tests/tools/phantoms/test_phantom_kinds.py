@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from phantom_checks import best_interval_dice, pairs, world_center
 
-from med3d_ext.tools.phantoms.dataset import phantom_dataset
-from med3d_ext.tools.phantoms.kinds import CT_DOMAINS, label_map
+from med3d_ext.tools.phantoms.dataset import CT_DOMAINS, phantom_dataset
 
 DOMAINS = {
     "Task01_BrainTumour": (("FLAIR", "T1gd"), 3),
@@ -148,11 +147,6 @@ def test_no_interval_of_mr_values_finds_the_lungs(lung):
     for image, label in pairs(lung)[1::2]:
         values, parts = np.asarray(image.dataobj).ravel(), np.asarray(label.dataobj).ravel()
         assert best_interval_dice(values, parts > 0) < 0.8
-
-
-def test_label_map_numbers_the_classes_in_order():
-    tissues = np.array([0, 3, 5, 7, 9], np.uint8)
-    np.testing.assert_array_equal(label_map(tissues, ((7, 3), (9,))), [0, 1, 0, 1, 2])
 
 
 def test_the_interval_search_finds_what_can_be_thresholded():
