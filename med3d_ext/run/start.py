@@ -39,10 +39,10 @@ _RUN_ARGUMENTS = {
 class StartRun:
     """First entry of a config's ``initialize`` and ``run``: what was asked for is checked before anything is built.
 
-    ``{"_target_": "med3d_ext.run.start.StartRun"}``. From here on errors are one line. Overrides, keywords of a workflow
+    ``{"_target_": "med3d_ext.run.StartRun"}``. From here on errors are one line. Overrides, keywords of a workflow
     and the keys of further config files must have an effect, options must be in their range
-    (:mod:`med3d_ext.run.options`), and the run must run something. In the config, words such as ``false`` become what they
-    mean and paths are expanded.
+    (:mod:`med3d_ext.run.options`), and the run must run something. In the config, words such as ``false`` become
+    what they mean and paths are expanded.
 
     Raises:
         InputError: an id has no effect, an option is out of its range, or ``run_id`` names nothing to run.

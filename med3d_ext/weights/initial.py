@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import nn
 
+import med3d_ext
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import read_json, write_atomically
 from med3d_ext.run.overrides import truth
 from med3d_ext.run.rank import rank
-from med3d_ext.tools.bundle_folder import PACKAGE
 from med3d_ext.weights.files import check_sha256, download_weights, read_checkpoint, write_state
 from med3d_ext.weights.labelling import weights_to_continue
 from med3d_ext.weights.loading import adapt_stem, encoder_of, load_encoder, read_weights
@@ -215,7 +215,7 @@ def initial_weights_path(
 def _released_encoder(bundle_root: str | os.PathLike | None, released: str | os.PathLike | None) -> Path:
     bundle = Path(bundle_root or ".").resolve()
     pretraining = bundle.parent / PRETRAINING
-    checkout = PACKAGE.parent / "bundles" / PRETRAINING
+    checkout = Path(med3d_ext.__file__).resolve().parents[1] / "bundles" / PRETRAINING
     if not pretraining.is_dir() and checkout.is_dir():
         pretraining = checkout  # a user's own bundle lies anywhere
     path = Path(released) if released is not None else pretraining / "weights" / "model.pt"

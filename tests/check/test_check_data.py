@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 
-from med3d_ext.data.prepare import PreparedData
+from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.networks import Segmenter
 from med3d_ext.tools.check import resources
 from med3d_ext.tools.check.configs import BundleConfigs

@@ -13,9 +13,10 @@ import pytest
 
 from med3d_ext.data import splits as splits_module
 from med3d_ext.data.fingerprint import sha256
-from med3d_ext.data.prepare import PREPARE, PreparedData, images_to_segment
+from med3d_ext.data.prepared_data import PreparedData, images_to_segment
 from med3d_ext.data.splits import SPLITS, split_cases
 from med3d_ext.errors import InputError
+from med3d_ext.tools.layouts.prepare import PREPARE
 
 
 def relist(folder, **lists):

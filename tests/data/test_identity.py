@@ -16,9 +16,9 @@ from monai.transforms import Compose, RandScaleIntensityd, ScaleIntensityRanged
 from med3d_ext.data import dataset as module
 from med3d_ext.data.dataset import SeededDataset
 from med3d_ext.data.identity import changed_cases, digests, item_digest
-from med3d_ext.data.prepare import PREPARE, PreparedData
+from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.errors import InputError
-from med3d_ext.tools.layouts.verb import prepare
+from med3d_ext.tools.layouts.prepare import PREPARE, prepare
 from med3d_ext.transforms import LoadVolumed, MergeLabelsd
 
 

@@ -9,9 +9,9 @@ import pytest
 from tiny_domains import write_domain
 
 from med3d_ext.data.fingerprint import read_header
-from med3d_ext.data.prepare import prepare_3dseg8
 from med3d_ext.errors import InputError
 from med3d_ext.tools.layouts.left_atrium import is_left_atrium, read_left_atrium
+from med3d_ext.tools.layouts.prepare import prepare_3dseg8
 from med3d_ext.transforms import LoadVolumed, MergeLabelsd
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from lidc_files import Chest, drawn
 
-from med3d_ext.data.prepare import PreparedData
+from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.io.files import read_json
 from med3d_ext.tools.cli import main
 from med3d_ext.tools.layouts.prepare_nodules import CUBE_MM

@@ -11,11 +11,11 @@ from lung_folders import save, write_decathlon, write_totalsegmentator, write_vi
 from monai.data import load_decathlon_datalist
 
 from med3d_ext.data.leakage import seen_cases
-from med3d_ext.data.prepare import PreparedData
+from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.errors import FaultyCases, InputError
 from med3d_ext.io.files import read_json
+from med3d_ext.tools.layouts.prepare import prepare
 from med3d_ext.tools.layouts.prepare_lung import prepare_lung
-from med3d_ext.tools.layouts.verb import prepare
 
 WRITERS = {"decathlon": write_decathlon, "visceral": write_visceral, "totalsegmentator": write_totalsegmentator}
 
@@ -188,7 +188,7 @@ def test_options_that_cannot_be_are_refused(options, message, tmp_path):
 
 
 def test_a_folder_prepared_for_another_task_is_refused(tmp_path):
-    from med3d_ext.data.prepare import prepare_lits
+    from med3d_ext.tools.layouts.prepare import prepare_lits
 
     root = write_decathlon(tmp_path / "Lung", lungs=1)
     prepared = prepare_lits(root, tmp_path / "lits")

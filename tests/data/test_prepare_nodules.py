@@ -12,11 +12,12 @@ import pytest
 from monai.data import load_decathlon_datalist
 
 from med3d_ext.data.leakage import leakage
-from med3d_ext.data.prepare import PreparedData, prepare_lits
+from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.errors import InputError
 from med3d_ext.handlers.card import public_case
 from med3d_ext.io.files import read_json
 from med3d_ext.tools.cli import main
+from med3d_ext.tools.layouts.prepare import prepare_lits
 from med3d_ext.tools.layouts.prepare_nodules import prepare_nodules
 
 MANY = tuple(1 + number % 5 for number in range(40))
