@@ -170,7 +170,7 @@ def check_classes(configs: BundleConfigs, command: str) -> Iterator[Finding]:
 def _range_fault(name: str, value: Any) -> str | None:
     """Why no run can use a value."""
     try:
-        options.check_options({name: value} | {key: changed for key, changed in options.as_meant({name: value})})
+        options.check_options({name: value} | dict(options.as_meant({name: value})))
     except InputError as fault:
         return str(fault)
     return None
