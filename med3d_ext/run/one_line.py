@@ -123,9 +123,7 @@ def user_message(error: BaseException | None) -> str | None:
         text = str(cause)
         if isinstance(cause, OSError) and cause.errno in _OF_FILES:
             what = f"'{cause.filename}'" if cause.filename else "A file"
-            return (
-                f"{what} cannot be used ({cause.strerror}); {_OF_FILES[cause.errno]}. What was saved before is whole."
-            )
+            return f"{what} cannot be used ({cause.strerror}); {_OF_FILES[cause.errno]}."
         if isinstance(cause, MemoryError) or "can't allocate memory" in text:
             return "RAM is full; lower batch_size, spatial_size or num_workers."
         if type(cause).__name__ == "OutOfMemoryError":
