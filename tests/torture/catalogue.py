@@ -12,7 +12,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +120,7 @@ def edit(name: str, change: Callable[[dict], Any]) -> Maker:
 
 def voxels(name: str, change: Callable[[np.ndarray], np.ndarray], affine: np.ndarray = tiny.AFFINE) -> Maker:
     """An image with other voxels."""
-    return lambda folder: tiny.save(
-        folder / name, change(np.asarray(nibabel.load(folder / name).dataobj)), affine
-    )
+    return lambda folder: tiny.save(folder / name, change(np.asarray(nibabel.load(folder / name).dataobj)), affine)
 
 
 def header(name: str, **fields: Any) -> Maker:
@@ -225,7 +223,9 @@ LAUGHS = (
     + "".join(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' for n in range(1, 12))
     + "]><LidcReadMessage>&a11;</LidcReadMessage>"
 )
-OUTSIDE = '<?xml version="1.0"?><!DOCTYPE l [<!ENTITY x SYSTEM "file:///etc/passwd">]><LidcReadMessage>&x;</LidcReadMessage>'
+OUTSIDE = (
+    '<?xml version="1.0"?><!DOCTYPE l [<!ENTITY x SYSTEM "file:///etc/passwd">]><LidcReadMessage>&x;</LidcReadMessage>'
+)
 
 TRAIN = "run --config_file {bundles}/%s/configs/train.json --dataset_dir data --epochs 1 --init scratch"
 TRAIN += " --spatial_size [32,32,32] --batch_size 1 --output_dir out --ckpt_dir out"
@@ -234,7 +234,9 @@ PRETRAIN, NODULES = TRAIN % "pretrain_3dseg8", TRAIN % "nodule_classification"
 OWN = "run --config_file own/configs/train.json --dataset_dir data --epochs 1 --init scratch --spatial_size [32,32,32]"
 OWN += " --batch_size 1 --output_dir out --ckpt_dir out"
 INFER = "run --config_file own/configs/inference.json --output_dir out --dataset_dir "
-EVALUATE = "run --config_file ['own/configs/train.json','own/configs/evaluate.json'] --dataset_dir data --output_dir out"
+EVALUATE = (
+    "run --config_file ['own/configs/train.json','own/configs/evaluate.json'] --dataset_dir data --output_dir out"
+)
 EVALUATE += " --ckpt_dir own/models --spatial_size [32,32,32]"
 PREPARE = "prepare lits data --output out"
 SEGMENT = "predict own data --output out"
@@ -278,7 +280,9 @@ PREPARE_ROWS = [
     Row("image with NaN", PREPARE, ["imagesTr/case_1"], voxels(IMAGE, lambda v: np.where(v > 800, np.nan, v))),
     Row("image infinite", PREPARE, ["imagesTr/case_1"], voxels(IMAGE, lambda v: np.where(v > 800, np.inf, v))),
     Row("image complex", PREPARE, ["imagesTr/case_1"], voxels(IMAGE, lambda v: v + 1j * np.ones_like(v))),
-    Row("image with a negative dimension", PREPARE, ["imagesTr/case_1"], header(IMAGE, dim=[3, -24, 22, 20, 1, 1, 1, 1])),
+    Row(
+        "image with a negative dimension", PREPARE, ["imagesTr/case_1"], header(IMAGE, dim=[3, -24, 22, 20, 1, 1, 1, 1])
+    ),
     Row("image of 2^45 voxels", PREPARE, ["imagesTr/case_1"], header(IMAGE, dim=[3, 32767, 32767, 32767, 1, 1, 1, 1])),
     Row("image with an unknown type", PREPARE, ["imagesTr/case_1"], header(IMAGE, datatype=9999)),
     Row("label missing", PREPARE, ["labelsTr/case_1"], remove(LABEL)),
@@ -309,34 +313,105 @@ PREPARE_ROWS = [
         *("domains.json merges words", "prepare 3dseg8 data --output out", ["merge"]),
         *(write("data/domains.json", {"Organ": {"merge": {"a": "b"}}}), "organs"),
     ),
-    Row("domains.json cut", "prepare 3dseg8 data --output out", ["domains.json"], write("data/domains.json", "{"), "organs"),
+    Row(
+        "domains.json cut",
+        "prepare 3dseg8 data --output out",
+        ["domains.json"],
+        write("data/domains.json", "{"),
+        "organs",
+    ),
 ]
 TABLE = "data/nodules.csv"
 NODULE_ROWS = [
     Row("table missing", "prepare nodules data --output out", ["data"], remove(TABLE), "nodules"),
     Row("table empty", "prepare nodules data --output out", ["nodules.csv"], write(TABLE, ""), "nodules"),
     Row("table binary", "prepare nodules data --output out", ["nodules.csv"], write(TABLE, b"\0\xff" * 99), "nodules"),
-    Row("table without rows", "prepare nodules data --output out", ["nodules.csv"], write(TABLE, "nodule,malignancy\n"), "nodules"),
-    Row("table without rating", "prepare nodules data --output out", ["malignancy"], write(TABLE, "nodule,scan\nn0,0\n"), "nodules"),
-    Row("rating 9", "prepare nodules data --output out", ["nodules.csv"], write(TABLE, "nodule,malignancy\nn0,9\nn1,5\n"), "nodules"),
-    Row("rating NaN", "prepare nodules data --output out", ["nodules.csv"], write(TABLE, "nodule,malignancy\nn0,nan\nn1,5\n"), "nodules"),
-    Row("nodule twice", "prepare nodules data --output out", ["n0"], write(TABLE, "nodule,malignancy\nn0,1\nn0,5\n"), "nodules"),
-    Row("nodule outside", "prepare nodules data --output out", ["nodules.csv"], write(TABLE, "nodule,malignancy\n../../n0,1\nn1,5\n"), "nodules"),
-    Row("one class", "prepare nodules data --output out", ["malignant"], write(TABLE, "nodule,malignancy\nn0,1\nn1,1\n"), "nodules"),
+    Row(
+        "table without rows",
+        "prepare nodules data --output out",
+        ["nodules.csv"],
+        write(TABLE, "nodule,malignancy\n"),
+        "nodules",
+    ),
+    Row(
+        "table without rating",
+        "prepare nodules data --output out",
+        ["malignancy"],
+        write(TABLE, "nodule,scan\nn0,0\n"),
+        "nodules",
+    ),
+    Row(
+        "rating 9",
+        "prepare nodules data --output out",
+        ["nodules.csv"],
+        write(TABLE, "nodule,malignancy\nn0,9\nn1,5\n"),
+        "nodules",
+    ),
+    Row(
+        "rating NaN",
+        "prepare nodules data --output out",
+        ["nodules.csv"],
+        write(TABLE, "nodule,malignancy\nn0,nan\nn1,5\n"),
+        "nodules",
+    ),
+    Row(
+        "nodule twice",
+        "prepare nodules data --output out",
+        ["n0"],
+        write(TABLE, "nodule,malignancy\nn0,1\nn0,5\n"),
+        "nodules",
+    ),
+    Row(
+        "nodule outside",
+        "prepare nodules data --output out",
+        ["nodules.csv"],
+        write(TABLE, "nodule,malignancy\n../../n0,1\nn1,5\n"),
+        "nodules",
+    ),
+    Row(
+        "one class",
+        "prepare nodules data --output out",
+        ["malignant"],
+        write(TABLE, "nodule,malignancy\nn0,1\nn1,1\n"),
+        "nodules",
+    ),
     Row("cube missing", "prepare nodules data --output out", ["n1.nii.gz"], remove("data/images/n1.nii.gz"), "nodules"),
     Row("cube cut", "prepare nodules data --output out", ["n1.nii.gz"], cut("data/images/n1.nii.gz"), "nodules"),
-    Row("mask of another shape", "prepare nodules data --output out", ["masks/n1"], voxels("data/masks/n1.nii.gz", lambda v: v[1:], np.eye(4)), "nodules"),
+    Row(
+        "mask of another shape",
+        "prepare nodules data --output out",
+        ["masks/n1"],
+        voxels("data/masks/n1.nii.gz", lambda v: v[1:], np.eye(4)),
+        "nodules",
+    ),
     Row("billion laughs", "prepare lidc data --output out", ["reading.xml"], lidc_xml(LAUGHS), "nothing"),
     Row("entity from a file", "prepare lidc data --output out", ["reading.xml"], lidc_xml(OUTSIDE), "nothing"),
     Row("XML cut", "prepare lidc data --output out", ["reading.xml"], lidc_xml(XML.format(HEAD)[:-9]), "nothing"),
     Row("XML of no series", "prepare lidc data --output out", ["reading.xml"], lidc_xml(XML.format("")), "nothing"),
-    Row("XML of a missing series", "prepare lidc data --output out", ["reading.xml"], lidc_xml(XML.format(HEAD.replace("1.2.3", "9.9.9"))), "nothing"),
+    Row(
+        "XML of a missing series",
+        "prepare lidc data --output out",
+        ["reading.xml"],
+        lidc_xml(XML.format(HEAD.replace("1.2.3", "9.9.9"))),
+        "nothing",
+    ),
     Row("XML without readings", "prepare lidc data --output out", ["data"], lidc_xml(XML.format(HEAD)), "nothing"),
-    Row("LIDC without XML", "prepare lidc data --output out", ["data"], lambda f: Chest(shape=(24, 24, 10)).write(f / "data"), "nothing"),
+    Row(
+        "LIDC without XML",
+        "prepare lidc data --output out",
+        ["data"],
+        lambda f: Chest(shape=(24, 24, 10)).write(f / "data"),
+        "nothing",
+    ),
 ]
 PREDICT_ROWS = [
     Row("bundle unknown", "predict nobody data --output out", ["nobody"], kind="scans"),
-    Row("bundle without weights", "predict {bundles}/lung_segmentation data --output out", ["lung_segmentation"], kind="scans"),
+    Row(
+        "bundle without weights",
+        "predict {bundles}/lung_segmentation data --output out",
+        ["lung_segmentation"],
+        kind="scans",
+    ),
     Row("input missing", "predict own nowhere --output out", ["nowhere"], kind="scans"),
     Row("input forgotten", "predict own --output out", ["INPUT"], kind="scans"),
     Row("output forgotten", "predict own data", ["output"], kind="scans"),
@@ -348,8 +423,20 @@ PREDICT_ROWS = [
     Row("network of another depth", SEGMENT + " --network_name resnet18", ["model.pt"], kind="scans"),
     Row("network unknown", SEGMENT + " --network_name resnet11", ["resnet11"], kind="scans"),
     Row("weights cut", SEGMENT, ["model.pt"], unlinked("own/models/model.pt", cut("own/models/model.pt")), "scans"),
-    Row("weights empty", SEGMENT, ["model.pt"], unlinked("own/models/model.pt", write("own/models/model.pt", b"")), "scans"),
-    Row("weights code", SEGMENT, ["model.pt"], unlinked("own/models/model.pt", write("own/models/model.pt", pickle.dumps(Code()))), "scans"),
+    Row(
+        "weights empty",
+        SEGMENT,
+        ["model.pt"],
+        unlinked("own/models/model.pt", write("own/models/model.pt", b"")),
+        "scans",
+    ),
+    Row(
+        "weights code",
+        SEGMENT,
+        ["model.pt"],
+        unlinked("own/models/model.pt", write("own/models/model.pt", pickle.dumps(Code()))),
+        "scans",
+    ),
     Row("weights code in an archive", SEGMENT, ["model.pt"], own_weights(lambda s: {"a": Code()}), "scans"),
     Row("weights not finite", SEGMENT, ["model.pt"], own_weights(nothing_finite), "scans"),
     Row("weights of less", SEGMENT, ["model.pt"], own_weights(lambda s: dict(list(s.items())[:-2])), "scans"),
@@ -361,14 +448,38 @@ PREDICT_ROWS = [
     Row("metadata cut", SEGMENT, ["metadata.json"], cut("own/configs/metadata.json"), "scans"),
     Row("inference cut", SEGMENT, ["inference.json"], cut("own/configs/inference.json"), "scans"),
     Row("inference missing", SEGMENT, ["inference.json"], remove("own/configs/inference.json"), "scans"),
-    Row("all inputs broken", SEGMENT, ["scan_0", "scan_1", "scan_2"], several(*(cut(f"data/scan_{n}.nii.gz") for n in range(3))), "scans", 1),
-    Row("series with a gap", "predict own series --output out", ["series"], lambda f: dicom(f, skip=(3,)), "nothing", 1),
-    Row("series with a cut slice", "predict own series --output out", ["series"], lambda f: cut("series/2.dcm")(dicom(f).parent), "nothing", 1),
+    Row(
+        "all inputs broken",
+        SEGMENT,
+        ["scan_0", "scan_1", "scan_2"],
+        several(*(cut(f"data/scan_{n}.nii.gz") for n in range(3))),
+        "scans",
+        1,
+    ),
+    Row(
+        "series with a gap", "predict own series --output out", ["series"], lambda f: dicom(f, skip=(3,)), "nothing", 1
+    ),
+    Row(
+        "series with a cut slice",
+        "predict own series --output out",
+        ["series"],
+        lambda f: cut("series/2.dcm")(dicom(f).parent),
+        "nothing",
+        1,
+    ),
     Row("infer: nothing there", INFER + "nowhere", ["nowhere"], kind="scans"),
     Row("infer: empty folder", INFER + "empty", ["empty"], lambda f: (f / "empty").mkdir(), "scans"),
     Row("infer: image cut", INFER + "data", ["scan_1"], cut("data/scan_1.nii.gz"), "scans"),
-    Row("infer: image with NaN", INFER + "data", ["scan_1"], voxels("data/scan_1.nii.gz", lambda v: v * np.nan), "scans"),
-    Row("infer: weights cut", INFER + "data", ["model.pt"], unlinked("own/models/model.pt", cut("own/models/model.pt")), "scans"),
+    Row(
+        "infer: image with NaN", INFER + "data", ["scan_1"], voxels("data/scan_1.nii.gz", lambda v: v * np.nan), "scans"
+    ),
+    Row(
+        "infer: weights cut",
+        INFER + "data",
+        ["model.pt"],
+        unlinked("own/models/model.pt", cut("own/models/model.pt")),
+        "scans",
+    ),
     Row("infer: facts missing", INFER + "data", ["fingerprint.json"], remove("own/models/fingerprint.json"), "scans"),
     Row("infer: option unknown", INFER + "data --devices cpu", ["device"], kind="scans"),
 ]
@@ -413,98 +524,260 @@ TRAIN_ROWS = [
     Row("lung: list cut", LUNG, ["dataset.json"], cut("data/dataset.json"), "lung"),
     Row("lung: label a fraction", LUNG, ["labelsTr/case_1"], voxels(LABEL, lambda v: v * 0.3), "lung"),
     Row("pretrain: no domain", PRETRAIN, ["data"], lambda f: shutil.rmtree(f / "data/Organ"), "organs"),
-    Row("pretrain: label of another class", PRETRAIN, ["case_1"], voxels("data/Organ/" + LABEL[5:], lambda v: v * 4), "organs"),
+    Row(
+        "pretrain: label of another class",
+        PRETRAIN,
+        ["case_1"],
+        voxels("data/Organ/" + LABEL[5:], lambda v: v * 4),
+        "organs",
+    ),
     Row("pretrain: branch unknown", PRETRAIN + " --branch Spleen", ["Spleen"], kind="organs"),
     Row("pretrain: clip negative", PRETRAIN + " --max_gradient_norm -1", ["max_gradient_norm"], kind="organs"),
     Row("pretrain: accumulate 0", PRETRAIN + " --accumulate 0", ["accumulate"], kind="organs"),
     Row("nodules: table cut", NODULES, ["nodules.csv"], write(TABLE, "nodule"), "nodules"),
     Row("nodules: folds 1", NODULES + " --folds 1", ["folds"], kind="nodules"),
     Row("nodules: fold beyond", NODULES + " --folds 3 --fold 5", ["fold"], kind="nodules"),
-    Row("own: config cut", OWN, ["train.json"], cut("own/configs/train.json"), "own"),
-    Row("own: metadata missing", OWN, ["metadata.json"], remove("own/configs/metadata.json"), "own"),
-    Row("config missing", OWN.replace("train.json", "tain.json"), ["tain.json"], kind="own"),
     Row("state cut", OWN, ["training_state.pt"], write("out/training_state.pt", b"PK\3\4" + bytes(999)), "own"),
     Row("state of something else", OWN, ["training_state.pt"], weights("out/training_state.pt", {"a": 1}), "own"),
     Row("state code", OWN, ["training_state.pt"], weights("out/training_state.pt", {"epoch": Code()}), "own"),
-    Row("prepared list cut", OWN.replace("data ", "prepared "), ["datalist.json"], several(
-        write("prepared/datalist.json", "{"), write("prepared/fingerprint.json", {"domains": {}})), "own"),
-    Row("prepared facts missing", OWN.replace("data ", "prepared "), ["fingerprint.json"], write("prepared/datalist.json", {"training": []}), "own"),
+    Row(
+        "prepared facts without domains",
+        OWN.replace("data ", "prepared "),
+        ["fingerprint.json"],
+        several(write("prepared/datalist.json", {"training": []}), write("prepared/fingerprint.json", {"domains": {}})),
+        "own",
+    ),
+    Row(
+        "prepared facts missing",
+        OWN.replace("data ", "prepared "),
+        ["fingerprint.json"],
+        write("prepared/datalist.json", {"training": []}),
+        "own",
+    ),
     Row("test: weights missing", EVALUATE.replace("own/models", "nowhere"), ["nowhere"], kind="own"),
-    Row("test: weights code", EVALUATE, ["model.pt"], unlinked("own/models/model.pt", write("own/models/model.pt", pickle.dumps(Code()))), "own"),
+    Row(
+        "test: weights code",
+        EVALUATE,
+        ["model.pt"],
+        unlinked("own/models/model.pt", write("own/models/model.pt", pickle.dumps(Code()))),
+        "own",
+    ),
     Row("test: split unknown", EVALUATE + " --split tests", ["split"], kind="own"),
     Row("test: image cut", EVALUATE, ["imagesTr/case_1"], cut(IMAGE), "own"),
 ]
 VERB_ROWS = [
     Row("verb unknown", "predit own data --output out", ["predict"], kind="nothing"),
     Row("evaluate: prediction missing", "evaluate nowhere data/labelsTr", ["nowhere"]),
-    Row("evaluate: nothing matches", "evaluate pred data/labelsTr", ["pred"], lambda f: tiny.save(f / "pred/x.nii.gz", np.zeros((4, 4, 4), np.uint8))),
+    Row(
+        "evaluate: nothing matches",
+        "evaluate pred data/labelsTr",
+        ["pred"],
+        lambda f: tiny.save(f / "pred/x.nii.gz", np.zeros((4, 4, 4), np.uint8)),
+    ),
     Row("evaluate: classes garbled", "evaluate pred data/labelsTr --classes liver=", ["classes"], two_label_maps),
-    Row("evaluate: tolerance negative", "evaluate pred data/labelsTr --tolerance_mm -1", ["tolerance_mm"], two_label_maps),
-    Row("evaluate: prediction cut", "evaluate pred data/labelsTr", ["pred/case_1"], several(two_label_maps, cut("pred/case_1.nii.gz"))),
-    Row("evaluate: other grid", "evaluate pred data/labelsTr", ["pred/case_1"], several(two_label_maps, voxels("pred/case_1.nii.gz", lambda v: v, np.eye(4)))),
-    Row("evaluate: fractions", "evaluate pred data/labelsTr", ["pred/case_1"], several(two_label_maps, voxels("pred/case_1.nii.gz", lambda v: v * 0.4))),
-    Row("evaluate: list cut", "evaluate pred list.json", ["list.json"], several(two_label_maps, write("list.json", "{"))),
-    Row("evaluate: list with a number", "evaluate pred list.json", ["list.json"], several(two_label_maps, write("list.json", {"training": [{"image": 1, "label": 2}]}))),
-    Row("evaluate: output a file", "evaluate pred data/labelsTr --output out", ["out"], several(two_label_maps, write("out", "text"))),
+    Row(
+        "evaluate: tolerance negative",
+        "evaluate pred data/labelsTr --tolerance_mm -1",
+        ["tolerance_mm"],
+        two_label_maps,
+    ),
+    Row(
+        "evaluate: prediction cut",
+        "evaluate pred data/labelsTr",
+        ["pred/case_1"],
+        several(two_label_maps, cut("pred/case_1.nii.gz")),
+    ),
+    Row(
+        "evaluate: other grid",
+        "evaluate pred data/labelsTr",
+        ["pred/case_1"],
+        several(two_label_maps, voxels("pred/case_1.nii.gz", lambda v: v, np.eye(4))),
+    ),
+    Row(
+        "evaluate: fractions",
+        "evaluate pred data/labelsTr",
+        ["pred/case_1"],
+        several(two_label_maps, voxels("pred/case_1.nii.gz", lambda v: v * 0.4)),
+    ),
+    Row(
+        "evaluate: list cut", "evaluate pred list.json", ["list.json"], several(two_label_maps, write("list.json", "{"))
+    ),
+    Row(
+        "evaluate: list with a number",
+        "evaluate pred list.json",
+        ["list.json"],
+        several(two_label_maps, write("list.json", {"training": [{"image": 1, "label": 2}]})),
+    ),
+    Row(
+        "evaluate: output a file",
+        "evaluate pred data/labelsTr --output out",
+        ["out"],
+        several(two_label_maps, write("out", "text")),
+    ),
     Row("check: bundle unknown", "check nobody", ["nobody"], kind="nothing"),
     Row("compare: without scratch", "compare own --inits med3d --dataset_dir data", ["scratch"], kind="own"),
     Row("compare: seeds words", "compare own --inits scratch --seeds one --dataset_dir data", ["seeds"], kind="own"),
     Row("compare: option unknown", "compare own --inits scratch --epoch 1 --dataset_dir data", ["epoch"], kind="own"),
     Row("compare: data missing", "compare own --inits scratch --dataset_dir nowhere", ["nowhere"], kind="own"),
-    Row("compare: weights missing", "compare own --inits scratch,nowhere.pt --dataset_dir data", ["nowhere.pt"], kind="own"),
-    Row("compare: share 0", "compare own --inits scratch --shares 0 --dataset_dir data", ["shares"], kind="own"),
+    Row(
+        "compare: weights missing",
+        "compare own --inits scratch,nowhere.pt --dataset_dir data",
+        ["nowhere.pt"],
+        kind="own",
+    ),
+    Row("compare: share 0", "compare own --inits scratch --shares 0 --dataset_dir data", ["share"], kind="own"),
     Row("leakage: card missing", "leakage nowhere.json data/dataset.json", ["nowhere.json"]),
-    Row("leakage: card of something else", "leakage card.json data/dataset.json", ["card.json"], write("card.json", {"a": 1})),
-    Row("leakage: card without hashes", "leakage card.json data/dataset.json", ["card.json"], write("card.json", {"cases": {"training": [{"image": "x"}]}})),
-    Row("leakage: cases a number", "leakage card.json data/dataset.json", ["card.json"], write("card.json", {"cases": {"training": 3}})),
-    Row("leakage: list empty", "leakage card.json list.json", ["list.json"], several(write("card.json", {"cases": {}}), write("list.json", {}))),
+    Row(
+        "leakage: card of something else",
+        "leakage card.json data/dataset.json",
+        ["card.json"],
+        write("card.json", {"a": 1}),
+    ),
+    Row(
+        "leakage: card without hashes",
+        "leakage card.json data/dataset.json",
+        ["card.json"],
+        write("card.json", {"cases": {"training": [{"image": "x"}]}}),
+    ),
+    Row(
+        "leakage: cases a number",
+        "leakage card.json data/dataset.json",
+        ["card.json"],
+        write("card.json", {"cases": {"training": 3}}),
+    ),
+    Row(
+        "leakage: list empty",
+        "leakage card.json list.json",
+        ["list.json"],
+        several(write("card.json", {"cases": {}}), write("list.json", {})),
+    ),
     Row("inspect: missing", "weights inspect nowhere.pt", ["nowhere.pt"], kind="nothing"),
     Row("inspect: a folder", "weights inspect data", ["data"]),
     Row("inspect: text", "weights inspect w.pt", ["w.pt"], write("w.pt", "text"), "nothing"),
     Row("inspect: code", "weights inspect w.pt", ["w.pt"], write("w.pt", pickle.dumps(Code())), "nothing"),
     Row("inspect: old code", "weights inspect w.pt", ["w.pt"], write("w.pt", pickle.dumps(Code(), 0)), "nothing"),
     Row("inspect: code in an archive", "weights inspect w.pt", ["w.pt"], weights("w.pt", Code()), "nothing"),
-    Row("inspect: safetensors cut", "weights inspect w.safetensors", ["w.safetensors"], write("w.safetensors", b"\xff" * 40), "nothing"),
-    Row("inspect: safetensors short", "weights inspect w.safetensors", ["w.safetensors"], write("w.safetensors", b"\1"), "nothing"),
+    Row(
+        "inspect: safetensors cut",
+        "weights inspect w.safetensors",
+        ["w.safetensors"],
+        write("w.safetensors", b"\xff" * 40),
+        "nothing",
+    ),
+    Row(
+        "inspect: safetensors short",
+        "weights inspect w.safetensors",
+        ["w.safetensors"],
+        write("w.safetensors", b"\1"),
+        "nothing",
+    ),
     Row("inspect: a tensor", "weights inspect w.pt", ["w.pt"], weights("w.pt", torch.zeros(3)), "nothing"),
     Row("convert: ending", "weights convert own/models/model.pt w.bin", ["w.bin"], kind="own"),
     Row("convert: exists", "weights convert own/models/model.pt w.pt", ["w.pt"], write("w.pt", "mine"), "own"),
     Row("convert: no channel", "weights convert own/models/model.pt w.pt --in_channels 0", ["in_channels"], kind="own"),
-    Row("convert: of something else", "weights convert v.pt w.pt", ["v.pt"], weights("v.pt", {"a": torch.zeros(3)}), "nothing"),
+    Row(
+        "convert: of something else",
+        "weights convert v.pt w.pt",
+        ["v.pt"],
+        weights("v.pt", {"a": torch.zeros(3)}),
+        "nothing",
+    ),
     Row("release: ending", "weights release own/models/model.pt w.bin", ["w.bin"], kind="own"),
     Row("release: missing", "weights release nowhere.pt w.pt", ["nowhere.pt"], kind="nothing"),
     Row("join: not a cascade", "weights join own/models/model.pt own/models/model.pt w.pt", ["model.pt"], kind="own"),
     Row("export: ending", "export own w.bin", ["w.bin"], kind="own"),
-    Row("export: weights cut", "export own w.ts", ["model.pt"], unlinked("own/models/model.pt", cut("own/models/model.pt")), "own"),
-    Row("export: option unknown", "export own w.ts --network resnet18", ["network"], kind="own"),
+    Row(
+        "export: weights cut",
+        "export own w.ts",
+        ["model.pt"],
+        unlinked("own/models/model.pt", cut("own/models/model.pt")),
+        "own",
+    ),
+    Row("export: option unknown", "export own w.ts --netwrk_name resnet18", ["network_name"], kind="own"),
+    Row("export: option without effect", "export own w.ts --network resnet18", ["network"], kind="own"),
+    Row(
+        "compare: config cut",
+        "compare own --inits scratch --dataset_dir data",
+        ["train.json"],
+        cut("own/configs/train.json"),
+        "own",
+    ),
+    Row(
+        "benchmark: config missing",
+        "benchmark own --dataset_dir data",
+        ["train.json"],
+        remove("own/configs/train.json"),
+        "own",
+    ),
+    Row(
+        "benchmark: metadata missing",
+        "benchmark own --dataset_dir data",
+        ["metadata.json"],
+        remove("own/configs/metadata.json"),
+        "own",
+    ),
     Row("benchmark: too few", "benchmark own --iterations 1 --dataset_dir data", ["iterations"], kind="own"),
     Row("benchmark: data missing", "benchmark own --dataset_dir nowhere", ["nowhere"], kind="own"),
     Row("report: no run", "report data", ["data"]),
     Row("report: run cut", "report own", ["run.json"], cut("own/eval/run.json"), "own"),
     Row("rerun: missing", "rerun nowhere.json", ["nowhere.json"], kind="nothing"),
     Row("rerun: of something else", "rerun r.json", ["r.json"], write("r.json", {"a": 1}), "nothing"),
-    Row("rerun: another command", "rerun r.json", ["r.json"], write("r.json", {"command": "rm -rf x", "status": "completed", "folder": "."}), "nothing"),
+    Row(
+        "rerun: another command",
+        "rerun r.json",
+        ["r.json"],
+        write("r.json", {"command": "rm -rf x", "status": "completed", "folder": "."}),
+        "nothing",
+    ),
     Row("new bundle: name", "new-bundle a/b --dataset_dir data", ["a/b"], kind="own"),
     Row("new bundle: exists", "new-bundle own --dataset_dir data", ["own"], kind="own"),
     Row("new bundle: data missing", "new-bundle x --dataset_dir nowhere", ["nowhere"], kind="nothing"),
     Row("new bundle: list cut", "new-bundle x --dataset_dir data", ["dataset.json"], cut("data/dataset.json"), "liver"),
-    Row("new bundle: background alone", "new-bundle x --dataset_dir data", ["dataset.json"], edit("data/dataset.json", lambda d: {**d, "labels": {"0": "background"}})),
+    Row(
+        "new bundle: background alone",
+        "new-bundle x --dataset_dir data",
+        ["dataset.json"],
+        edit("data/dataset.json", lambda d: {**d, "labels": {"0": "background"}}),
+    ),
     Row("phantoms: kind", "phantoms brain --folder out", ["brain"], kind="nothing"),
     Row("phantoms: cases", "phantoms lits --folder out --cases 0", ["cases"], kind="nothing"),
     Row("phantoms: full folder", "phantoms lits --folder data --cases 1", ["data"]),
     Row("pack: bundle unknown", "zoo pack nobody out", ["nobody"], kind="nothing"),
     Row("pack: weights not finite", "zoo pack own out", ["model.pt"], own_weights(nothing_finite), "own"),
     Row("pack: weights missing", "zoo pack own out --weights nowhere.pt", ["nowhere.pt"], kind="own"),
-    Row("pack: version without a line", "zoo pack own out", ["changelog"], edit("own/configs/metadata.json", lambda d: {**d, "version": "9.9.9"}), "own"),
+    Row(
+        "pack: version without a line",
+        "zoo pack own out",
+        ["changelog"],
+        edit("own/configs/metadata.json", lambda d: {**d, "version": "9.9.9"}),
+        "own",
+    ),
     Row("index: empty", "zoo index data", ["data"]),
     Row("index: archive cut", "zoo index zoo", ["x_v0.1.0.zip"], write("zoo/x_v0.1.0.zip", b"PK\3\4"), "nothing"),
     Row("publish: form", "zoo publish own out --form paper", ["form"], kind="own"),
     Row("fetch: source missing", "zoo fetch x --source nowhere", ["nowhere"], kind="nothing"),
-    Row("fetch: without a checksum", "zoo fetch x --source zoo", ["x_v0.1.0.zip"], write("zoo/x_v0.1.0.zip", b"PK\3\4"), "nothing"),
-    Row("fetch: another checksum", "zoo fetch x --source zoo", ["x_v0.1.0.zip"], several(
-        write("zoo/x_v0.1.0.zip", b"PK\3\4"), write("zoo/x_v0.1.0.zip.sha256", "0" * 64 + "  x_v0.1.0.zip\n")), "nothing"),
+    Row(
+        "fetch: without a checksum",
+        "zoo fetch x --source zoo",
+        ["x_v0.1.0.zip"],
+        write("zoo/x_v0.1.0.zip", b"PK\3\4"),
+        "nothing",
+    ),
+    Row(
+        "fetch: another checksum",
+        "zoo fetch x --source zoo",
+        ["x_v0.1.0.zip"],
+        several(write("zoo/x_v0.1.0.zip", b"PK\3\4"), write("zoo/x_v0.1.0.zip.sha256", "0" * 64 + "  x_v0.1.0.zip\n")),
+        "nothing",
+    ),
     Row("fetch: name", "zoo fetch ../x --source zoo", ["../x"], kind="nothing"),
-    Row("fetch: index cut", "zoo fetch x --source zoo", ["model_info.json"], write("zoo/models/model_info.json", "{"), "nothing"),
+    Row(
+        "fetch: index cut",
+        "zoo fetch x --source zoo",
+        ["model_info.json"],
+        write("zoo/models/model_info.json", "{"),
+        "nothing",
+    ),
     Row("fetch: nobody answers", "zoo fetch x --source http://127.0.0.1:9", ["127.0.0.1:9"], kind="nothing"),
 ]
 ROWS = [*PREPARE_ROWS, *NODULE_ROWS, *PREDICT_ROWS, *TRAIN_ROWS, *VERB_ROWS]

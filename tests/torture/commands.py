@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ MONAI = "monai.bundle"
 ERROR_CODES = {MED3D: 2, MONAI: 1}  # of a mistake of the user's
 
 
-@dataclass
+@dataclass(repr=False)
 class Done:
     """How a command ended.
 
@@ -30,12 +31,14 @@ class Done:
         out: stdout.
         err: stderr.
         peak: largest resident memory, MB.
+        command: what was typed.
     """
 
     code: int
     out: str
     err: str
     peak: float = 0.0
+    command: str = ""
 
     @property
     def last(self) -> str:
@@ -43,8 +46,8 @@ class Done:
         lines = [line for line in (self.err.strip() or self.out.strip()).splitlines() if line.strip()]
         return lines[-1] if lines else ""
 
-    def __str__(self) -> str:
-        return f"exit code {self.code}\n--- stdout\n{self.out[-1500:]}\n--- stderr\n{self.err[-3000:]}"
+    def __repr__(self) -> str:
+        return f"`{self.command}` -> {self.code}: {self.last[:300]}\n--- stdout\n{self.out[-1500:]}\n--- stderr\n{self.err[-3000:]}"
 
 
 @dataclass
@@ -54,6 +57,7 @@ class Running:
     shell: Shell
     pid: int
     output: str
+    command: str
 
     def wait(self, seconds: float = 300) -> Done:
         """Until it ends; after ``seconds`` it is killed and the test fails."""
@@ -61,8 +65,8 @@ class Running:
         if answer["code"] is None:
             self.kill()
             self.shell.ask({"wait": {"pid": self.pid, "seconds": 10}})
-            raise TimeoutError(f"still running after {seconds} s\n{self.text()}")
-        return Done(answer["code"], *self._texts(), answer["peak"])
+            raise TimeoutError(f"still running after {seconds} s: `{self.command}`\n{self.text()[-3000:]}")
+        return Done(answer["code"], *self._texts(), answer["peak"], self.command)
 
     def is_running(self, seconds: float = 0) -> bool:
         """Whether it has not ended ``seconds`` from now on."""
@@ -127,7 +131,8 @@ class Shell:
             "env": {**environment(), **(env or {})},
             "before": before,
         }
-        return Running(self, self.ask({"start": request})["pid"], output)
+        command = " ".join(["python", "-m", module, *(str(word) for word in words)])
+        return Running(self, self.ask({"start": request})["pid"], output, command)
 
     def run(self, module: str, *words: Any, folder: Path, seconds: float = 300, **options: Any) -> Done:
         """:meth:`start` and wait."""
@@ -149,7 +154,7 @@ def typed(module: str, *words: Any, folder: Path, seconds: float = 300) -> Done:
     """The command really started, in a new interpreter."""
     command = [sys.executable, "-m", module, *map(str, words)]
     done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=seconds)
-    return Done(done.returncode, done.stdout, done.stderr)
+    return Done(done.returncode, done.stdout, done.stderr, command=" ".join(command))
 
 
 def tree(folder: Path, ignored: Sequence[str] = ()) -> dict[str, str]:
@@ -166,3 +171,30 @@ def _entries(folder: Path) -> Iterator[tuple[str, str]]:
             yield name, sha256(path.read_bytes()).hexdigest() if os.access(path, os.R_OK) else "unreadable"
         else:
             yield name, "folder"
+
+
+def config(bundle: str | Path, *names: str) -> str:
+    """``--config_file`` of a bundle's configs."""
+    folder = (REPOSITORY / "bundles" / bundle if isinstance(bundle, str) else bundle) / "configs"
+    files = [str(folder / f"{name}.json") for name in names or ("train",)]
+    return files[0] if len(files) == 1 else str(files).replace(" ", "")
+
+
+def train_words(bundle: str | Path, data: Path, output: Path, epochs: int = 2) -> list[object]:
+    """The shortest training of a bundle into a folder of its own."""
+    words: list[object] = ["run", "--config_file", config(bundle), "--dataset_dir", data, "--epochs", epochs]
+    words += ["--spatial_size", "[32,32,32]", "--init", "scratch", "--batch_size", 1, "--val_interval", 1]
+    return words + ["--output_dir", output / "eval", "--ckpt_dir", output / "models"]
+
+
+def refused(done: Done, *names: str, code: int | None = None) -> None:
+    """A sentence that names what is at fault, the right exit code, and no traceback."""
+    assert "Traceback" not in done.err + done.out, done
+    assert done.code > 0 if code is None else done.code == code, done
+    for name in names:
+        assert name in done.err, f"the message does not name {name!r}: {done}"
+
+
+def link(source: str, target: str) -> None:
+    """A copy; of weights a hard link, which whoever changes them must break."""
+    (os.link if source.endswith(".pt") else shutil.copy2)(source, target)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,16 +13,7 @@ import pytest
 sys.path.insert(1, str(Path(__file__).parents[1] / "data"))  # lidc_files
 
 import tiny  # noqa: E402
-from commands import MED3D, MONAI, REPOSITORY, Done, Shell  # noqa: E402
-
-BUNDLES = {
-    "lits_coarse": lambda folder: tiny.decathlon(folder),
-    "lits_fine": lambda folder: tiny.decathlon(folder),
-    "lung_segmentation": lambda folder: tiny.decathlon(folder, labels=("background", "lung")),
-    "pretrain_3dseg8": lambda folder: tiny.decathlon(folder, labels=("background", "a", "b"), modality="MRI"),
-    "nodule_classification": lambda folder: tiny.nodules(folder),
-}
-"""A maker of fitting data for each bundle."""
+from commands import MED3D, MONAI, Shell, link, train_words  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -52,21 +41,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Data for each bundle; no test writes into it."""
     folder = tmp_path_factory.mktemp("data")
-    return {name: make(folder / f"data_{name}") for name, make in BUNDLES.items()}
-
-
-def config(bundle: str | Path, *names: str) -> str:
-    """``--config_file`` of a bundle's configs."""
-    folder = (REPOSITORY / "bundles" / bundle if isinstance(bundle, str) else bundle) / "configs"
-    files = [str(folder / f"{name}.json") for name in names or ("train",)]
-    return files[0] if len(files) == 1 else str(files).replace(" ", "")
-
-
-def train_words(bundle: str | Path, data: Path, output: Path, epochs: int = 2) -> list[object]:
-    """The shortest training of a bundle into a folder of its own."""
-    words: list[object] = ["run", "--config_file", config(bundle), "--dataset_dir", data, "--epochs", epochs]
-    words += ["--spatial_size", "[32,32,32]", "--init", "scratch", "--batch_size", 1, "--val_interval", 1]
-    return words + ["--output_dir", output / "eval", "--ckpt_dir", output / "models"]
+    return {name: make(folder / f"data_{name}") for name, make in tiny.BUNDLES.items()}
 
 
 @pytest.fixture(scope="session")
@@ -87,12 +62,8 @@ def trained(shell: Shell, data: dict[str, Path], tmp_path_factory: pytest.TempPa
 @pytest.fixture
 def own(trained: Path, place: Path) -> Path:
     """A copy of :func:`trained` to write into; its weights are hard links."""
-    shutil.copytree(trained, place / "own", copy_function=_link)
+    shutil.copytree(trained, place / "own", copy_function=link)
     return place / "own"
-
-
-def _link(source: str, target: str) -> None:
-    (os.link if source.endswith(".pt") else shutil.copy2)(source, target)
 
 
 @pytest.fixture
@@ -118,14 +89,9 @@ def mount(place: Path) -> Iterator[Callable[..., Path]]:
         subprocess.run(["umount", "--lazy", str(target)], check=True)
 
 
-def refused(done: Done, *names: str, code: int | None = None) -> None:
-    """A sentence that names what is at fault, the right exit code, and no traceback."""
-    assert "Traceback" not in done.err + done.out, done
-    assert done.code > 0 if code is None else done.code == code, done
-    for name in names:
-        assert name in done.err, f"the message does not name {name!r}\n{done}"
-
-
-def cards(path: Path) -> dict:
-    """A JSON file."""
-    return dict(json.loads(path.read_text()))
+def pytest_terminal_summary(terminalreporter) -> None:
+    """What was tried, of the tests that count it."""
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        if report.when == "call" and report.user_properties and "torture" in report.nodeid:
+            facts = ", ".join(f"{key} {value}" for key, value in report.user_properties)
+            terminalreporter.write_line(f"{report.nodeid.rpartition('::')[2]}: {facts} ({report.duration:.0f} s)")

@@ -32,7 +32,9 @@ def moment(event: str, arguments: tuple, root: str) -> tuple[str, str] | None:
     path = os.path.abspath(path)
     if not path.startswith(root + os.sep) or "tfevents" in path:
         return None
-    return event, re.sub(r"[0-9a-f]{16,}|\d{3,}|(?<=[.-])[a-z0-9_]{8}$|(?<=^tmp)[a-z0-9_]{8}$", "N", os.path.basename(path))
+    return event, re.sub(
+        r"[0-9a-f]{16,}|\d{3,}|(?<=[.-])[a-z0-9_]{8}$|(?<=^tmp)[a-z0-9_]{8}$", "N", os.path.basename(path)
+    )
 
 
 def _is_write(arguments: tuple) -> bool:

@@ -10,8 +10,12 @@ from typing import Any
 
 import torch
 
-VOLATILE = re.compile(r"second|time|date|started|finished|elapsed|duration|created|written|hours|minutes|memory|command|argv")
-IGNORED = re.compile(r"tfevents|\.lock$|\.log$|\.png$|\.html$|\.out$|\.err$|/cache/|initial_weights|training_state\.pt$")
+VOLATILE = re.compile(
+    r"second|time|date|started|finished|elapsed|duration|created|written|hours|minutes|memory|command|argv|^stamp$"
+)
+IGNORED = re.compile(
+    r"tfevents|\.lock$|\.log$|\.png$|\.html$|\.out$|\.err$|/cache/|initial_weights|training_state\.pt$"
+)
 
 
 def results(folder: Path) -> dict[str, Any]:

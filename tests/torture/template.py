@@ -1,7 +1,8 @@
-"""A process that has imported MONAI forks itself for each command: typed commands in tenths of a second, not in eight.
+"""A process that has imported MONAI forks itself for each command: tenths of a second instead of eight.
 
-Requests come as JSON lines on stdin and are answered on stdout, see :mod:`commands`. A child does what ``python -m MODULE
-WORDS`` does: same ``sys.argv``, ``sys.path``, exit codes and messages, which a test compares with really started ones.
+Requests come as JSON lines on stdin and are answered on stdout, see :mod:`commands`. A child does what
+``python -m MODULE WORDS`` does: same ``sys.argv``, ``sys.path``, exit codes and messages, which a test compares with
+really started ones.
 """
 
 from __future__ import annotations
@@ -111,5 +112,7 @@ def child(module: str, words: list[str], folder: str, output: str, env: dict[str
 
 
 if __name__ == "__main__":
-    sys.path.insert(1, os.path.dirname(os.path.abspath(__file__)))  # its own place is given away to the command's folder
+    sys.path.insert(
+        1, os.path.dirname(os.path.abspath(__file__))
+    )  # its own place is given away to the command's folder
     main()

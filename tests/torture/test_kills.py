@@ -15,8 +15,7 @@ from typing import Any
 import faults
 import pytest
 import tiny
-from commands import MED3D, MONAI, Done, Shell
-from conftest import BUNDLES, train_words
+from commands import MED3D, MONAI, Done, Shell, train_words
 from lidc_files import Chest, Drawn, Roi
 from results import differing, results
 
@@ -72,11 +71,14 @@ QUICK_TASKS = {
     "prepare 3dseg8": verb(
         *("prepare", "3dseg8", "data", "--output", "out"), prepare=lambda f: tiny.decathlon(f / "data" / "Organ")
     ),
-    "prepare nodules": verb("prepare", "nodules", "data", "--output", "out", prepare=lambda f: tiny.nodules(f / "data")),
+    "prepare nodules": verb(
+        "prepare", "nodules", "data", "--output", "out", prepare=lambda f: tiny.nodules(f / "data")
+    ),
     "prepare lidc": verb("prepare", "lidc", "data", "--output", "out", prepare=lambda f: lidc(f / "data")),
     "evaluate": verb("evaluate", "pred", "data/labelsTr", "--output", "out", prepare=evaluated),
     "new-bundle": verb(
-        *("new-bundle", "mine", "--dataset_dir", "data", "--output", "out"), prepare=lambda f: tiny.decathlon(f / "data")
+        *("new-bundle", "mine", "--dataset_dir", "data", "--output", "out"),
+        prepare=lambda f: tiny.decathlon(f / "data"),
     ),
     "phantoms": verb("phantoms", "nodules", "--folder", "out", "--cases", 4),
 }
@@ -90,7 +92,7 @@ def chosen(found: dict[tuple[str, str], int], seed: str) -> Iterator[tuple[str, 
 
 
 def torment(task: Task, shell: Shell, place: Path, subtests: Any, title: str) -> None:
-    """Kill a task at every kind of moment, and inside of every file; each time the second call ends like a quiet one."""
+    """Kill a task at every kind of moment, and inside of every file; the second call ends like a quiet one."""
     source, folder, log = place / "source", place / "work", place / "moments"
     shutil.rmtree(source, ignore_errors=True)
     source.mkdir()
@@ -184,7 +186,7 @@ def quiet_trainings(shell, data, tmp_path_factory) -> Callable[[str], tuple[dict
 
 @pytest.mark.parametrize("number", range(20))
 def test_a_training_killed_at_a_random_moment_ends_with_the_same_weights(number, data, shell, place, quiet_trainings):
-    bundle = list(BUNDLES)[number % len(BUNDLES)]
+    bundle = list(tiny.BUNDLES)[number % len(tiny.BUNDLES)]
     expected, seconds = quiet_trainings(bundle)
     words = train_words(bundle, data[bundle], place)
     running = shell.start(MONAI, *words, folder=place)
@@ -197,7 +199,18 @@ def test_a_training_killed_at_a_random_moment_ends_with_the_same_weights(number,
 
 
 def test_a_comparison_killed_at_random_moments_ends_with_the_same_table(trained, data, shell, place):
-    words = ["compare", trained, "--inits", "scratch", "--epochs", 1, "--spatial_size", "[32,32,32]", "--val_interval", 1]
+    words = [
+        "compare",
+        trained,
+        "--inits",
+        "scratch",
+        "--epochs",
+        1,
+        "--spatial_size",
+        "[32,32,32]",
+        "--val_interval",
+        1,
+    ]
     words += ["--dataset_dir", data["pretrain_3dseg8"], "--output", "out"]
     quiet, killed = place / "quiet", place / "killed"
     for folder in (quiet, killed):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nibabel
@@ -73,3 +73,13 @@ def nodules(folder: Path, cases: int = 12, edge: int = 14) -> Path:
         rows.append(f"n{number},{number},{rating}")
     (folder / "nodules.csv").write_text("\n".join(rows) + "\n")
     return folder
+
+
+BUNDLES: dict[str, Callable[[Path], Path]] = {
+    "lits_coarse": lambda folder: decathlon(folder),
+    "lits_fine": lambda folder: decathlon(folder),
+    "lung_segmentation": lambda folder: decathlon(folder, labels=("background", "lung")),
+    "pretrain_3dseg8": lambda folder: decathlon(folder, labels=("background", "a", "b"), modality="MRI"),
+    "nodule_classification": lambda folder: nodules(folder),
+}
+"""A maker of fitting data for each bundle."""
