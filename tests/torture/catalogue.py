@@ -1,8 +1,8 @@
 """Broken inputs over all bundles and verbs: a row each.
 
 A row says what is broken, who breaks it, what is typed, which file or key the sentence must name, and the exit code. No
-row pins the sentence. ``{own}`` is a trained bundle of the classes a and b, ``{bundles}`` the folder of all bundles; other
-paths are relative to the row's own folder, which holds ``data`` of the row's kind before it is broken.
+row pins the sentence. Paths are relative to the row's own folder, which holds ``data`` of the row's kind before it is
+broken and, where it is typed, ``own``, a trained bundle of the classes a and b; ``{bundles}`` is the folder of all.
 """
 
 from __future__ import annotations

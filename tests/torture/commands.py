@@ -30,14 +30,12 @@ class Done:
         code: its exit code, minus the signal that killed it.
         out: stdout.
         err: stderr.
-        peak: largest resident memory, MB.
         command: what was typed.
     """
 
     code: int
     out: str
     err: str
-    peak: float = 0.0
     command: str = ""
 
     @property
@@ -47,7 +45,8 @@ class Done:
         return lines[-1] if lines else ""
 
     def __repr__(self) -> str:
-        return f"`{self.command}` -> {self.code}: {self.last[:300]}\n--- stdout\n{self.out[-1500:]}\n--- stderr\n{self.err[-3000:]}"
+        head = f"`{self.command}` -> {self.code}: {self.last[:300]}"
+        return f"{head}\n--- stdout\n{self.out[-1500:]}\n--- stderr\n{self.err[-3000:]}"
 
 
 @dataclass
@@ -66,11 +65,10 @@ class Running:
             self.kill()
             self.shell.ask({"wait": {"pid": self.pid, "seconds": 10}})
             raise TimeoutError(f"still running after {seconds} s: `{self.command}`\n{self.text()[-3000:]}")
-        return Done(answer["code"], *self._texts(), answer["peak"], self.command)
+        return Done(answer["code"], *self._texts(), self.command)
 
-    def is_running(self, seconds: float = 0) -> bool:
-        """Whether it has not ended ``seconds`` from now on."""
-        # waitid with WNOWAIT would need the parent: /proc says it without taking the exit code away
+    def is_running(self) -> bool:
+        """Whether it has not ended; the template process is its parent and alone may wait for it."""
         try:
             state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
@@ -117,9 +115,7 @@ class Shell:
         """Its next answer."""
         return dict(json.loads(self.process.stdout.readline()))  # type: ignore[union-attr]
 
-    def start(
-        self, module: str, *words: Any, folder: Path, before: str = "", env: Mapping[str, str] | None = None
-    ) -> Running:
+    def start(self, module: str, *words: Any, folder: Path, before: str = "") -> Running:
         """Start ``python -m MODULE WORDS`` in ``folder``; ``before`` is Python that brings a fault about."""
         self.count += 1
         output = str(Path(self.logs.name, str(self.count)))
@@ -128,7 +124,7 @@ class Shell:
             "words": [str(word) for word in words],
             "folder": str(folder),
             "output": output,
-            "env": {**environment(), **(env or {})},
+            "env": environment(),
             "before": before,
         }
         command = " ".join(["python", "-m", module, *(str(word) for word in words)])

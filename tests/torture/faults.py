@@ -1,6 +1,6 @@
 """Faults inside a command, by its audit events: files opened, moved and removed, wherever the code that does so lies.
 
-A test passes a call of one of these as text to :meth:`commands.Shell.start`; the forked command makes it before it begins.
+A test passes a call of one of these as text to :meth:`commands.Shell.start`; the forked command makes it first.
 """
 
 from __future__ import annotations

@@ -59,14 +59,14 @@ def start(request: dict[str, Any]) -> dict[str, int]:
 
 
 def wait(pid: int, seconds: float) -> dict[str, Any]:
-    """Exit code of a child as ``subprocess`` states it, and its peak memory (MB); none while it runs."""
+    """Exit code of a child as ``subprocess`` states it; none while it runs."""
     deadline = time.monotonic() + seconds
     while True:
-        done, status, usage = os.wait4(pid, os.WNOHANG)
+        done, status = os.waitpid(pid, os.WNOHANG)
         if done:
-            return {"code": os.waitstatus_to_exitcode(status), "peak": usage.ru_maxrss / 1024}
+            return {"code": os.waitstatus_to_exitcode(status)}
         if time.monotonic() >= deadline:
-            return {"code": None, "peak": 0}
+            return {"code": None}
         time.sleep(0.005)
 
 
