@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from med3d_ext.cli import main
+from med3d_ext.tools.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,7 +1,8 @@
-"""The training step where MONAI's falls short: mixed precision on CPU, gradient clipping, accumulation, domains."""
+"""The training step where MONAI's falls short: mixed precision on CPU, gradient clipping, domains."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,8 @@ from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys
 
-from med3d_ext.overrides import truth
+# MONAI's trainer makes a gradient scaler of its own, which bfloat16 has no use for, and torch warns on a CPU.
+warnings.filterwarnings("ignore", message=r".*GradScaler")
 
 
 def computes_bfloat16(device: torch.device) -> bool:
@@ -28,20 +30,16 @@ class TrainingIteration:
     """``iteration_update`` of MONAI's SupervisedTrainer.
 
     MONAI's own step autocasts on CUDA alone, so ``amp`` does nothing on a CPU. bfloat16 needs no gradient scaler and
-    runs on both. Further keyword arguments of a batch (``domain``) reach the network and the loss.
+    runs on both. Further keyword arguments of a batch (``domain``) reach the network and the loss. What the trainer was
+    told holds: ``amp`` (the forward pass in bfloat16 where the device :func:`computes_bfloat16`, the loss always in
+    float32), ``amp_kwargs``, ``accumulation_steps`` (batches whose gradients are summed for one step) and
+    ``optim_set_to_none``.
 
     Args:
-        amp: forward pass in bfloat16 where the device :func:`computes_bfloat16`; the loss is always computed in
-            float32. Defaults to True.
-        accumulate: batches whose gradients are summed for one step of the optimizer. Defaults to 1.
         max_gradient_norm: clip the gradient's norm. Defaults to None.
     """
 
-    def __init__(self, amp: bool | str = True, accumulate: int = 1, max_gradient_norm: float | None = None) -> None:
-        if accumulate < 1:
-            raise ValueError(f"accumulate must be at least 1, got {accumulate}.")
-        self.amp = truth("amp", amp)
-        self.accumulate = accumulate
+    def __init__(self, max_gradient_norm: float | None = None) -> None:
         self.max_gradient_norm = max_gradient_norm
 
     def __call__(self, engine: SupervisedTrainer, batchdata: dict[str, Any]) -> dict[str, Any]:
@@ -50,14 +48,16 @@ class TrainingIteration:
         engine.state.output = {CommonKeys.IMAGE: inputs, CommonKeys.LABEL: targets}
         engine.network.train()
         device = torch.device(engine.state.device)
-        amp = self.amp and computes_bfloat16(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
+        amp = engine.amp and computes_bfloat16(device)
+        with torch.autocast(
+            **{"device_type": device.type, "dtype": torch.bfloat16, **engine.amp_kwargs, "enabled": amp}
+        ):
             prediction = engine.inferer(inputs, engine.network, *args, **kwargs)
         engine.state.output[CommonKeys.PRED] = prediction
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         engine.state.output[CommonKeys.LOSS] = engine.loss_function(prediction.float(), targets, **kwargs)
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
-        (engine.state.output[CommonKeys.LOSS] / self.accumulate).backward()
+        (engine.state.output[CommonKeys.LOSS] / engine.accumulation_steps).backward()
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
         self._step(engine)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
@@ -65,13 +65,13 @@ class TrainingIteration:
 
     def _step(self, engine: SupervisedTrainer) -> None:
         position = (engine.state.iteration - 1) % engine.state.epoch_length + 1
-        if position % self.accumulate and position != engine.state.epoch_length:
+        if position % engine.accumulation_steps and position != engine.state.epoch_length:
             return
         if self.max_gradient_norm is not None:
             torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_gradient_norm)
         engine.optimizer.step()
-        # To None, not to zero: momentum and weight decay would otherwise move the branches of idle domains.
-        engine.optimizer.zero_grad(set_to_none=True)
+        # To None in every bundle, not to zero: momentum and weight decay would move the branches of idle domains.
+        engine.optimizer.zero_grad(set_to_none=engine.optim_set_to_none)
 
 
 class DomainBatch:

@@ -11,6 +11,7 @@ import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
 EXPLICIT = "1.2.840.10008.1.2.1"
 
 
@@ -89,3 +90,58 @@ def write_series(
         }
         write_slice(folder / names.format(number), stored[:, :, number], {**own, **(tags or {})})
     return folder
+
+
+def write_frames(
+    path: Path,
+    stored: np.ndarray,
+    order: Sequence[int],
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
+    slopes: Sequence[float] | None = None,
+    groups: Sequence[dict[str, Any]] | None = None,
+    tags: dict[str, Any] | None = None,
+) -> Path:
+    """Write one file of frames, as scanners of today do.
+
+    Args:
+        path: the file.
+        stored: stored values (x, y, slice) in the order of their positions, int16 or uint16.
+        order: which slice each frame shows.
+        spacing: mm along x, y and from slice to slice.
+        slopes: slope of each frame; the intercept is -1024. Defaults to None: one slope of 1 that all share.
+        groups: further facts of each frame's content, keyword to value. Defaults to None.
+        tags: further tags of the file.
+    """
+
+    def item(**values: Any) -> list[Dataset]:
+        content = Dataset()
+        for keyword, value in values.items():
+            setattr(content, keyword, value)
+        return [content]
+
+    def rescale(slope: float) -> list[Dataset]:
+        return item(RescaleSlope=slope, RescaleIntercept=-1024, RescaleType="HU")
+
+    shared = {
+        "PixelMeasuresSequence": item(PixelSpacing=[spacing[1], spacing[0]], SliceThickness=spacing[2]),
+        "PlaneOrientationSequence": item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0]),
+    }
+    if slopes is None:
+        shared["PixelValueTransformationSequence"] = rescale(1)
+    frames = []
+    for number, index in enumerate(order):
+        own = {"PlanePositionSequence": item(ImagePositionPatient=[-10.0, 20.0, -300.5 + spacing[2] * index])}
+        if slopes is not None:
+            own["PixelValueTransformationSequence"] = rescale(slopes[number])
+        if groups is not None:
+            own["FrameContentSequence"] = item(**groups[number])
+        frames += item(**own)
+    facts = {
+        "SeriesInstanceUID": "1.2.5",
+        "SOPInstanceUID": "1.2.5.1",
+        "NumberOfFrames": len(order),
+        "PixelData": np.stack([stored[:, :, index].T for index in order]).tobytes(),
+        "SharedFunctionalGroupsSequence": item(**shared),
+        "PerFrameFunctionalGroupsSequence": frames,
+    }
+    return write_slice(path, stored[:, :, 0], {**facts, **(tags or {})}, ENHANCED_CT)

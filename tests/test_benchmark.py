@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from ignite.engine import Engine
 
-from med3d_ext.benchmark import StepTimer, benchmark
 from med3d_ext.errors import InputError
+from med3d_ext.tools.benchmark import StepTimer, benchmark
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +15,11 @@ from monai.bundle.scripts import run
 from monai.data import DataLoader, Dataset
 from monai.transforms import Compose
 
-from med3d_ext import one_line
-from med3d_ext.bundle import StartRun, check_overrides, effective_config, one_line_errors, run_arguments
 from med3d_ext.errors import InputError
-from med3d_ext.one_line import input_error_message
+from med3d_ext.io.files import write_atomically
+from med3d_ext.run import one_line
+from med3d_ext.run.one_line import input_error_message, user_message
+from med3d_ext.run.start import StartRun, check_overrides, effective_config, one_line_errors, run_arguments
 
 MAIN = os.path.join("monai", "bundle", "__main__.py")
 CONFIG = {
@@ -31,7 +33,7 @@ CONFIG = {
         "trainer": {"_target_": "SupervisedTrainer", "max_epochs": "@epochs"},
         "handlers": [{"_target_": "StatsHandler", "name": "x"}],
     },
-    "run": [{"_target_": "med3d_ext.bundle.StartRun"}],
+    "run": [{"_target_": "med3d_ext.run.StartRun"}],
 }
 
 
@@ -281,3 +283,83 @@ def test_under_torchrun_the_line_is_said_once(train_json):
     assert done.returncode == 1
     assert done.stderr.count("did you mean 'epochs'?") == 1
     assert Path(train_json).is_file()
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            OSError(28, "No space left on device", "/o/model.pt"),
+            "'/o/model.pt' cannot be used (No space left on device)",
+        ),
+        (PermissionError(13, "Permission denied", "/o"), "'/o' cannot be used (Permission denied); check the path"),
+        (MemoryError(), "RAM is full; lower batch_size"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "GPU memory is full; lower batch_size"),
+        (RuntimeError("DataLoader worker (pid(s) 5) exited unexpectedly"), "A worker process was killed"),
+        (KeyboardInterrupt(), "Interrupted"),
+        (one_line.Terminated(), "Terminated"),
+    ],
+)
+def test_what_the_machine_or_a_user_stops_is_a_sentence(error, sentence):
+    wrapped = RuntimeError("Failed to evaluate ConfigExpression: '$@train::trainer.run()'")
+    wrapped.__cause__ = error
+    assert (user_message(error) or "").startswith(sentence)
+    if isinstance(error, Exception):
+        assert user_message(wrapped) == user_message(error)
+
+
+def test_a_torch_file_that_the_disk_cuts_off_is_named_and_the_old_one_survives(tmp_path):
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match="No space left") as caught, write_atomically(path):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1 vs 0")
+    assert (user_message(caught.value) or "").startswith(f"'{path}' cannot be used (No space left on device)")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def stopped(tmp_path, number):
+    """Exit code and stderr of a command that a signal stops."""
+    program = tmp_path / "monai" / "bundle" / "__main__.py"
+    program.parent.mkdir(parents=True)
+    program.write_text(
+        "import time, signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from med3d_ext.run.one_line import one_line_errors\none_line_errors()\n"
+        "print('ready', flush=True)\ntime.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    return process.wait(timeout=60), process.stderr.read()
+
+
+@pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "Interrupted"), (signal.SIGTERM, "Terminated")])
+def test_a_stopped_run_says_so_in_a_line_and_has_the_signals_exit_code(tmp_path, number, word):
+    code, said = stopped(tmp_path, number)
+    assert code == -number  # 128 + number in a shell
+    assert said == f"{word}; the same command resumes a training after its last complete epoch.\n"
+
+
+def test_debug_shows_the_traceback(process):
+    others = []
+    process.setattr(sys, "excepthook", lambda *error: others.append(error))
+    as_command(process, "run", "--debug")
+    one_line_errors()
+    error = InputError("fault.")
+    sys.excepthook(InputError, error, None)
+    assert others == [(InputError, error, None)]
+
+
+def test_a_training_does_not_end_because_nobody_reads_its_log():
+    script = (
+        "import sys, logging, time\nsys.argv = ['med3d_ext']\n"
+        "from med3d_ext.run.one_line import one_line_errors\none_line_errors()\n"
+        "logging.basicConfig(stream=sys.stdout, level=20)\n"
+        "for n in range(2000): logging.info('line %d', n)\nprint('done', file=sys.stderr)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == "done\n"
+    assert process.wait(timeout=60) == 0

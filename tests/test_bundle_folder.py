@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-import med3d_ext.bundle_folder as bundle_folder
-from med3d_ext.bundle_folder import find_bundle
+import med3d_ext.tools.bundle_folder as bundle_folder
 from med3d_ext.errors import InputError
+from med3d_ext.tools.bundle_folder import find_bundle
 
 REPOSITORY = Path(__file__).parents[1]
 

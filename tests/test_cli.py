@@ -8,10 +8,10 @@ import types
 import pytest
 import torch
 
-from med3d_ext import cli
 from med3d_ext.errors import InputError
 from med3d_ext.networks.resnet import ResNetEncoder
-from med3d_ext.networks.weight_files import read_checkpoint
+from med3d_ext.tools import cli
+from med3d_ext.weights.files import read_checkpoint
 
 
 @pytest.fixture
@@ -195,3 +195,29 @@ def test_weights_convert_refuses_what_is_no_whole_encoder(kinetics, tmp_path, ca
         assert cli.main(["weights", "convert", str(tmp_path / name), str(tmp_path / "out.pt"), *words]) == 2
         assert reason in capsys.readouterr().err
     assert not (tmp_path / "out.pt").exists()
+
+
+def test_the_home_folder_is_expanded_in_every_argument(calls, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert cli.main(["some", "verb", "~/a", "--output=$HOME/b", "~/c"]) == 0
+    assert calls[0][:3] == ("/home/me/a", "/home/me/b", ("/home/me/c",))
+
+
+def test_a_stop_is_a_line_and_debug_shows_a_traceback(calls, monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(InputError, match="'wrong' is wrong"):
+        cli.main(["some", "verb", "wrong", "--debug"])
+    monkeypatch.setattr(cli, "_run", stop)
+    assert cli.main(["some", "verb", "a"]) == 130
+    assert capsys.readouterr().err == "Interrupted.\n"
+
+
+def test_a_reader_that_has_read_enough_ends_a_verb_without_a_traceback():
+    command = [sys.executable, "-m", "med3d_ext", "--help"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, **pipes)
+    process.stdout.close()
+    assert process.wait(timeout=60) in (141, 0)
+    assert process.stderr.read() == b""

@@ -38,8 +38,7 @@ def train(network: nn.Module, batch_size: int = 2, epochs: int = 2, count: int =
         max_epochs=epochs,
         train_data_loader=DataLoader(make_items(count), batch_size=batch_size),
         network=network,
-        optim_set_to_none=True,
-        **options,
+        **{"optim_set_to_none": True, **options},
     )
     torch.manual_seed(5)
     trainer.run()
@@ -57,7 +56,7 @@ def assert_equal(ours: nn.Module, theirs: nn.Module) -> None:
 def test_without_extras_the_step_is_monais_bit_for_bit():
     ours, theirs = make_network(), make_network()
     before = weights(ours)
-    train(ours, iteration_update=TrainingIteration(amp=False))
+    train(ours, iteration_update=TrainingIteration())
     train(theirs)
     assert_equal(ours, theirs)
     assert not torch.equal(before[0], weights(ours)[0])
@@ -65,7 +64,7 @@ def test_without_extras_the_step_is_monais_bit_for_bit():
 
 def test_accumulation_is_monais_bit_for_bit_with_a_batch_left_over():
     ours, theirs = make_network(), make_network()
-    train(ours, count=10, iteration_update=TrainingIteration(amp=False, accumulate=2))
+    train(ours, count=10, iteration_update=TrainingIteration(), accumulation_steps=2)
     train(theirs, count=10, accumulation_steps=2)
     assert_equal(ours, theirs)
 
@@ -73,8 +72,8 @@ def test_accumulation_is_monais_bit_for_bit_with_a_batch_left_over():
 def test_two_accumulated_batches_are_one_of_double_size():
     ours, theirs = (nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 2, 1)) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
-    train(ours, 2, count=8, iteration_update=TrainingIteration(amp=False, accumulate=2))
-    train(theirs, 4, count=8, iteration_update=TrainingIteration(amp=False))
+    train(ours, 2, count=8, iteration_update=TrainingIteration(), accumulation_steps=2)
+    train(theirs, 4, count=8, iteration_update=TrainingIteration())
     for a, b in zip(weights(ours), weights(theirs)):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
@@ -85,7 +84,7 @@ def test_the_gradient_is_clipped_before_the_step():
     for name, network, limit in (("free", free, None), ("clipped", clipped, 0.01)):
         before = weights(network)
         optimizer = torch.optim.SGD(network.parameters(), 1.0)
-        step = TrainingIteration(amp=False, max_gradient_norm=limit)
+        step = TrainingIteration(max_gradient_norm=limit)
         train(network, 6, 1, optimizer=optimizer, iteration_update=step)
         norms[name] = float(sum(((a - b) ** 2).sum() for a, b in zip(before, weights(network))) ** 0.5)
     assert norms["free"] > 0.05
@@ -121,7 +120,7 @@ def test_arguments_of_a_batch_reach_the_network_and_the_loss():
         return nn.functional.cross_entropy(prediction, target)
 
     domains = with_domain(iter([0, 1, 0]))
-    step = TrainingIteration(amp=False)
+    step = TrainingIteration()
     train(network, 2, 1, loss_function=loss, prepare_batch=domains, iteration_update=step)
     assert network.seen == [(2.0, 0), (2.0, 1), (2.0, 0)] and heard == [0, 1, 0]
 
@@ -135,7 +134,7 @@ def test_momentum_and_decay_do_not_move_an_idle_branch():
         moved.append(network.branches[0].weight.detach().clone())
         return nn.functional.cross_entropy(prediction, target)
 
-    step = TrainingIteration(amp=False)
+    step = TrainingIteration()
     train(network, 2, 1, loss_function=loss, prepare_batch=with_domain(domains), iteration_update=step)
     assert not torch.equal(moved[0], moved[1])  # its own batch moved it
     assert torch.equal(moved[1], moved[2]) and torch.equal(moved[2], network.branches[0].weight)
@@ -151,11 +150,11 @@ def test_amp_computes_the_forward_pass_in_bfloat16_and_the_loss_in_float32_on_a_
         return nn.functional.cross_entropy(prediction, target)
 
     reference = copy.deepcopy(network)
-    train(network, 6, 1, loss_function=loss, iteration_update=TrainingIteration())
+    train(network, 6, 1, loss_function=loss, iteration_update=TrainingIteration(), amp=True)
     assert types == [torch.bfloat16, torch.float32]
     assert all(value.dtype == torch.float32 for value in weights(network))
     types.clear()
-    train(reference, 6, 1, loss_function=loss, iteration_update=TrainingIteration(amp="false"))  # as typed
+    train(reference, 6, 1, loss_function=loss, iteration_update=TrainingIteration(), amp=False)
     assert types == [torch.float32, torch.float32]
 
 
@@ -163,8 +162,8 @@ def test_amp_stays_in_float32_where_the_device_would_only_emulate_bfloat16(monke
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     ours, theirs = make_network(), make_network()
-    train(ours, iteration_update=TrainingIteration())
-    train(theirs, iteration_update=TrainingIteration(amp=False))
+    train(ours, iteration_update=TrainingIteration(), amp=True)
+    train(theirs, iteration_update=TrainingIteration())
     assert_equal(ours, theirs)
     assert not computes_bfloat16(torch.device("cuda")) and not computes_bfloat16(torch.device("mps"))
 
@@ -190,9 +189,12 @@ def test_the_events_of_a_step_are_fired_in_monais_order():
     assert order(iteration_update=TrainingIteration()) == order()
 
 
-def test_fewer_than_one_batch_a_step_is_refused():
-    with pytest.raises(ValueError, match="accumulate must be at least 1, got 0"):
-        TrainingIteration(accumulate=0)
+def test_gradients_are_kept_as_zeros_where_the_trainer_says_so():
+    network = make_network()
+    train(network, 6, 1, iteration_update=TrainingIteration(), optim_set_to_none=False)
+    assert all(not parameter.grad.any() for parameter in network.parameters())
+    train(network, 6, 1, iteration_update=TrainingIteration(), optim_set_to_none=True)
+    assert all(parameter.grad is None for parameter in network.parameters())
 
 
 def test_the_domains_of_a_batch_become_indices_for_the_network_and_the_loss():

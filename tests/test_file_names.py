@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from med3d_ext.files import case_name
+from med3d_ext.io.files import case_name
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import med3d_ext
-from med3d_ext import provenance
-from med3d_ext.provenance import command_line, git_state, portable, versions
+from med3d_ext.run import provenance
+from med3d_ext.run.provenance import command_line, git_state, portable, versions
 
 
 @pytest.fixture

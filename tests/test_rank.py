@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 
 from med3d_ext.handlers.checkpoint import unwrapped
-from med3d_ext.rank import rank, wait_for_all
+from med3d_ext.run.rank import rank, wait_for_all
 
 
 def test_a_process_alone_is_rank_0_and_waits_for_nobody():

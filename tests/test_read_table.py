@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from med3d_ext.errors import InputError
-from med3d_ext.files import read_table
+from med3d_ext.io.files import read_table
 
 
 def test_rows_come_with_their_line_and_without_outer_spaces(tmp_path):

@@ -3,6 +3,7 @@ from __future__ import annotations
 from med3d_ext.data.batches import GridBatchSampler
 from med3d_ext.data.branches import branch_classes, class_count
 from med3d_ext.data.dataset import SeededDataset
+from med3d_ext.data.domains import label_values
 from med3d_ext.data.fingerprint import target_spacing, weights_domain, weights_domains
 from med3d_ext.data.negatives import scans_without_target
 from med3d_ext.data.nodules_to_classify import NodulesToClassify
@@ -18,6 +19,7 @@ __all__ = [
     "branch_classes",
     "class_count",
     "images_to_segment",
+    "label_values",
     "scans_without_target",
     "target_spacing",
     "weights_domain",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from med3d_ext.files import read_json
+from med3d_ext.io.files import read_json
 
 # 3DSeg-8 on the Decathlon's labels, liver and tumor merged: what a network without weights is built with.
 DECATHLON_CLASSES = {

@@ -174,3 +174,30 @@ def merge_classes(classes: Mapping[int, str], merge: Mapping[int, int]) -> tuple
             raise InputError(f"label {value} cannot become {target}: the classes must hold it and 0, the background.")
     label_map = {str(value): numbers[target] for value, target in targets.items()}
     return {str(numbers[value]): classes[value] for value in kept}, label_map
+
+
+def label_map_of(domain: Mapping[str, Any], num_classes: int | None = None) -> dict[str, int]:
+    """Value in the label files to class of the network, of a domain's facts.
+
+    Args:
+        domain: the facts; without ``label_map`` its classes are numbered in the order of their values.
+        num_classes: classes from this number on count as the last one: of LiTS's two targets the tumor is liver, too.
+            Defaults to None: all classes.
+    """
+    ranks = {str(value): rank for rank, value in enumerate(sorted(map(int, domain["classes"])))}
+    last = (num_classes or len(ranks)) - 1
+    return {value: min(target, last) for value, target in domain.get("label_map", ranks).items()}
+
+
+def label_values(domain: Mapping[str, Any], num_classes: int | None = None) -> dict[str, list[int]]:
+    """Class of the network to its values in the label files, the lowest first, which predictions carry.
+
+    Args:
+        domain: the facts beside the weights.
+        num_classes: see :func:`label_map_of`.
+    """
+    values: dict[str, list[int]] = {"0": [0]}
+    for value, target in sorted(label_map_of(domain, num_classes).items(), key=lambda pair: int(pair[0])):
+        if int(value) > 0:
+            values.setdefault(str(target), []).append(int(value))
+    return dict(sorted(values.items(), key=lambda pair: int(pair[0])))

@@ -1,14 +1,14 @@
 """What a data set looks like: spacing, shapes, intensities, classes and hashes, written once as ``fingerprint.json``.
 
 The first pass reads headers alone (seconds for hundreds of files); the second reads every voxel once and is cached by
-file size and time, so that a second call costs nothing.
+file size, times and inode, so that a second call costs nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,43 +16,39 @@ from typing import Any
 import nibabel
 import numpy as np
 import torch
-from monai.data import NibabelReader
 
-from med3d_ext.errors import InputError
-from med3d_ext.files import read_json
-from med3d_ext.transforms.load import LoadVolumed, stated_spacing, usable_spacing
+from med3d_ext.errors import Faults, InputError
+from med3d_ext.io import image_files
+from med3d_ext.io.files import file_stamp, read_json
+from med3d_ext.transforms.load import LoadVolumed, usable_spacing
 from med3d_ext.transforms.sampling import target_box
 
 PERCENTILES = (0.5, 50.0, 99.5)
+SCAN = 2  # raise it when the second pass finds something else in the same files
 NO_LABEL_MAP: dict[str, Any] = {"label_sha256": None, "labels": {}, "target_box": None}
 
 
 def read_header(path: str | os.PathLike) -> dict[str, Any]:
-    """Shape (voxels), spacing (mm, x y z of the stored axes) and orientation ("RAS") from a NIfTI header alone.
+    """Shape (voxels), spacing (mm, x y z of the stored axes) and orientation ("RAS") from an image's header alone.
 
     Raises:
-        InputError: when the file is no NIfTI file or is not 3D (4D is allowed: channels last).
+        InputError: when the file cannot be read or is not 3D (4D is allowed: channels last).
     """
-    try:
-        image = NibabelReader().read(path)  # not nibabel alone: the two differ where sform and pixdim disagree
-        affine = np.asarray(image.affine, dtype=float)
-        spacing = stated_spacing(path, affine)
-    except Exception as error:
-        raise InputError(f"'{path}' cannot be read as NIfTI ({error}); it is damaged or of another format.") from error
-    if len(image.shape) not in (3, 4):
-        raise InputError(f"'{path}' is not a 3D volume (its shape is {list(image.shape)}); give a volume of slices.")
-    usable = usable_spacing(spacing)
+    header = image_files.read_header(path)
+    if len(header.shape) not in (3, 4):
+        raise InputError(f"'{path}' is not a 3D volume (its shape is {list(header.shape)}); give a volume of slices.")
+    usable = usable_spacing(header.spacing)
     return {
-        "shape": [int(size) for size in image.shape[:3]],
-        "channels": int(image.shape[3]) if len(image.shape) == 4 else 1,
-        "spacing": [round(value, 6) for value in spacing] if usable else None,
-        "orientation": "".join(nibabel.aff2axcodes(affine)) if usable else None,
+        "shape": list(header.shape[:3]),
+        "channels": header.shape[3] if len(header.shape) == 4 else 1,
+        "spacing": [round(value, 6) for value in header.spacing] if usable else None,
+        "orientation": "".join(nibabel.aff2axcodes(header.affine)) if usable else None,
     }
 
 
-def label_map(case: dict[str, Any]) -> str | None:
+def label_map(case: Mapping[str, Any]) -> str | None:
     """The file of a case's label map: its label, or where that is a class its ``mask``; None where there is none."""
-    return case["label"] if isinstance(case["label"], str) else case.get("mask")
+    return case["label"] if isinstance(case.get("label"), str) else case.get("mask")
 
 
 def read_voxels(case: dict[str, Any], channel: int | None, spacing: list[float], foreground: bool) -> dict[str, Any]:
@@ -128,8 +124,9 @@ def scan_cases(
     channel: int | None,
     foreground: bool,
     progress: Callable[[str], None],
+    faults: Faults,
     workers: int = 2,
-) -> None:
+) -> list[dict[str, Any]]:
     """The second pass: add what :func:`read_voxels` finds to each case, taking unchanged files from ``known``.
 
     Args:
@@ -138,29 +135,30 @@ def scan_cases(
         channel: channel of 4D images.
         foreground: refuse labels without foreground.
         progress: called with one line as the pass goes on.
+        faults: collects what is wrong with a case.
         workers: volumes read at once; each needs about five times its float32 size.
+
+    Returns:
+        the cases that could be read, in their order.
     """
     cached = {(old["image"], label_map(old)): old for old in known}
     todo = []
     for case in cases:
         files = (case["image"], label_map(case))
-        case["stamp"] = [_stamp(path) for path in files if path is not None]
+        case["stamp"] = [SCAN, *(file_stamp(path) for path in files if path is not None)]
         old = cached.get(files)
         if old is not None and old.get("stamp") == case["stamp"] and "sha256" in old:
             case.update({key: old[key] for key in ("sha256", "intensity", *NO_LABEL_MAP)})
         else:
             todo.append(case)
     with ThreadPoolExecutor(workers) as pool:
-        found = pool.map(lambda case: read_voxels(case, channel, case["spacing"], foreground), todo)
+        found = [pool.submit(read_voxels, case, channel, case["spacing"], foreground) for case in todo]
         for number, (case, facts) in enumerate(zip(todo, found), start=1):
-            case.update(facts)
+            with faults.caught():
+                case.update(facts.result())
             if number == len(todo) or number % max(1, len(todo) // 5) == 0:
                 progress(f"read {number} of {len(todo)} volumes ({Path(case['image']).name})")
-
-
-def _stamp(path: str) -> list[int]:
-    status = os.stat(path)
-    return [status.st_size, status.st_mtime_ns]
+    return [case for case in cases if "sha256" in case and "intensity" in case]
 
 
 def summarize(cases: list[dict[str, Any]]) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ from med3d_ext.data.datalists import existing_file
 from med3d_ext.data.fingerprint import sha256
 from med3d_ext.data.splits import SPLITS
 from med3d_ext.errors import InputError
-from med3d_ext.files import read_json
+from med3d_ext.io.files import case_name, read_json
+
+logger = logging.getLogger("med3d_ext.evaluate")
 
 
 def seen_cases(card: str | os.PathLike) -> dict[str, str]:
@@ -93,6 +97,77 @@ def leakage(card: str, datalist: str) -> str:
         print("\n".join(lines))
         raise SystemExit(1)
     return "\n".join(lines)
+
+
+class Evaluated:
+    """What must be known before the figures of an evaluation: cases that its weights have seen, classes of other names.
+
+    Args:
+        weights: the weights' file; the card and the facts beside it tell what they have seen and segment.
+        data: the prepared data that is evaluated.
+        num_classes: classes from this number on are not compared: a network of one target of LiTS's two. Defaults to
+            None: all are.
+    """
+
+    def __init__(self, weights: str | os.PathLike, data: Any = None, num_classes: int | None = None) -> None:
+        self.weights = Path(weights)
+        self.data = data
+        self.num_classes = num_classes
+
+    def doubts(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What goes first into a summary, each also logged as a warning.
+
+        Args:
+            items: the evaluated dataset items; those without ``sha256`` are read for it.
+
+        Returns:
+            ``seen_by_weights``: the names of the seen cases, None without a card; ``other_classes``: by domain the
+            names in the weights and in the data where these differ.
+
+        Raises:
+            InputError: the weights segment another number of classes than the data has.
+        """
+        card = self.weights.with_name("card.json")
+        known = seen_cases(card) if card.is_file() else None
+        seen = None if known is None else [item for item in items if self._digest(item) in known]
+        names = None if seen is None else [case_name(item["image"]) for item in seen]
+        if names:
+            some = ", ".join(names[:5]) + (" and others" if len(names) > 5 else "")
+            logger.warning(
+                f"the weights were trained on or chosen by {len(names)} of these {len(items)} cases ({some}): their "
+                "figures say nothing about new cases"
+            )
+        others = self._other_classes()
+        for domain, (trained, given) in others.items():
+            logger.warning(
+                f"the classes of the weights are {', '.join(trained)}, those of {domain} {', '.join(given)}: "
+                "check that they mean the same"
+            )
+        return {"seen_by_weights": names, **({"other_classes": others} if others else {})}
+
+    @staticmethod
+    def _digest(item: Mapping[str, Any]) -> str:
+        return str(item.get("sha256") or sha256(item["image"]))
+
+    def _other_classes(self) -> dict[str, list[list[str]]]:
+        facts = self.weights.with_name("fingerprint.json")
+        if self.data is None or not facts.is_file():
+            return {}
+        trained = read_json(facts)["domains"]
+        others = {}
+        for name, domain in self.data.fingerprint["domains"].items():
+            if name not in trained and len(trained) > 1:
+                raise InputError(f"'{self.weights}' has no branch '{name}'; choose one of {', '.join(trained)}.")
+            both = trained.get(name, next(iter(trained.values()))), domain
+            ours, theirs = ([*each["classes"].values()][: self.num_classes] for each in both)
+            if len(ours) != len(theirs):
+                raise InputError(
+                    f"'{self.weights}' segments {', '.join(ours[1:])}, the labels of '{name}' are "
+                    f"{', '.join(theirs[1:])}; give the data or the weights of this task."
+                )
+            if [each.casefold() for each in ours[1:]] != [each.casefold() for each in theirs[1:]]:
+                others[name] = [ours[1:], theirs[1:]]
+        return others
 
 
 def unseen(items: list[dict[str, Any]], weights: str | os.PathLike, split: str = "test") -> list[dict[str, Any]]:

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monai.data import NibabelReader
 
 from med3d_ext.data.datalists import list_images
-from med3d_ext.data.phantoms import phantom_dataset
 from med3d_ext.errors import InputError
-from med3d_ext.files import read_table
+from med3d_ext.io.files import read_table
+from med3d_ext.io.image_files import read_header
+from med3d_ext.tools.phantoms.dataset import phantom_dataset
 from med3d_ext.transforms.cubes import point_from_corner
-from med3d_ext.transforms.load import NIFTI, load_volume
+from med3d_ext.transforms.load import is_dicom_input, load_volume
 
 logger = logging.getLogger("med3d_ext.classify")
 SPACES = {"RAS": (1.0, 1.0, 1.0), "LPS": (-1.0, -1.0, 1.0)}
@@ -131,23 +131,26 @@ def _image_of(row: dict[str, Any], images: Sequence[str], points: str) -> str:
         return images[0]
     if row["image"] is None:
         raise InputError(f"'{points}' needs a column 'image' that names each point's scan: there are {len(images)}.")
-    for image in images:
-        if Path(image).name == row["image"]:
-            return image
+    parts = Path(row["image"]).parts
+    found = [image for image in images if Path(image).parts[-len(parts) :] == parts]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InputError(
+            f"{row['where']} names the image '{row['image']}', and {len(found)} scans are called so, '{found[0]}' and "
+            f"'{found[1]}' first; name its folder, too: {'/'.join(Path(found[0]).parts[-2:])}."
+        )
     raise InputError(f"{row['where']} names the image '{row['image']}', which is not among the scans; correct it.")
 
 
 @lru_cache(maxsize=2)
 def _geometry(image: str) -> tuple[np.ndarray, tuple[int, ...]]:
     """Affine and shape, of NIfTI files from the header alone."""
-    if not image.endswith(NIFTI):
+    if is_dicom_input(image):
         volume = load_volume(image)
         return np.asarray(volume.affine, dtype=float), tuple(volume.shape[1:])
-    try:
-        header = NibabelReader().read(image)
-    except Exception as error:
-        raise InputError(f"'{image}' cannot be read as NIfTI ({error}); it is damaged or of another format.") from error
-    return np.asarray(header.affine, dtype=float), tuple(header.shape[:3])
+    header = read_header(image)
+    return header.affine, header.shape[:3]
 
 
 def _check_inside(row: dict[str, Any], image: str, point_space: str) -> None:

@@ -2,42 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+import torch.distributed as dist
 
-from med3d_ext.data.datalists import list_images, read_source
-from med3d_ext.data.fingerprint import sha256, summarize
-from med3d_ext.data.phantoms import phantom_dataset
-from med3d_ext.data.prepare_3dseg8 import prepare_3dseg8
-from med3d_ext.data.prepare_lung import prepare_lung
-from med3d_ext.data.prepare_nodules import prepare_nodules
+from med3d_ext.data.datalists import named_images, read_source
+from med3d_ext.data.domains import label_map_of, merge_classes
+from med3d_ext.data.fingerprint import label_map, summarize
+from med3d_ext.data.identity import digests, file_digest
 from med3d_ext.data.prepared_files import (
     DATALIST,
     FINGERPRINT,
     change_paths,
+    changed_files,
     fingerprint_domain,
     known_cases,
+    left_out,
     prepared_with,
     write_prepared,
 )
-from med3d_ext.data.splits import split_cases
+from med3d_ext.data.splits import SPLITS, split_cases
 from med3d_ext.data.subsets import choose_domains, nested_share
-from med3d_ext.errors import InputError
-from med3d_ext.files import read_json
-from med3d_ext.labelling import weights_to_continue
+from med3d_ext.errors import Faults, InputError
+from med3d_ext.io.files import hold, read_json
+from med3d_ext.tools.layouts.prepare_3dseg8 import prepare_3dseg8
+from med3d_ext.tools.layouts.prepare_lung import prepare_lung
+from med3d_ext.tools.layouts.prepare_nodules import prepare_nodules
+from med3d_ext.tools.phantoms.dataset import phantom_dataset
+from med3d_ext.weights.labelling import weights_to_continue
 
 logger = logging.getLogger("med3d_ext.prepare")
 LITS_WINDOW = (-200.0, 250.0)  # paper, section 4.3
 
 
 def prepare_lits(
-    src: str | os.PathLike, output: str | os.PathLike, seed: int = 0, hu_window: Sequence[float] | None = None
+    src: str | os.PathLike,
+    output: str | os.PathLike,
+    seed: int = 0,
+    hu_window: Sequence[float] | None = None,
+    skip_bad: bool = False,
 ) -> Path:
     """Prepare a liver data set: Decathlon's Task03 or LiTS's own volumes; tumor voxels count as liver in training.
 
@@ -47,17 +57,21 @@ def prepare_lits(
         seed: seed of the split.
         hu_window: intensity window (HU). Defaults to the paper's [-200, 250], narrowed to what the images hold: a CT
             that was cut at -125 HU gives other inputs under [-200, 250] than the same CT uncut.
+        skip_bad: leave out faulty cases instead of refusing them all.
 
     Returns:
         the output folder.
     """
-    source = read_source(src)
-    domain = fingerprint_domain(source, known=known_cases(output), foreground=True)
+    faults = Faults(skip_bad)
+    source = read_source(src, faults=faults)
+    domain = fingerprint_domain(source, known_cases(output), foreground=True, faults=faults)
+    faults.settle(len(domain["cases"]) + len(faults.sentences), logger)
+    domain["classes"], domain["label_map"] = merge_classes(source.classes, {})
     split_cases({source.name: domain["cases"]}, seed)
     domain.update(summarize(domain["cases"]))
     low, high = domain["intensity_observed"]
     domain["hu_window"] = list(hu_window) if hu_window else [max(LITS_WINDOW[0], low), min(LITS_WINDOW[1], high)]
-    write_prepared({source.name: domain}, Path(src), Path(output), seed)
+    write_prepared({source.name: domain}, Path(src), Path(output), seed, left_out(faults))
     return Path(output)
 
 
@@ -68,6 +82,23 @@ PREPARE: dict[str, Callable[..., Path]] = {
     "nodules": prepare_nodules,
     "lidc": prepare_nodules,
 }
+LOCK_NAME = ".prepare.lock"
+
+
+def prepare_folder(kind: str, src: str | os.PathLike, output: str | os.PathLike, seed: int, **options: Any) -> Path:
+    """Prepare a folder while no other process does, see :data:`PREPARE`; in vain, it leaves nothing behind."""
+    path = Path(output).expanduser() / LOCK_NAME
+    was_there = path.parent.is_dir(), path.exists()
+    try:
+        with hold(path):
+            return PREPARE[kind](src, output, seed, **options)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            if not was_there[1]:
+                path.unlink()
+            if not was_there[0]:
+                path.parent.rmdir()  # unless label maps were merged into it
+        raise
 
 
 class PreparedData:
@@ -85,10 +116,12 @@ class PreparedData:
         share: share of each domain's training cases to use, above 0 to 1; a larger share holds every smaller one, and
             validation and test stay whole.
         bundle_root: the bundle's folder. In a labelling server, which sends the items, the facts are those of the
-            weights that it serves, and there are no cases; see :mod:`med3d_ext.labelling`. Defaults to None.
+            weights that it serves, and there are no cases; see :mod:`med3d_ext.weights.labelling`. Defaults to None.
+        phantoms: whether generated phantoms stand for data that are not given; False in a bundle for a user's own data.
+            Defaults to True.
 
     Raises:
-        InputError: when the source is refused, or has not these domains.
+        InputError: when there is no source, it is refused, has not these domains, or changed after it was prepared.
     """
 
     def __init__(
@@ -101,11 +134,13 @@ class PreparedData:
         domains: int | str | Sequence[str] | None = None,
         share: float = 1.0,
         bundle_root: str | os.PathLike | None = None,
+        phantoms: bool = True,
     ) -> None:
         self.served = weights_to_continue(bundle_root) if dataset_dir is None else None
         if self.served is not None:
             dataset_dir = str(self.served.parent)
         if dataset_dir is None:
+            _check_phantoms(phantoms)
             dataset_dir = str(phantom_dataset(kind))
             logger.warning(
                 f"no --dataset_dir given: running on generated phantoms ({dataset_dir}); "
@@ -113,18 +148,26 @@ class PreparedData:
             )
         source = Path(dataset_dir).expanduser()
         self.folder = source
-        ready = self.served is not None or (source / DATALIST).is_file() and prepared_with(source, options or {})
+        by_hand = self.served is None and (source / DATALIST).is_file()
+        ready = self.served is not None or by_hand and prepared_with(source, options or {})
+        if by_hand:
+            self._check_unchanged(kind, SPLITS if ready else ())  # what it prepares for itself, a run looks at again
         if not ready:
             self.folder = Path(output_dir) / "prepared" / source.resolve().name
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(str(self.folder / ".lock")):
+            with hold(self.folder / LOCK_NAME):  # read inside, and once: another run may prepare the folder again
                 PREPARE[kind](source, self.folder, seed, **(options or {}))
-        self.fingerprint = read_json(self.folder / FINGERPRINT)
+                self._read()
+        else:
+            self._read()
         every = self.fingerprint["domains"]
         if self.served is None:
             _check_options(self.folder, every, options or {})
         self.fingerprint["domains"] = {name: every[name] for name in choose_domains(every, domains)}
         self.seed, self.share = seed, share
+
+    def _read(self) -> None:
+        self.fingerprint = read_json(self.folder / FINGERPRINT)
+        self.lists = {} if self.served else read_json(self.folder / DATALIST)
 
     def items(self, split: str) -> list[dict[str, Any]]:
         """The cases of a split as dataset items: absolute ``image`` and ``label``, ``domain`` and ``sha256``.
@@ -133,12 +176,30 @@ class PreparedData:
 
         Of the training cases it is the chosen share.
         """
-        items = [] if self.served else read_json(self.folder / DATALIST).get(split, [])
-        items = [item for item in items if item["domain"] in self.fingerprint["domains"]]
+        items = [item for item in self.lists.get(split, []) if item["domain"] in self.fingerprint["domains"]]
+        items = [self._complete(item) for item in items]
         if split == "training":
             items = nested_share(items, self.share, self.seed)
+        return items
+
+    def _complete(self, item: dict[str, Any]) -> dict[str, Any]:
+        """An item with absolute paths, and the hash of its label map, which older lists do not state."""
         root = self.folder.resolve()
-        return [{**item, **change_paths(item, lambda path: str((root / path).resolve()))} for item in items]
+        item = {**item, **change_paths(item, lambda path: str((root / path).resolve()))}
+        path = label_map(item)
+        known = item.get("label_sha256")
+        return {**item, "label_sha256": known or (file_digest(path) if path and os.path.isfile(path) else "")}
+
+    def _check_unchanged(self, kind: str, splits: Sequence[str]) -> None:
+        """What a folder that was prepared by hand was made of must be as it was then."""
+        lists = read_json(self.folder / DATALIST)
+        items = [self._complete(item) for split in splits for item in lists.get(split, [])]
+        if changed := changed_files(self.folder, items):
+            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            raise InputError(
+                f"'{changed[0]}'{more} changed after '{self.folder}' was prepared; prepare it again: "
+                f"`python -m med3d_ext prepare {kind} SOURCE --output '{self.folder}'`."
+            )
 
     @property
     def training(self) -> list[dict[str, Any]]:
@@ -152,27 +213,43 @@ class PreparedData:
         covered = {item["domain"] for item in items}
         return items + [item for item in self.training if item["domain"] not in covered]
 
-    @property
-    def test(self) -> list[dict[str, Any]]:
-        """Items that no run trains on.
+    def cases_to_evaluate(self, split: str) -> list[dict[str, Any]]:
+        """:meth:`items` for an evaluation, which has figures only where it has cases.
 
         Raises:
-            InputError: when there are none.
+            InputError: when there are none, or fewer than processes to share them.
         """
-        items = self.items("test")
+        items = self.items(split)
         if not items:
-            raise InputError(f"'{self.folder / DATALIST}' has no test cases; add labelled cases or name some as test.")
+            raise InputError(
+                f"'{self.folder / DATALIST}' has no {split} cases; add labelled cases or choose a --split."
+            )
+        processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        if len(items) < processes:
+            raise InputError(f"{len(items)} {split} cases are too few for {processes} processes; start fewer.")
         return items
 
     @property
+    def test(self) -> list[dict[str, Any]]:
+        """Items that no run trains on; an InputError when there are none."""
+        return self.cases_to_evaluate("test")
+
+    @property
     def identity(self) -> str:
-        """A short digest of what is trained on: a training is continued on the same data only."""
+        """A short digest of what is trained on, see :meth:`identity_of`."""
         return self.identity_of(self.training)
 
     def identity_of(self, items: Sequence[dict[str, Any]]) -> str:
-        """:attr:`identity` of other items, which need no hashes: a labelling server sends image and label alone."""
-        content = "".join(sorted(_item_digest(item) for item in items))
+        """A short digest of items: images, labels and all that they state, wherever the files are."""
+        content = json.dumps([digest for digest, _ in digests(training=items)])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def digests(self, training: Sequence[dict[str, Any]], validation: Sequence[dict[str, Any]] = ()) -> list[list[str]]:
+        """A digest and the name of each case of a training, which resumes on the same data only.
+
+        A labelling server sends items without hashes: their files are read.
+        """
+        return digests(training=training, validation=validation)
 
     @property
     def seen(self) -> dict[str, list[dict[str, Any]]]:
@@ -194,16 +271,24 @@ class PreparedData:
                 )
         return {name: domain[fact] for name, domain in self.fingerprint["domains"].items()}
 
+    def label_map(self, domain: str | None = None, num_classes: int | None = None) -> dict[str, int]:
+        """Value in the label files to class of the network, see :func:`med3d_ext.data.domains.label_map_of`.
+
+        A labelling server's labels hold the network's own numbers, as its metadata states them.
+
+        Args:
+            domain: its name. Defaults to None: the first.
+            num_classes: classes from this number on count as the last one. Defaults to None: all classes.
+        """
+        facts = self.domain if domain is None else self.fingerprint["domains"][domain]
+        found = label_map_of(facts, num_classes)
+        own = {str(number): number for number in sorted(set(found.values()))} if self.served else {}
+        return {**found, **own}
+
     @property
     def domain(self) -> dict[str, Any]:
         """The only domain's facts: spacing, classes, intensity window."""
         return next(iter(self.fingerprint["domains"].values()))
-
-
-def _item_digest(item: dict[str, Any]) -> str:
-    if "sha256" in item:
-        return str(item["sha256"] + item["domain"])
-    return sha256(item["image"]) + sha256(item["label"])
 
 
 def _check_options(folder: Path, domains: dict[str, dict[str, Any]], options: dict[str, Any]) -> None:
@@ -224,12 +309,22 @@ def _check_options(folder: Path, domains: dict[str, dict[str, Any]], options: di
                 )
 
 
-def images_to_segment(dataset_dir: str | None, kind: str) -> list[dict[str, str]]:
-    """The images of an inference run: those of a folder, or the phantoms' where none is given."""
+def _check_phantoms(phantoms: bool) -> None:
+    if not phantoms:
+        raise InputError("no --dataset_dir given, and this bundle is for data of its own; give --dataset_dir FOLDER.")
+
+
+def images_to_segment(dataset_dir: str | None, kind: str, phantoms: bool = True) -> list[dict[str, str]]:
+    """The images of an inference run with their names: those of a folder, or the phantoms' where none is given.
+
+    Raises:
+        InputError: there are none, or no folder is given and ``phantoms`` is False.
+    """
     if dataset_dir is not None:
-        return list_images(dataset_dir)
+        return named_images([dataset_dir])[0]
+    _check_phantoms(phantoms)
     folder = phantom_dataset(kind)
     # Of several domains the first, whose branch answers by default.
     folder = next((path.parent for path in sorted(folder.glob("*/dataset.json"))), folder)
     logger.warning(f"no --dataset_dir given: segmenting the generated phantoms in {folder}")
-    return list_images(folder)
+    return named_images([folder])[0]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import defaultdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from med3d_ext.errors import InputError
-from med3d_ext.files import read_json
+from med3d_ext.io.files import read_json
 
+logger = logging.getLogger("med3d_ext.prepare")
 SPLITS = ("training", "validation", "test")
 Strata = list[set[str]]
 """Subjects of one domain, grouped by stratum."""
@@ -39,8 +41,12 @@ def split_cases(
     training, the same share (from ten on) becomes ``validation``, for the choice of the best epoch. The order of the
     domains and of their cases does not matter.
 
+    A split that cases state wins: under ``given`` the list that they are in, or under ``fold`` a number, of which 0 is
+    validation. In such a domain only validation cases are drawn, from the training cases, if none are given; a scan
+    that is in another domain, too, is on the given side there.
+
     With ``folds``, the test cases are instead one of so many equal parts; over all folds each subject is tested once.
-    As many folds as subjects leave one out.
+    As many folds as subjects leave one out. Where cases state a ``fold``, that is the part.
 
     Args:
         domains: domain name to cases; each case needs ``sha256``. The key ``split`` is written into each case.
@@ -50,28 +56,96 @@ def split_cases(
         fold: which part is tested, from 0 on.
 
     Raises:
-        InputError: ``folds`` is below 2 or above the number of a domain's subjects, or there is no such fold.
+        InputError: ``folds`` is below 2 or above the number of a domain's subjects, there is no such fold, ``folds``
+            would divide a given split, or a given split has an image on two sides, or a held-out one in training.
     """
     strata = {name: _strata(domains[name]) for name in sorted(domains)}
-    if folds is None:
-        reserved = _held_out_subjects(domains)
-        test = set(reserved)
-        for groups in strata.values():
-            for members in groups:
-                if len(members) > 1 and not members & reserved:
-                    test |= _draw(members, test, share, seed)
-    else:
-        test = set[str]().union(*(_fold(name, groups, folds, fold, seed) for name, groups in strata.items()))
-    validation = set[str]()
-    for groups in strata.values():
-        if sum(len(members - test) for members in groups) >= 10:
-            for members in groups:
-                if len(members - test) > 1:
-                    validation |= _draw(members - test, validation, share, seed + 1)
+    given = {name: _given_sides(name, domains[name], folds) for name in strata}
+    sides = _joined(given)
+    fixed: dict[str, set[str]] = {split: set() for split in SPLITS}
     for cases in domains.values():
         for case in cases:
-            subject = _subject(case)
-            case["split"] = "test" if subject in test else "validation" if subject in validation else "training"
+            if case["sha256"] in sides:
+                fixed[sides[case["sha256"]]].add(_subject(case))
+    free = [groups for name, groups in strata.items() if not given[name]]
+    test = set(fixed["test"])
+    if folds is None:
+        reserved = _held_out_subjects(domains)
+        test |= reserved
+        for members in (members - fixed["training"] - fixed["validation"] for groups in free for members in groups):
+            if len(members) > 1 and not members & reserved:
+                test |= _draw(members, test, share, seed)
+    else:
+        test |= set().union(*(_fold(name, strata[name], folds, fold, seed, domains[name]) for name in strata))
+    validation = fixed["validation"] - test
+    # Given as training next to given validation cases: so they stay, in other domains, too.
+    trained = {
+        _subject(case)
+        for name, cases in domains.items()
+        for case in cases
+        if "validation" in given[name].values() and given[name].get(case["sha256"]) == "training"
+    }
+    for name, groups in strata.items():
+        if "validation" in given[name].values():
+            continue
+        left = [members - test - trained for members in groups]
+        if sum(map(len, left)) >= 10:
+            for members in left:
+                if len(members) > 1:
+                    validation |= _draw(members, validation, share, seed + 1)
+    for name, cases in domains.items():
+        for case in cases:
+            subject, side = _subject(case), sides.get(case["sha256"])
+            drawn = "test" if subject in test else "validation" if subject in validation else "training"
+            may_validate = side == "training" and "validation" not in given[name].values()
+            case["split"] = drawn if side is None or (may_validate and drawn != "test") else side
+
+
+def _given_sides(domain: str, cases: list[dict[str, Any]], folds: int | None) -> dict[str, str]:
+    """Image (SHA-256) to the split that the list of a domain gives it; empty if the list gives none."""
+    numbers = {case["fold"] for case in cases if "fold" in case}
+    if any(isinstance(number, bool) or not isinstance(number, int) for number in numbers):
+        raise InputError(f"'fold' of each case of '{domain}' must be a whole number, got {sorted(map(str, numbers))}.")
+    if any("given" in case for case in cases):
+        if folds is not None or len(numbers) > 1:
+            other = f"--folds {folds}" if folds is not None else "'fold' of its cases"
+            raise InputError(
+                f"the list of '{domain}' gives validation or test cases, and {other} another split; drop one."
+            )
+        stated = [(case, case["given"]) for case in cases]
+    elif len(numbers) > 1 and folds is None:
+        stated = [(case, "validation" if case.get("fold") == 0 else "training") for case in cases]
+    else:
+        return {}
+    sides: dict[str, str] = {}
+    by_subject: dict[str, str] = {}
+    for case, side in stated:
+        if sides.setdefault(case["sha256"], side) != side:
+            raise InputError(
+                f"'{case['image']}' of '{domain}' is given as {sides[case['sha256']]} and as {side}; drop one."
+            )
+        if side != "test" and case["sha256"] in held_out():
+            raise InputError(
+                f"'{case['image']}' is given as {side}, and it is a test case of every bundle here (held_out.json); "
+                "list it under 'test', or leave it out."
+            )
+        if by_subject.setdefault(_subject(case), side) != side:
+            logger.warning(f"'{_subject(case)}' of '{domain}' has scans in {by_subject[_subject(case)]} and in {side}")
+    return sides
+
+
+def _joined(given: dict[str, dict[str, str]]) -> dict[str, str]:
+    """The sides of all domains together.
+
+    Raises:
+        InputError: an image is on two of them.
+    """
+    sides: dict[str, str] = {}
+    for name, own in given.items():
+        for image, side in own.items():
+            if sides.setdefault(image, side) != side:
+                raise InputError(f"the list of '{name}' gives an image as {side} that another gives as {sides[image]}.")
+    return sides
 
 
 def _held_out_subjects(domains: dict[str, list[dict[str, Any]]]) -> set[str]:
@@ -90,8 +164,13 @@ def _strata(cases: list[dict[str, Any]]) -> Strata:
     return [groups[name] for name in sorted(groups)]
 
 
-def _fold(domain: str, groups: Strata, folds: int, fold: int, seed: int) -> set[str]:
+def _fold(domain: str, groups: Strata, folds: int, fold: int, seed: int, cases: list[dict[str, Any]]) -> set[str]:
     """One of ``folds`` parts; the strata are dealt one after the other, so that every part has its share of each."""
+    numbers = sorted({case["fold"] for case in cases if "fold" in case})
+    if len(numbers) > 1:
+        if numbers != list(range(folds)) or fold not in numbers:
+            raise InputError(f"the cases of '{domain}' are in the folds {numbers}; --folds and --fold must fit them.")
+        return {_subject(case) for case in cases if case.get("fold") == fold}
     subjects = sum(map(len, groups))
     if not 2 <= folds <= subjects:
         raise InputError(f"folds must be from 2 to the {subjects} subjects of '{domain}', got {folds}.")

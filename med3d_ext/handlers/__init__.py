@@ -11,6 +11,7 @@ from med3d_ext.handlers.manifest import RunManifest
 from med3d_ext.handlers.overlay import OverlayImage
 from med3d_ext.handlers.predictions import PredictionTable
 from med3d_ext.handlers.progress import ProgressBar
+from med3d_ext.handlers.sanity import SanitySheet
 from med3d_ext.handlers.seeding import EpochSeed
 from med3d_ext.handlers.summary import EvaluationSummary
 
@@ -25,5 +26,6 @@ __all__ = [
     "ProgressBar",
     "ResumableCheckpoint",
     "RunManifest",
+    "SanitySheet",
     "WeightsCard",
 ]

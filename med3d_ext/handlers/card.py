@@ -16,8 +16,9 @@ import med3d_ext
 from med3d_ext.data.fingerprint import sha256
 from med3d_ext.data.prepare import PreparedData
 from med3d_ext.data.prepared_files import change_paths
-from med3d_ext.files import case_name, write_json
+from med3d_ext.io.files import case_name, write_json
 from med3d_ext.transforms.sampling import size_of
+from med3d_ext.weights.initial import InitialWeights
 
 
 class WeightsCard:
@@ -37,6 +38,7 @@ class WeightsCard:
         evaluator: its metrics are the card's figures.
         facts: what else inference must know, written into every domain of the fingerprint. Defaults to nothing.
         seen: further cases that the weights have seen, a list for each name. Defaults to none.
+        initial: the initial weights, whose report is written when training starts. Defaults to none.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class WeightsCard:
         evaluator: Any = None,
         facts: Mapping[str, Any] | None = None,
         seen: Mapping[str, list[dict[str, Any]]] | None = None,
+        initial: InitialWeights | None = None,
     ) -> None:
         self.ckpt_dir = Path(ckpt_dir)
         self.data = data
@@ -58,6 +61,7 @@ class WeightsCard:
         self.facts = {"network": network_name, "init": os.path.basename(init), "seed": seed}
         self.spatial_size = spatial_size
         self.evaluator = evaluator
+        self.initial = initial
         self.domain_facts, self.seen = dict(facts or {}), dict(seen or {})
 
     def attach(self, engine: Any) -> None:
@@ -74,6 +78,8 @@ class WeightsCard:
             size = size_of(self.spatial_size, {"domain": name})
             domains[name] = {**domain, **self.domain_facts, "spatial_size": size, "cases": cases}
         write_json(self.ckpt_dir / "fingerprint.json", {"domains": domains})
+        if self.initial is not None:
+            self.initial.write_report()
 
     def write_card(self, engine: Any) -> None:
         """Everything that is known about the weights so far."""
@@ -82,6 +88,7 @@ class WeightsCard:
             {
                 **self.facts,
                 "epochs": engine.state.epoch,
+                "lengths": getattr(engine.state, "lengths", None),  # several where --epochs changed on the way
                 "versions": {
                     "med3d_ext": med3d_ext.__version__,
                     "monai": monai.__version__,

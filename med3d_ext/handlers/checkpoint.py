@@ -1,28 +1,43 @@
-"""Checkpoints that continue a killed training exactly and never lose the best model."""
+"""Checkpoints that resume a killed training exactly, and only that training, and never lose the best model."""
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+import os
 import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from ignite.engine import Engine, Events
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from med3d_ext.data.identity import changed_cases, file_digest
 from med3d_ext.errors import InputError
-from med3d_ext.files import write_atomically
-from med3d_ext.handlers.values import iteration_loss
-from med3d_ext.overrides import truth
-from med3d_ext.rank import rank, wait_for_all
+from med3d_ext.handlers.training_options import differences, training_options
+from med3d_ext.handlers.values import iteration_loss, scalar_metrics
+from med3d_ext.io.files import hold, write_atomically
+from med3d_ext.run.overrides import truth
+from med3d_ext.run.provenance import versions
+from med3d_ext.run.rank import rank, wait_for_all
+from med3d_ext.run.start import effective_config
+from med3d_ext.weights.labelling import SERVER
 
 logger = logging.getLogger(__name__)
 
 STATE_NAME = "training_state.pt"
 MODEL_NAME = "model.pt"  # the shortest name in the folder: MONAI Label serves that one
 PREVIOUS_NAME = "model_previous.pt"
+RECORD_NAME = "run.json"
+LOCK_NAME = ".training.lock"
+LENGTHS = ("T_max", "total_iters", "total_steps", "t_total")  # what schedulers call their length
+SOME = 5  # ids and cases that a message names
+COMPUTING = ("med3d_ext", "monai", "torch", "numpy")
 
 
 class ResumableCheckpoint:
@@ -33,9 +48,14 @@ class ResumableCheckpoint:
     validates. Each is replaced atomically, the model first: killed between the two, the epoch is repeated and
     writes the same model.
 
-    When training starts with ``resume``, a state with epochs left is restored. Otherwise (no state, a finished one,
-    other data, or ``resume=False``) training starts anew and the former model stays as ``model_previous.pt``.
-    With :class:`~med3d_ext.handlers.seeding.EpochSeed` the continued run equals an uninterrupted one bit for bit
+    The state also records what the training was asked for: the options of its config (see
+    :mod:`med3d_ext.handlers.training_options`), the content of its data and of the files it began with, and the number
+    of processes. With ``resume``, a training that was not finished is resumed if all of that is the same, and refused
+    otherwise. A finished one with more epochs than before is lengthened, with the same number refused, and with other
+    options or data followed by a new training, as with ``resume=False``; the former model is then kept as
+    ``model_previous.pt``. In a labelling server nothing is refused: a new training starts.
+
+    With :class:`~med3d_ext.handlers.seeding.EpochSeed` the resumed run equals an uninterrupted one bit for bit
     on a CPU. All ranks restore, rank 0 writes.
 
     Args:
@@ -44,12 +64,16 @@ class ResumableCheckpoint:
         optimizer: its optimizer.
         lr_scheduler: its scheduler. Defaults to none.
         evaluator: the engine whose ``state.best_metric`` picks the model. Defaults to none: the latest epoch.
-        resume: whether to continue an unfinished training of ``ckpt_dir``. Defaults to True.
-        data: what the training reads, as a short text (a folder, a hash): a state of other data is not continued.
-            Defaults to none, unchecked.
+        resume: whether to resume an unfinished training of ``ckpt_dir``. Defaults to True.
+        data: the cases that the training reads, as :meth:`med3d_ext.data.PreparedData.digests` gives them, or a text
+            that changes with them. Defaults to none, unchecked.
+        files: files whose content the training depends on, by the option that names them; None for no file.
+        output_dir: the folder of the run's record, which tells whether a training whose epochs are done was completed.
+            Defaults to none.
+        options: the options to compare, as text by id. Defaults to those of the command's config.
 
     Raises:
-        InputError: at the start, the state cannot be read or is of another network; later, training diverged.
+        InputError: at the start, the state cannot be read or is of another training; later, training diverged.
     """
 
     def __init__(
@@ -60,7 +84,10 @@ class ResumableCheckpoint:
         lr_scheduler: Any = None,
         evaluator: Any = None,
         resume: bool | str = True,
-        data: str | None = None,
+        data: Sequence[Sequence[str]] | str | None = None,
+        files: Mapping[str, str | os.PathLike | None] | None = None,
+        output_dir: str | None = None,
+        options: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = Path(ckpt_dir)
         self.network = network
@@ -69,6 +96,11 @@ class ResumableCheckpoint:
         self.evaluator = evaluator
         self.resume = truth("resume", resume)
         self.data = data
+        self.files = dict(files or {})
+        self.record = None if output_dir is None else Path(output_dir) / RECORD_NAME
+        self.options = options
+        self.asked: dict[str, Any] = {}
+        self.lengths: list[int] = []
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer, wherever in its list of handlers."""
@@ -77,15 +109,37 @@ class ResumableCheckpoint:
 
     def start(self, engine: Engine) -> None:
         """Continue an unfinished training or begin a new one; then save after each epoch."""
+        if rank() == 0:
+            self._keep_others_out(engine)
+        self.asked = self._asked()
         state = self._read()
         wait_for_all()  # rank 0 must not write before every rank has read
-        if self.resume and state is not None and self._unfinished(state, engine):
-            self._restore(state, engine)
+        earlier = state if self.resume and state is not None and self._continues(state, engine) else None
+        length = int(engine.state.max_epochs or 0)
+        self.lengths = [*(n for n in (earlier or {}).get("lengths", []) if n != length), length]
+        engine.state.lengths = self.lengths  # type: ignore[attr-defined]  # for the records
+        if earlier is not None:
+            self._restore(earlier, engine)
         elif rank() == 0:
             self._begin(state, engine)
         # Added now, not in `attach`: after the validation and the scheduler, in whatever order they are listed.
         if not engine.has_event_handler(self.save, Events.EPOCH_COMPLETED):
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+
+    def _keep_others_out(self, engine: Engine) -> None:
+        """Hold the folders that are written until the training is completed or its process ends.
+
+        Raises:
+            InputError: another training holds one of them.
+        """
+        folders = {self.folder.resolve(), *([] if self.record is None else [self.record.parent.resolve()])}
+        with ExitStack() as stack:
+            for folder in sorted(folders):
+                refusal = f"another training is running in '{folder}'; wait until it has ended, or choose another "
+                stack.enter_context(hold(folder / LOCK_NAME, refusal + "--ckpt_dir and --output_dir."))
+            held = stack.pop_all()
+        # Added now, as the last handler: the records are written before the folders are let go.
+        engine.add_event_handler(Events.COMPLETED, lambda: held.close())
 
     def check_loss(self, engine: Engine) -> None:
         """Stop a training that has diverged.
@@ -132,13 +186,15 @@ class ResumableCheckpoint:
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
             "max_epochs": engine.state.max_epochs,
-            "data": self.data,
+            "lengths": self.lengths,
+            **self.asked,
             "model": model,
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": None if self.lr_scheduler is None else self.lr_scheduler.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "best_metric": None if best is None else float(best.best_metric),
             "best_metric_epoch": None if best is None else best.best_metric_epoch,
+            "metrics": {} if best is None else scalar_metrics(best.metrics),
             "rng": torch.get_rng_state(),
         }
 
@@ -156,26 +212,90 @@ class ResumableCheckpoint:
             if not self.resume:
                 return None  # nobody wants it
             raise self._refusal("cannot be read") from error
-        if isinstance(state, dict) and {"epoch", "max_epochs", "data"} <= state.keys():
-            return state
-        if not self.resume:
+        known = isinstance(state, dict) and {"epoch", "max_epochs", "data"} <= state.keys()
+        if known and "options" in state:
+            return dict(state)
+        if not self.resume or (known and state["epoch"] == 0):
             return None
-        raise self._refusal("is no training state of this package")
+        fault = "was written by an earlier version, which recorded no options" if known else "is no training state"
+        raise self._refusal(fault)
 
     def _refusal(self, fault: str) -> InputError:
+        stop = "" if fault.endswith(",") else ";"
         return InputError(
-            f"{self.folder / STATE_NAME} {fault}; start anew with `--resume false` or choose another `--ckpt_dir`."
+            f"{self.folder / STATE_NAME} {fault}{stop} start anew with `--resume false` or choose another `--ckpt_dir`."
         )
 
-    def _unfinished(self, state: dict[str, Any], engine: Engine) -> bool:
-        # Epoch 0 marks a run that was stopped before its first epoch ended: nothing to restore.
-        if not 0 < state["epoch"] < min(state["max_epochs"], engine.state.max_epochs):
+    def _asked(self) -> dict[str, Any]:
+        """All that must be the same when the training resumes, and the versions, which should be."""
+        options = training_options(effective_config()) if self.options is None else dict(self.options)
+        digests = {name: None if path is None else file_digest(path) for name, path in self.files.items()}
+        processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        found = {name: version for name, version in versions().items() if name in COMPUTING}
+        return {"options": options, "files": digests, "processes": processes, "versions": found, "data": self.data}
+
+    def _continues(self, state: dict[str, Any], engine: Engine) -> bool:
+        """Whether the state is restored; False where a new training starts."""
+        done, planned, wanted = state["epoch"], state["max_epochs"], engine.state.max_epochs
+        if done == 0:  # the mark of a run that was stopped before its first epoch ended: nothing to restore
             return False
-        if state["data"] != self.data:
+        faults = self._other_than(state)
+        is_finished = done >= planned and not self._is_pending()
+        if os.environ.get(SERVER) is not None and (faults or wanted <= done):
+            return False  # its users cannot type an option; each of their trainings begins from what is served
+        folders = [each["options"].get("dataset_dir") for each in (state, self.asked)]
+        if folders == ["a folder", "null"]:
+            raise self._refusal("is of a training on a data set, and no --dataset_dir is given; give it,")
+        if faults and is_finished:
             if rank() == 0:
-                logger.warning(f"{STATE_NAME} is of a training on other data ({state['data']}): starting anew")
+                logger.warning(f"the finished training in {self.folder} is another one, starting anew: {faults}")
             return False
+        if faults:
+            raise self._refusal(f"is of another training: {faults}")
+        if wanted < done or (wanted == done and is_finished):
+            raise InputError(
+                f"{self.folder} holds {'a finished' if is_finished else 'an unfinished'} training of {done} epochs "
+                f"with these options; lengthen it with `--epochs` above {done}, or start anew with `--resume false`."
+            )
+        changed = [
+            f"{name} {old} -> {self.asked['versions'].get(name)}"
+            for name, old in state["versions"].items()
+            if old != self.asked["versions"].get(name)
+        ]
+        if changed and rank() == 0:
+            logger.warning(f"the training began with other versions ({', '.join(changed)}): digits may differ")
         return True
+
+    def _other_than(self, state: dict[str, Any]) -> str:
+        """In which options and cases a state is of another training; empty if it is of this one."""
+        now, then = dict(self.asked["options"]), dict(state["options"])
+        if not now or not then:
+            if bool(now) != bool(then) and rank() == 0:
+                logger.warning("only one of both starts was a monai.bundle command: their options are not compared")
+            now = then = {}
+        before = {**then, "processes": str(state["processes"])}
+        after = {**now, "processes": str(self.asked["processes"])}
+        for name, digest in self.asked["files"].items():
+            old = state["files"].get(name)
+            if old == digest:  # the same content, wherever it is
+                before.pop(name, None), after.pop(name, None)
+            elif before.get(name) == after.get(name):
+                before[name], after[name] = (f"content {str(each)[:12]}" for each in (old, digest))
+        faults = [_some(differences(before, after), "options")]
+        if isinstance(self.data, str) or isinstance(state["data"], str):
+            faults += ["the data"] if self.data != state["data"] else []
+        else:
+            cases = changed_cases(state["data"] or [], self.data or [])
+            faults += [f"changed cases: {_some(cases, 'cases')}"] if cases else []
+        return "; ".join(fault for fault in faults if fault)
+
+    def _is_pending(self) -> bool:
+        """Whether the run whose epochs are done was stopped before it was completed."""
+        try:
+            status = "" if self.record is None else json.loads(self.record.read_text(encoding="utf-8"))["status"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        return status not in ("", "completed")
 
     def _restore(self, state: dict[str, Any], engine: Any) -> None:
         network = unwrapped(self.network)
@@ -189,25 +309,35 @@ class ResumableCheckpoint:
                 self._restore_scheduler(state["lr_scheduler"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise self._refusal("is of another optimizer or scheduler") from error
-        if state["scaler"] is not None and getattr(engine, "scaler", None) is not None:
+        if state["scaler"] and getattr(engine, "scaler", None) is not None:
             engine.scaler.load_state_dict(state["scaler"])
         if self.evaluator is not None and state["best_metric"] is not None:
             self.evaluator.state.best_metric = state["best_metric"]
             self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
+            self.evaluator.state.metrics.update(state["metrics"])
         torch.set_rng_state(state["rng"])
         engine.state.epoch = state["epoch"]
         engine.state.iteration = state["epoch"] * (engine.state.epoch_length or 0) or state["iteration"]
         if rank() == 0:
-            logger.info(f"continuing after epoch {state['epoch']} of {engine.state.max_epochs}")
+            logger.info(f"resuming after epoch {state['epoch']} of {engine.state.max_epochs}")
 
     def _restore_scheduler(self, state: dict[str, Any]) -> None:
-        """Continue the schedule; its length is the config's: `--epochs` may shorten a training that is under way."""
-        length = getattr(self.lr_scheduler, "T_max", None)
+        """Resume the schedule; its length is the config's: `--epochs` may shorten or lengthen a training."""
+        lengths = {name: value for name, value in vars(self.lr_scheduler).items() if name in LENGTHS}
         self.lr_scheduler.load_state_dict(state)
-        if length is not None and length != self.lr_scheduler.T_max:
+        for name, length in lengths.items():
+            former = getattr(self.lr_scheduler, name)
+            if length == former:
+                continue
+            setattr(self.lr_scheduler, name, length)
             if rank() == 0:
-                logger.info(f"the learning rate now falls within {length} epochs, not {self.lr_scheduler.T_max}")
-            self.lr_scheduler.T_max = length
+                logger.info(f"the learning rate now falls within {length} epochs, not {former}")
+            if self.lr_scheduler.last_epoch >= former and hasattr(self.lr_scheduler, "_get_closed_form_lr"):
+                # At the end of a schedule the rate is 0, and the recursion would leave it there.
+                rates = self.lr_scheduler._get_closed_form_lr()
+                for group, rate in zip(self.optimizer.param_groups, rates):
+                    group["lr"] = rate
+                self.lr_scheduler._last_lr = rates
 
     def _begin(self, state: dict[str, Any] | None, engine: Engine) -> None:
         model = self.folder / MODEL_NAME
@@ -216,7 +346,12 @@ class ResumableCheckpoint:
             with open(model, "rb") as source, write_atomically(self.folder / PREVIOUS_NAME) as target:
                 shutil.copyfileobj(source, target)
             logger.info(f"{MODEL_NAME} of the former training is kept as {PREVIOUS_NAME}")
-        self._write(STATE_NAME, {"epoch": 0, "max_epochs": engine.state.max_epochs, "data": self.data})
+        self._write(STATE_NAME, {"epoch": 0, "max_epochs": engine.state.max_epochs, **self.asked})
+
+
+def _some(names: Sequence[str], what: str) -> str:
+    more = f" and {len(names) - SOME} more {what}" if len(names) > SOME else ""
+    return ", ".join(names[:SOME]) + more
 
 
 def unwrapped(network: torch.nn.Module) -> torch.nn.Module:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ import numpy as np
 from ignite.engine import Events
 from monai.utils import string_list_all_gather
 
+from med3d_ext.data.leakage import Evaluated
 from med3d_ext.data.prepare import PreparedData
-from med3d_ext.handlers.summary import write_evaluation
-from med3d_ext.metrics.classification import THRESHOLD, measure_classes
-from med3d_ext.metrics.classification_plots import draw_reliability, draw_roc
-from med3d_ext.metrics.size_baseline import SizeBaseline
+from med3d_ext.handlers.summary import doubts, write_evaluation
+from med3d_ext.io.files import told_apart
+from med3d_ext.metrics.classification import THRESHOLD, draw_reliability, draw_roc, measure_classes, size_baseline
 
+logger = logging.getLogger("med3d_ext.evaluate")
 Row = dict[str, Any]
 MODEL = "logistic regression of the logarithm of the mask's volume"
 
@@ -27,24 +28,34 @@ class ClassificationSummary:
     """Write ``cases.csv``, ``summary.json``, ``reliability.png`` and ``roc.png`` when an evaluation ends.
 
     The figures are those of :func:`med3d_ext.metrics.classification.measure_classes`, as ``val_accuracy`` and so on.
-    Beside them stand, as ``size_only_accuracy`` and so on, those of a logistic regression of the mask's volume, which
+    Next to them, as ``size_only_accuracy`` and so on, are those of a logistic regression of the mask's volume, which
     is fitted on the cases that are not test and judged on the same evaluated cases; cases without a mask are not
-    counted there.
+    counted there. It needs scikit-learn: without it a warning says that these figures are missing.
 
     Args:
         output_dir: folder of the files.
         split: name of the evaluated split, written into the summary.
         data: the data that is evaluated, whose fingerprint knows the masks' volumes. Defaults to none: no baseline.
+        evaluated: says what must be known before the figures. Defaults to None, which says nothing.
     """
 
-    def __init__(self, output_dir: str, split: str = "test", data: PreparedData | None = None) -> None:
+    def __init__(
+        self,
+        output_dir: str,
+        split: str = "test",
+        data: PreparedData | None = None,
+        evaluated: Evaluated | None = None,
+    ) -> None:
         self.folder = Path(output_dir)
         self.split = split
         self.data = data
+        self.evaluated = evaluated
+        self.doubts: dict[str, Any] = {}
         self.rows: list[Row] = []
 
     def attach(self, engine: Any) -> None:
-        """Register with a MONAI evaluator whose postprocessing leaves probabilities."""
+        """Register with a MONAI evaluator whose postprocessing leaves probabilities; say first what is doubtful."""
+        self.doubts = doubts(self.evaluated, engine)
         engine.add_event_handler(Events.STARTED, lambda _: self.rows.clear())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.note_cases)
         engine.add_event_handler(Events.COMPLETED, self.write)
@@ -55,7 +66,7 @@ class ClassificationSummary:
             label, probability = int(output["label"]), float(output["pred"][1])
             self.rows.append(
                 {
-                    "case": os.path.basename(item["image"].meta["filename_or_obj"]),
+                    "case": str(item["image"].meta["filename_or_obj"]),
                     "domain": str(item.get("domain", "all")),
                     "label": label,
                     "probability": probability,
@@ -70,55 +81,52 @@ class ClassificationSummary:
         rows = [json.loads(text) for text in string_list_all_gather([json.dumps(row) for row in self.rows])]
         if engine.state.rank != 0:
             return
+        names = told_apart({row["case"]: os.path.basename(row["case"]) for row in rows})
+        rows = [{**row, "case": names[row["case"]]} for row in rows]
         domains = {row["domain"]: [other for other in rows if other["domain"] == row["domain"]] for row in rows}
         baselines = {name: size_only(members, name, self.data) for name, members in domains.items()}
         figures = {
-            name: {**_figures(members, "val"), **_figures(baselines[name].rows, "size_only")}
+            name: {**_figures(members, "val"), **_figures(baselines[name][0], "size_only")}
             for name, members in domains.items()
         }
         facts = {
             "threshold": THRESHOLD,
             "positive": None if self.data is None else self.data.domain["classes"]["1"],
-            "size_only": {name: baseline.facts for name, baseline in baselines.items()},
+            "size_only": {name: model for name, (_, model) in baselines.items()},
         }
         table = [{key: value for key, value in row.items() if key != "sha256"} for row in rows]
-        write_evaluation(self.folder, self.split, table, figures, facts)
+        write_evaluation(self.folder, self.split, table, figures, facts, self.doubts)
         draw_reliability(self.folder / "reliability.png", *_scores(rows))
-        sized = [row for baseline in baselines.values() for row in baseline.rows]
+        sized = [row for scored, _ in baselines.values() for row in scored]
         draw_roc(self.folder / "roc.png", {"network": _scores(rows), "size only": _scores(sized)})
 
 
-@dataclass(frozen=True)
-class SizeOnly:
-    """The baseline on the evaluated cases that have a mask.
-
-    Args:
-        rows: ``label`` and ``probability`` of each; empty where no baseline can be fitted.
-        facts: the model and the number of cases that it was fitted on; None without a model.
-    """
-
-    rows: list[Row]
-    facts: dict[str, Any] | None
-
-
-def size_only(rows: Sequence[Row], domain: str, data: PreparedData | None) -> SizeOnly:
+def size_only(rows: Sequence[Row], domain: str, data: PreparedData | None) -> tuple[list[Row], dict[str, Any] | None]:
     """Fit the baseline to a domain's masks of cases that are not test, and judge it on the masks of ``rows``.
 
     Args:
         rows: the evaluated cases, with ``sha256`` and ``label``.
         domain: name of the domain.
         data: the data, whose fingerprint knows the masks' volumes.
+
+    Returns:
+        ``label`` and ``probability`` of the evaluated cases that have a mask, and the model with the number of cases
+        that it was fitted on; none and None if nothing can be fitted.
     """
     known = {} if data is None else data.fingerprint["domains"].get(domain, {})
     volumes = {case["sha256"]: mask_volume(case) for case in known.get("cases", []) if mask_volume(case)}
     fitted = [case for case in known.get("cases", []) if case["split"] != "test" and case["sha256"] in volumes]
     measured = [row for row in rows if row["sha256"] in volumes]
     if not measured or len({case["label"] for case in fitted}) < 2:
-        return SizeOnly([], None)
-    baseline = SizeBaseline.fit([volumes[case["sha256"]] for case in fitted], [case["label"] for case in fitted])
-    probabilities = baseline.probabilities([volumes[row["sha256"]] for row in measured]).tolist()
+        return [], None
+    try:
+        baseline = size_baseline([volumes[case["sha256"]] for case in fitted], [case["label"] for case in fitted])
+    except ImportError:
+        logger.warning('no size_only figures, which need scikit-learn; to have them, pip install "med3d-ext[tools]"')
+        return [], None
+    probabilities = baseline([volumes[row["sha256"]] for row in measured]).tolist()
     scored = [{"label": row["label"], "probability": p} for row, p in zip(measured, probabilities)]
-    return SizeOnly(scored, {"model": MODEL, "fitted_cases": baseline.n})
+    return scored, {"model": MODEL, "fitted_cases": len(fitted)}
 
 
 def mask_volume(case: Mapping[str, Any]) -> float:

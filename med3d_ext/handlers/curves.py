@@ -10,9 +10,9 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
-from med3d_ext.files import write_atomically
 from med3d_ext.handlers.values import iteration_loss, key_metric, scalar_metrics
-from med3d_ext.rank import rank
+from med3d_ext.io.files import write_atomically
+from med3d_ext.run.rank import rank
 
 Row = dict[str, Any]
 _POINTS = 2000  # of the iterations' curve: more than the picture has columns

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from ignite.engine import Events
 
-from med3d_ext.files import write_atomically
+from med3d_ext.io.files import write_atomically
 from med3d_ext.losses import MultiHeadLoss
 from med3d_ext.networks import encoder_state_dict
-from med3d_ext.rank import rank
+from med3d_ext.run.rank import rank
 
 
 class DomainLoss:

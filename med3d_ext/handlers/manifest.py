@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
 from collections.abc import Mapping
@@ -14,12 +15,12 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 
-from med3d_ext.bundle import effective_config, run_arguments
-from med3d_ext.files import write_atomically
 from med3d_ext.handlers.values import key_metric, scalar_metrics
-from med3d_ext.one_line import input_error_message
-from med3d_ext.provenance import command_line, git_state, portable, versions
-from med3d_ext.rank import rank
+from med3d_ext.io.files import write_atomically
+from med3d_ext.run.one_line import user_message
+from med3d_ext.run.provenance import command_line, git_state, portable, versions
+from med3d_ext.run.rank import rank
+from med3d_ext.run.start import effective_config, run_arguments
 
 
 class RunManifest:
@@ -69,8 +70,10 @@ class RunManifest:
             "status": "running",
             "started": _now(),
             **command_line(),
+            **_from_record(self.path.parent),
             "overrides": portable(run_arguments()[1]),
             "config": portable(effective_config()),
+            "lengths": getattr(engine.state, "lengths", None),  # several where --epochs changed on the way
             "seed": self.seed,
             "data": _data_hashes(self.data),
             "versions": versions(),
@@ -88,7 +91,7 @@ class RunManifest:
         """Add how the run failed, and let the exception go on."""
         # The engine reports an exception of an iteration twice; before the start there is nothing to complete.
         if self.record.get("status") == "running":
-            message = input_error_message(error) or f"{type(error).__name__}: {error}"
+            message = user_message(error) or f"{type(error).__name__}: {error}"
             self.record["error"] = portable(message)
             self._end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", engine)
         raise error
@@ -124,11 +127,27 @@ def _device(engine: Any) -> dict[str, Any]:
     is_cuda = device.type == "cuda"
     return {
         "type": device.type,
-        "name": torch.cuda.get_device_name(device) if is_cuda else platform.machine(),
+        "name": torch.cuda.get_device_name(device) if is_cuda else _processor(),
         "threads": torch.get_num_threads(),
         "processes": dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1,
         "system": platform.system(),
     }
+
+
+def _from_record(folder: Path) -> dict[str, str]:
+    """The working folder as seen from the record's, where that is inside it: no other path may be in a record."""
+    back = Path(os.path.relpath(os.getcwd(), folder))
+    return {"from_record": back.as_posix()} if set(back.parts) <= {"..", "."} else {}
+
+
+def _processor() -> str:
+    """The processor's name as its maker gives it, where the system tells; else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _data_hashes(data: Any) -> dict[str, Any] | None:
@@ -149,7 +168,8 @@ def _earlier(path: Path) -> list[dict[str, Any]]:
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
         status = "interrupted" if before["status"] == "running" else before["status"]
-        entry = {"status": status, **{key: before[key] for key in ("started", "finished", "epochs") if key in before}}
+        kept = ("command", "started", "finished", "epochs", "versions", "device")
+        entry = {"status": status, **{key: before[key] for key in kept if key in before}}
         return [*before.get("earlier", []), entry]
     except (OSError, ValueError, KeyError, TypeError):
         return []  # no record, or a broken one: this run's counts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from ignite.engine import Events
 from monai.data import MetaTensor
 
-from med3d_ext.files import case_name
+from med3d_ext.io.files import case_name, stem, told_apart
 from med3d_ext.transforms.load import load_volume
 
 _SAMPLE = 1_000_000  # voxels that are enough for the range of gray values
@@ -31,6 +32,7 @@ class OverlayImage:
         self.maximum = maximum
         self.label_key = label_key
         self.written = 0
+        self.names: dict[str, str] = {}
 
     def attach(self, engine: Any) -> None:
         """Register with a MONAI evaluator whose postprocessing leaves label maps."""
@@ -44,7 +46,9 @@ class OverlayImage:
                 return
             file = batch["image"].meta["filename_or_obj"]
             image = load_volume(file, batch.get("channel"))  # the batch holds what the network saw, on its own grid
-            path = Path(self.output_dir) / f"overlay_{case_name(file).split('.')[0]}.png"
+            if file not in self.names:  # the pictures of earlier cases keep their names
+                self.names[file] = told_apart({**self.names, file: stem(case_name(file))})[file]
+            path = Path(self.output_dir) / f"overlay_{self.names[file]}.png"
             label = output.get(self.label_key, batch.get(self.label_key))
             draw_overlay(path, image, output["pred"], label)
             self.written += 1
@@ -68,25 +72,56 @@ def draw_overlay(
 
     volumes = [to_radiological(volume, image.affine) for volume in (image, prediction, label) if volume is not None]
     spacing = np.linalg.norm(np.asarray(image.affine)[:3, :3], axis=0)[ras_order(image.affine)]
-    masks = [volume > 0 for volume in volumes[1:]]
-    step = max(1, round((volumes[0].size / _SAMPLE) ** (1 / 3)))
-    low, high = np.percentile(volumes[0][::step, ::step, ::step], (1, 99))
-    center = slice_through(masks[-1] if masks[-1].any() else masks[0])
+    masks = [(volume > 0, color) for volume, color in zip(volumes[1:], ("red", "lime"))]
+    center = slice_through(masks[-1][0] if masks[-1][0].any() else masks[0][0])
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 5))
     for panel, axis in zip(axes, (2, 1)):
-        cut = [volume.take(center[axis], axis=axis) for volume in volumes]
-        rows, columns = (1, 0) if axis == 2 else (2, 0)
-        aspect = spacing[rows] / spacing[columns]
-        panel.imshow(cut[0].T, cmap="gray", origin="lower", aspect=aspect, vmin=low, vmax=high)
-        for mask, color in zip(cut[1:], ("red", "lime")):
-            if (mask > 0).any():
-                panel.contour((mask > 0).T, levels=[0.5], colors=color, linewidths=1)
-        panel.set_axis_off()
+        draw_panel(panel, volumes[0], masks, axis, center[axis], spacing, gray_range(volumes[0]))
     names = "prediction red" + (", label green" if label is not None else "")
     figure.suptitle(f"{Path(path).stem.removeprefix('overlay_')}: {names}", fontsize=10)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80, bbox_inches="tight")
     pyplot.close(figure)
+
+
+def draw_panel(
+    panel: Any,
+    image: np.ndarray,
+    masks: Sequence[tuple[np.ndarray, str]],
+    axis: int,
+    number: int,
+    spacing: np.ndarray,
+    gray: tuple[float, float],
+) -> None:
+    """Draw one slice with contours, and the patient's sides at its edges.
+
+    Args:
+        panel: matplotlib's axes.
+        image: volume (X, Y, Z) in LAS order, see :func:`to_radiological`.
+        masks: further volumes of its shape, true inside, each with the color of its contour.
+        axis: 2 for an axial slice, 1 for a coronal one.
+        number: the slice.
+        spacing: voxel size (mm) in the order of the axes.
+        gray: the values that are drawn black and white.
+    """
+    rows, columns = (1, 0) if axis == 2 else (2, 0)
+    cut = image.take(number, axis=axis).T
+    aspect = spacing[rows] / spacing[columns]
+    panel.imshow(cut, cmap="gray", origin="lower", aspect=aspect, vmin=gray[0], vmax=gray[1])
+    for mask, color in masks:
+        inside = mask.take(number, axis=axis).T
+        if inside.any():
+            panel.contour(inside, levels=[0.5], colors=color, linewidths=1)
+    for side, place in (("R", (0.02, 0.5)), ("L", (0.95, 0.5)), ("A" if axis == 2 else "S", (0.48, 0.94))):
+        panel.text(*place, side, color="yellow", fontsize=9, transform=panel.transAxes)
+    panel.set_axis_off()
+
+
+def gray_range(volume: np.ndarray) -> tuple[float, float]:
+    """The values to draw black and white: the 1st and the 99th percentile."""
+    step = max(1, round((volume.size / _SAMPLE) ** (1 / 3)))
+    low, high = np.percentile(volume[..., ::step, ::step, ::step], (1, 99))
+    return float(low), float(high)
 
 
 def to_radiological(volume: torch.Tensor, affine: torch.Tensor) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ignite.engine import Events
 
-from med3d_ext.files import write_atomically, write_json
+from med3d_ext.io.files import told_apart, write_atomically, write_json
 from med3d_ext.metrics.classification import THRESHOLD
 
 logger = logging.getLogger("med3d_ext.classify")
@@ -44,7 +44,7 @@ class PredictionTable:
     def note_cases(self, engine: Any) -> None:
         """Keep a row for every case of one batch."""
         for item, output in zip(engine.state.batch, engine.state.output):
-            row: dict[str, Any] = {"case": os.path.basename(item["image"].meta["filename_or_obj"])}
+            row: dict[str, Any] = {"case": str(item["image"].meta["filename_or_obj"])}
             if "center" in item:
                 place = [round(float(value), 3) for value in item["center"]]
                 row |= {"name": item["name"], **dict(zip("xyz", place))}
@@ -55,21 +55,23 @@ class PredictionTable:
 
     def write(self, engine: Any) -> None:
         """Write both files."""
+        names = told_apart({row["case"]: os.path.basename(row["case"]) for row in self.rows})
+        rows = [{**row, "case": names[row["case"]]} for row in self.rows]
         with write_atomically(self.folder / "predictions.csv", "w") as file:
-            writer = csv.DictWriter(file, fieldnames=list(self.rows[0]), lineterminator="\n")
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
             writer.writeheader()
-            writer.writerows(self.rows)
+            writer.writerows(rows)
         content = {
             "classes": self.classes,
             "probability_of": self.classes["1"],
             "threshold": THRESHOLD,
-            "n": len(self.rows),
+            "n": len(rows),
             "skipped": self.skipped,
-            "cases": self.rows,
+            "cases": rows,
         }
         write_json(self.folder / "predictions.json", content)
-        positive = sum(row["prediction"] == self.classes["1"] for row in self.rows)
+        positive = sum(row["prediction"] == self.classes["1"] for row in rows)
         logger.info(
-            f"{len(self.rows)} classified, {positive} as {self.classes['1']}, {len(self.skipped)} skipped; "
+            f"{len(rows)} classified, {positive} as {self.classes['1']}, {len(self.skipped)} skipped; "
             f"the table is {self.folder / 'predictions.csv'}"
         )

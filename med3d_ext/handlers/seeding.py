@@ -10,7 +10,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data.utils import set_rnd
 
-from med3d_ext.rank import rank
+from med3d_ext.run.rank import rank
 
 
 class EpochSeed:

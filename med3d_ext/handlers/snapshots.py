@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from ignite.engine import Events
 
-from med3d_ext.files import write_atomically
 from med3d_ext.handlers.overlay import ras_order, slice_through, to_radiological
-from med3d_ext.rank import rank
+from med3d_ext.io.files import write_atomically
+from med3d_ext.run.rank import rank
 
 
 class ValidationSnapshots:

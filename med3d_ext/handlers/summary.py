@@ -14,7 +14,8 @@ from ignite.engine import Events
 from monai.data import MetaTensor
 from monai.utils import string_list_all_gather
 
-from med3d_ext.files import case_name, write_json
+from med3d_ext.data.leakage import Evaluated
+from med3d_ext.io.files import case_names, write_json
 from med3d_ext.metrics.intervals import describe_metric
 
 logger = logging.getLogger("med3d_ext.evaluate")
@@ -30,18 +31,28 @@ class EvaluationSummary:
         output_dir: folder of the two files.
         split: name of the evaluated split, written into the summary.
         group_by: a further key of the items, such as `modality`, that the cases are summarized by. Defaults to None.
+        evaluated: says what must be known before the figures. Defaults to None, which says nothing.
     """
 
-    def __init__(self, output_dir: str, split: str = "test", group_by: str | None = None) -> None:
+    def __init__(
+        self,
+        output_dir: str,
+        split: str = "test",
+        group_by: str | None = None,
+        evaluated: Evaluated | None = None,
+    ) -> None:
         self.output_dir = output_dir
         self.split = split
         self.group_by = group_by
+        self.evaluated = evaluated
+        self.doubts: dict[str, Any] = {}
         self.cases: list[str] = []
         self.domains: list[str] = []
         self.groups: list[str] = []
 
     def attach(self, engine: Any) -> None:
-        """Register with a MONAI evaluator."""
+        """Register with a MONAI evaluator, and say before anything is computed what makes its figures doubtful."""
+        self.doubts = doubts(self.evaluated, engine)
         engine.add_event_handler(Events.STARTED, self.started)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.note_cases)
         engine.add_event_handler(Events.COMPLETED, self.write)
@@ -55,13 +66,15 @@ class EvaluationSummary:
         for item in engine.state.batch:
             image = item["image"]
             name = str(image.meta.get("filename_or_obj", "")) if isinstance(image, MetaTensor) else ""
-            self.cases.append(case_name(name))
+            self.cases.append(name)
             self.domains.append(str(item.get("domain", "all")))
             self.groups.append(str(item.get(self.group_by, "not stated")))
 
     def write(self, engine: Any) -> None:
         """Write both files."""
-        cases, domains, groups = map(string_list_all_gather, (self.cases, self.domains, self.groups))
+        paths, domains, groups = map(string_list_all_gather, (self.cases, self.domains, self.groups))
+        names = case_names(paths)
+        cases = [names[path] for path in paths]
         details = {name: per_case(value) for name, value in engine.state.metric_details.items()}
         if engine.state.rank != 0:
             return
@@ -70,9 +83,17 @@ class EvaluationSummary:
         for number, row in enumerate(rows):
             row.update({name: float(values[number]) for name, values in details.items()})
         grouped = {self.group_by: summarize_rows(rows, list(details), self.group_by)} if self.group_by else {}
-        write_evaluation(Path(self.output_dir), self.split, rows, summarize_rows(rows, list(details)), grouped)
+        figures = summarize_rows(rows, list(details))
+        write_evaluation(Path(self.output_dir), self.split, rows, figures, grouped, self.doubts)
         for group, metrics in grouped.get(self.group_by or "", {}).items():
             log_figures(group, metrics)
+
+
+def doubts(evaluated: Evaluated | None, engine: Any) -> dict[str, Any]:
+    """:meth:`Evaluated.doubts` of the data that an evaluator is going to see, once for all processes."""
+    if evaluated is None or engine.state.rank != 0:
+        return {}
+    return evaluated.doubts(engine.data_loader.dataset.data)
 
 
 def write_evaluation(
@@ -81,6 +102,7 @@ def write_evaluation(
     rows: list[dict[str, Any]],
     domains: dict[str, dict[str, Any]],
     facts: dict[str, Any] | None = None,
+    first: dict[str, Any] | None = None,
 ) -> None:
     """Write ``cases.csv`` and ``summary.json``, and log a line per domain and metric.
 
@@ -90,13 +112,16 @@ def write_evaluation(
         rows: a row per case, all with the same columns.
         domains: domain to metric to at least ``n``, ``mean`` and ``interval_95``.
         facts: what else the summary states.
+        first: what it states before all else.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "cases.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["case", "domain"])
         writer.writeheader()
         writer.writerows(rows)
-    write_json(folder / "summary.json", {"split": split, "n": len(rows), "domains": domains, **(facts or {})})
+    write_json(
+        folder / "summary.json", {**(first or {}), "split": split, "n": len(rows), "domains": domains, **(facts or {})}
+    )
     for domain, metrics in domains.items():
         log_figures(domain, metrics)
 
@@ -104,7 +129,8 @@ def write_evaluation(
 def log_figures(group: str, metrics: dict[str, Any]) -> None:
     """A line per metric of a domain or of another group of cases."""
     for name, figure in metrics.items():
-        logger.info(f"{group}: {name} {figure['mean']} (n={figure['n']}, 95 % interval {figure['interval_95']})")
+        interval = f", 95 % interval {figure['interval_95']}" if figure["interval_95"] is not None else ""
+        logger.info(f"{group}: {name} {figure['mean']} (n={figure['n']}{interval})")
 
 
 def per_case(details: Any) -> np.ndarray:

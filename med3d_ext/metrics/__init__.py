@@ -6,7 +6,6 @@ from med3d_ext.metrics.classification_metric import ClassificationScore
 from med3d_ext.metrics.domain_dice import DomainDice
 from med3d_ext.metrics.intervals import bootstrap_interval, describe_metric
 from med3d_ext.metrics.label_map_metric import LabelMapMetric
-from med3d_ext.metrics.paired import paired_test
 from med3d_ext.metrics.roi import ROIMetric, region_of_interest
 from med3d_ext.metrics.segmentation import ClassMeasures, global_dice, measure_class
 
@@ -22,6 +21,5 @@ __all__ = [
     "global_dice",
     "measure_class",
     "measure_classes",
-    "paired_test",
     "region_of_interest",
 ]

@@ -16,9 +16,9 @@ logger = logging.getLogger("med3d_ext.evaluate")
 
 
 class ClassificationScore(Metric):
-    """AUC of the validation cases, with ``val_accuracy`` and ``val_loss`` (cross-entropy) beside it.
+    """AUC of the validation cases, with ``val_accuracy`` and ``val_loss`` (cross-entropy) next to it.
 
-    Where the validation cases are all of one class an AUC does not exist; the value is then the mean likelihood
+    If the validation cases are all of one class, an AUC does not exist; the value is then the mean likelihood
     ``exp(-loss)``, so that the best epoch can still be chosen, and a warning says so.
 
     Expects decollated outputs: ``pred``, the probabilities of both classes, and ``label``, 0 or 1.
@@ -39,29 +39,23 @@ class ClassificationScore(Metric):
             self.update((output["pred"], output["label"]))
 
     def completed(self, engine: Any, name: str) -> None:
-        """Write the metric and the figures beside it into the engine's state."""
+        """Write the metric and the figures next to it into the engine's state."""
         own = torch.tensor(self.cases, dtype=torch.float64).reshape(-1, 2)
         own = own.to(engine.state.device)  # what several processes gather lies on their device
-        cases = evenly_divisible_all_gather(own, concat=True).cpu().numpy()
-        figures = scores(cases[:, 1], cases[:, 0])
-        if np.isnan(figures["auc"]):
+        value, figures = _scores(evenly_divisible_all_gather(own, concat=True).cpu().numpy())
+        if np.isnan(figures["val_auc"]):
             logger.warning(f"the validation cases are of one class: {name} is their mean likelihood, not an AUC")
-        engine.state.metrics[name] = _value(figures)
-        engine.state.metrics.update({"val_accuracy": figures["accuracy"], "val_loss": figures["loss"]})
+        engine.state.metrics |= {name: value, "val_accuracy": figures["val_accuracy"], "val_loss": figures["val_loss"]}
 
     def compute(self) -> float:
         """The metric's value over the cases of this process."""
-        cases = np.array(self.cases)
-        return _value(scores(cases[:, 1], cases[:, 0]))
+        return _scores(np.array(self.cases))[0]
 
 
-def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """AUC (NaN for one class), accuracy and cross-entropy."""
-    of_truth = np.where(labels > 0, probabilities, 1 - probabilities)
-    loss = -np.log(np.clip(of_truth, 1e-7, 1)).mean()
-    figures = {"auc": auc(labels, probabilities), "accuracy": accuracy(labels, probabilities), "loss": loss}
-    return {name: float(value) for name, value in figures.items()}
-
-
-def _value(figures: dict[str, float]) -> float:
-    return float(np.exp(-figures["loss"])) if np.isnan(figures["auc"]) else figures["auc"]
+def _scores(cases: np.ndarray) -> tuple[float, dict[str, float]]:
+    """The metric's value; and AUC (NaN for one class), accuracy and cross-entropy of cases (probability, label)."""
+    probabilities, labels = cases.T
+    loss = -np.log(np.clip(np.where(labels > 0, probabilities, 1 - probabilities), 1e-7, 1)).mean()
+    found = {"val_auc": auc(labels, probabilities), "val_accuracy": accuracy(labels, probabilities), "val_loss": loss}
+    figures = {name: float(value) for name, value in found.items()}
+    return float(np.exp(-loss)) if np.isnan(figures["val_auc"]) else figures["val_auc"], figures

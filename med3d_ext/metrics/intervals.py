@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.stats import bootstrap
 
 
 def bootstrap_interval(
@@ -12,7 +13,7 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean over cases.
 
-    With a handful of cases the interval is too narrow; it is a lower bound of the uncertainty, and n stands beside it.
+    With a handful of cases the interval is too narrow: a lower bound of the uncertainty. n is stated next to it.
 
     Args:
         values: one finite value per case; at least one.
@@ -26,9 +27,10 @@ def bootstrap_interval(
     sample = np.sort(np.asarray(values, dtype=float))  # several processes give the cases in another order
     if sample.size == 0 or not np.isfinite(sample).all():
         raise ValueError(f"values must be finite and at least one, got {list(values)}.")
-    draws = np.random.default_rng(seed).integers(0, sample.size, (resamples, sample.size))
-    tail = (1 - confidence) / 2 * 100
-    low, high = np.percentile(sample[draws].mean(axis=1), [tail, 100 - tail])
+    if sample.size == 1:  # scipy asks for two
+        return float(sample[0]), float(sample[0])
+    settings = {"n_resamples": resamples, "confidence_level": confidence, "rng": np.random.default_rng(seed)}
+    low, high = bootstrap((sample,), np.mean, method="percentile", **settings).confidence_interval
     return float(low), float(high)
 
 

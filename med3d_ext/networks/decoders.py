@@ -1,10 +1,14 @@
-"""The lung network: an encoder and a decoder that doubles the grid group by group back to the input's (section 3.3)."""
+"""Decoders: the lung network's groups on doubled grids, and DenseASPP in 3D for the LiTS fine network (section 3.3).
+
+A decoder takes the last feature and has ``out_channels``; see :class:`~med3d_ext.networks.SegmentationNetwork`.
+"""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from collections.abc import Sequence
 
-from med3d_ext.networks.resnet import ResNetEncoder
+import torch
+from torch import Tensor, nn
 
 FIRST_WIDTH = 256
 
@@ -47,35 +51,69 @@ class LungDecoder(nn.Sequential):
         self.out_channels = inputs[-1]
 
 
-class LungSegmenter(nn.Module):
-    """Encoder, decoder groups, 1x1x1 convolution: logits on the input grid, of whatever size (section 3.3, lung).
+DILATIONS = (3, 6, 12, 18, 24)
+"""Of the original; on features at stride 8 the widest kernel then spans 49 cells, 392 voxels of the input."""
+
+
+def make_branch(
+    in_channels: int, widths: Sequence[int], dilation: int, dropout: float, leading_norm: bool = True
+) -> nn.Sequential:
+    """One dilated branch: [norm], ReLU, 1x1x1 convolution, norm, ReLU, dilated 3x3x3 convolution, channel dropout.
+
+    The zero padding equals the dilation, so the size stays. Along an axis of at most ``dilation`` cells the outer taps
+    see only zeros and learn nothing; where that holds for all three axes the branch acts as the 1x1x1 convolution of
+    its center tap. It stays finite and trainable, and a larger input brings the outer taps back.
 
     Args:
-        network_name: depth of the encoder, see :class:`~med3d_ext.networks.resnet.ResNetEncoder`. Defaults to
-            `resnet10`.
-        in_channels: channels of the input. Defaults to 1.
-        num_classes: channels of the logits, background counted. Defaults to 2.
-        output_stride: 8 (the paper's three groups), 16 or 32 (a group more for each doubling). Defaults to 8.
-        shortcut: `A`, `B` or None for that of the published weights. Defaults to None.
-        checkpointing: trade time for memory in training, of the encoder. Defaults to False.
+        in_channels: channels of the features.
+        widths: channels after the 1x1x1 and after the dilated convolution.
+        dilation: distance between the taps of the 3x3x3 kernel.
+        dropout: share of output channels dropped in training.
+        leading_norm: begin with a norm; the first branch does not, its input being the encoder's. Defaults to True.
+    """
+    reduced, out_channels = widths
+    return nn.Sequential(
+        *([nn.BatchNorm3d(in_channels)] if leading_norm else []),
+        nn.ReLU(),  # not in place: the dense concatenation still needs the features
+        nn.Conv3d(in_channels, reduced, 1, bias=False),  # the norm would take a bias out again
+        nn.BatchNorm3d(reduced),
+        nn.ReLU(inplace=True),
+        nn.Conv3d(reduced, out_channels, 3, padding=dilation, dilation=dilation),
+        nn.Dropout3d(dropout),
+    )
+
+
+class DenseASPP(nn.Module):
+    """Branches of growing dilation, each fed with the features and all earlier branches (dense concatenation).
+
+    Args:
+        in_channels: channels of the features.
+        widths: channels inside and out of each branch. Defaults to 128, 64; the original's large setting is 512, 128.
+        dropout: share of channels dropped after each branch in training. Defaults to 0.1.
+        dilations: one branch for each. Defaults to the original's 3, 6, 12, 18, 24.
+
+    Raises:
+        ValueError: ``widths`` is not two positive numbers.
     """
 
     def __init__(
         self,
-        network_name: str = "resnet10",
-        in_channels: int = 1,
-        num_classes: int = 2,
-        output_stride: int = 8,
-        shortcut: str | None = None,
-        checkpointing: bool = False,
+        in_channels: int,
+        widths: Sequence[int] = (128, 64),
+        dropout: float = 0.1,
+        dilations: Sequence[int] = DILATIONS,
     ) -> None:
         super().__init__()
-        self.encoder = ResNetEncoder(network_name, in_channels, output_stride, shortcut, checkpointing)
-        self.decoder = LungDecoder(self.encoder.channels[-1], groups=output_stride.bit_length() - 1)
-        self.head = nn.Conv3d(self.decoder.out_channels, num_classes, 1)
+        if len(widths) != 2 or min(widths) < 1:
+            raise ValueError(f"widths must be two positive numbers, got {list(widths)}.")
+        self.branches = nn.ModuleList(
+            make_branch(in_channels + index * widths[1], widths, dilation, dropout, leading_norm=index > 0)
+            for index, dilation in enumerate(dilations)
+        )
+        self.out_channels = in_channels + len(dilations) * widths[1]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits N x num_classes x D x H x W of ``x``: N x in_channels x D x H x W."""
-        logits = self.head(self.decoder(self.encoder(x)[-1]))
-        # The encoder rounds up: what a size that is no multiple of the stride has too much lies at the far end.
-        return logits[:, :, : x.shape[2], : x.shape[3], : x.shape[4]]
+    def forward(self, features: Tensor) -> Tensor:
+        """The branches' results, last first, then the features: N x out_channels x D x H x W."""
+        for branch in self.branches:
+            features = torch.cat((branch(features), features), dim=1)
+        return features

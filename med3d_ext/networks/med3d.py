@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,44 @@ PADDING_LOGIT = -1e4
 """What fills the channels that a sample's domain lacks: finite in half precision, and nothing after a softmax."""
 
 
-class Segmenter(nn.Module):
+class SegmentationNetwork(nn.Module):
+    """Encoder, decoder and head: logits on the input grid (section 3.3).
+
+    The logits of a coarser grid are up-sampled trilinearly. A decoder that returns to the input's resolution gives
+    ``ceil(n / stride) * stride`` voxels an axis, and what an axis has too many at its far end is cut off.
+
+    Args:
+        encoder: returns a list of features, fine to coarse, and has ``channels``, theirs.
+        decoder: takes the last feature and has ``out_channels``. Defaults to None: the head takes the feature itself.
+        num_classes: channels of the logits, background counted. Defaults to 2.
+        head: makes the logits of the decoder's features. Defaults to None, a 1x1x1 convolution to ``num_classes``.
+        dropout: share of channels dropped before the head in training. Defaults to 0.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module | None = None,
+        num_classes: int = 2,
+        head: nn.Module | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        channels: Any = encoder.channels[-1] if decoder is None else decoder.out_channels  # type: ignore[index]
+        self.encoder = encoder
+        self.decoder = nn.Identity() if decoder is None else decoder
+        self.dropout = nn.Dropout3d(dropout)
+        self.head = nn.Conv3d(channels, num_classes, 1) if head is None else head
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits N x num_classes x D x H x W of ``x``: N x in_channels x D x H x W."""
+        logits = self.head(self.dropout(self.decoder(self.encoder(x)[-1])))
+        if logits.shape[2] >= x.shape[2] and logits.shape[3] >= x.shape[3] and logits.shape[4] >= x.shape[4]:
+            return logits[:, :, : x.shape[2], : x.shape[3], : x.shape[4]]
+        return _resize(logits, x)
+
+
+class Segmenter(SegmentationNetwork):
     """Encoder, 1x1x1 convolution, trilinear up-sampling to the input grid (section 3.3, the LiTS coarse network).
 
     Args:
@@ -37,13 +75,29 @@ class Segmenter(nn.Module):
         shortcut: str | None = None,
         checkpointing: bool = False,
     ) -> None:
+        encoder = ResNetEncoder(network_name, in_channels, output_stride, shortcut, checkpointing)
+        super().__init__(encoder, num_classes=num_classes)
+
+
+class TwoStageSegmenter(nn.Module):
+    """A coarse and a fine network in one: ``coarse.*`` and ``fine.*`` in the state dict (section 3.3).
+
+    As a network it is the fine one, so training, tracing and verification see an ordinary segmenter and the coarse
+    stage gets no gradient. :class:`~med3d_ext.inferers.CascadeInferer` runs both.
+
+    Args:
+        coarse: finds the organ in the whole, resized volume; one tensor of logits.
+        fine: segments the region of interest; one tensor of logits.
+    """
+
+    def __init__(self, coarse: nn.Module, fine: nn.Module) -> None:
         super().__init__()
-        self.encoder = ResNetEncoder(network_name, in_channels, output_stride, shortcut, checkpointing)
-        self.head = nn.Conv3d(self.encoder.channels[-1], num_classes, 1)
+        self.coarse = coarse
+        self.fine = fine
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits N x num_classes x D x H x W of ``x``: N x in_channels x D x H x W."""
-        return _resize(self.head(self.encoder(x)[-1]), x)
+        """The fine network's logits of ``x``."""
+        return self.fine(x)
 
 
 class Classifier(nn.Module):

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
 from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import ITKReader, MetaTensor, NibabelReader
+from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
-from monai.transforms import LoadImage, MapTransform
+from monai.transforms import MapTransform
 from monai.utils import ensure_tuple_rep
 
 from med3d_ext.errors import InputError
+from med3d_ext.io.grids import Grid, on_image_grid
+from med3d_ext.io.image_files import is_dicom, read_header, read_volume
+from med3d_ext.transforms.labels import whole_values
 
-NIFTI = (".nii", ".nii.gz")
 IN_MEMORY = "image in memory"
 
+logger = logging.getLogger("med3d_ext.load")
 # Where pydicom is installed, MONAI warns at every image that a GPU decoder, which is not used here, is missing.
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
@@ -32,46 +33,29 @@ def usable_spacing(spacing: Sequence[float]) -> bool:
     return bool(np.isfinite(spacing).all() and np.greater(spacing, 0).all())
 
 
+def is_dicom_input(path: str | os.PathLike) -> bool:
+    """Whether an input is DICOM: the folder of a series, or a file of frames."""
+    return os.path.isdir(path) or (os.path.isfile(path) and is_dicom(path))
+
+
 def stated_spacing(path: str | os.PathLike | MetaTensor, affine: Any) -> list[float]:
     """Spacing (mm) of the stored axes by a file's header; 0 or NaN where the header states none.
 
     Args:
         path: the file, or a volume that was read before.
-        affine: the affine that MONAI's reader gives it (4, 4).
+        affine: the affine that :func:`load_volume` gives it (4, 4).
     """
-    spacing = [float(value) for value in affine_to_spacing(np.asarray(affine, dtype=float), suppress_zeros=False)]
-    if isinstance(path, MetaTensor) or not str(path).endswith(NIFTI):
-        return spacing
-    # nibabel turns a voxel size of 0 into 1 as it reads: whether there is one stands in the bytes alone.
-    header_class: Any = nibabel.load(path).header_class
-    with nibabel.openers.ImageOpener(str(path)) as file:
-        stored = header_class.from_fileobj(file, check=False)["pixdim"][1:4]
-    return [value if size else 0.0 for value, size in zip(spacing, stored)]
-
-
-class _Float32Reader(NibabelReader):
-    """MONAI's reader with the voxels as float32 in the file's order of axes, to the bit what nibabel reads.
-
-    nibabel scales all voxels in float64, and MONAI copies that into another order: 3.4 GB for a CT of 512 x 512 x 800
-    whose header states a slope or an intercept.
-    """
-
-    def _get_array_data(self, img: Any, filename: str) -> np.ndarray:
-        stored, slope, intercept = img.dataobj.get_unscaled(), img.dataobj.slope, img.dataobj.inter
-        if slope == 1 and intercept == 0:
-            return stored.astype(np.float32)
-        voxels = np.empty(stored.shape, np.float32, order="F")
-        for last in range(stored.shape[-1]):
-            voxels[..., last] = np.multiply(stored[..., last], slope, dtype=np.float64) + intercept
-        return voxels
+    if isinstance(path, MetaTensor) or is_dicom_input(path) or not os.path.isfile(path):
+        return [float(value) for value in affine_to_spacing(np.asarray(affine, dtype=float), suppress_zeros=False)]
+    return read_header(path).spacing
 
 
 def load_volume(path: str | os.PathLike | MetaTensor, channel: int | None = None) -> MetaTensor:
     """Load one 3D volume as a channel-first float32 MetaTensor with its affine.
 
-    NIfTI goes through nibabel and everything else through ITK: the two differ where a file has neither qform nor
-    sform, so one reader per format is part of the contract. The slices of a DICOM series are sorted by position and
-    its values are those after slope and intercept.
+    NIfTI goes through nibabel, the headers of NRRD and MetaImage through ITK: the two differ where a file has neither
+    qform nor sform, so one reader per format is part of the contract. The slices of a DICOM series, and the frames of a
+    DICOM file, are sorted by position and their values are those after slope and intercept.
 
     Args:
         path: file, or folder of a DICOM series; or, as MONAI Deploy hands it over, a volume that was read before:
@@ -79,39 +63,39 @@ def load_volume(path: str | os.PathLike | MetaTensor, channel: int | None = None
         channel: the channel to take of a 4D file; None wants a 3D file.
 
     Raises:
-        InputError: when the file cannot be read, is not 3D, or holds NaN or infinite voxels; when a folder holds not
-            exactly one DICOM series or its slices are no even stack.
+        InputError: when the file cannot be read, is not 3D, or holds NaN or infinite voxels; when a folder or a DICOM
+            file holds not exactly one DICOM series or its slices are no even stack.
     """
+    return _load(path, channel)[0]
+
+
+def _load(path: str | os.PathLike | MetaTensor, channel: int | None) -> tuple[MetaTensor, list[str]]:
+    """:func:`load_volume`, and what must be known of how the volume was read, a sentence each."""
     if isinstance(path, MetaTensor):
-        return _three_dimensional(path.to(torch.float32), IN_MEMORY, channel)
-    if Path(path).is_dir():
-        return _three_dimensional(_load_series(path), path, channel)
-    reader = _Float32Reader() if str(path).endswith(NIFTI) else ITKReader()
-    if not Path(path).exists():
-        raise InputError(f"'{path}' does not exist; check the path.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # header remarks of the readers; what matters is checked here
-            # The reader goes into the call: named in the constructor, it would only be the first of several, and
-            # ITK reads what a truncated .nii.gz still holds.
-            volume = LoadImage(image_only=True, dtype=np.float32)(str(path), reader=reader)
-    except Exception as error:  # readers raise many types for a damaged file
-        raise InputError(f"'{path}' cannot be read ({_last_line(error)}); it is damaged or not an image.") from error
-    return _three_dimensional(volume, path, channel)
+        return _three_dimensional(path.to(torch.float32), IN_MEMORY, channel), []
+    if is_dicom_input(path):
+        # Imported here: the package of the data readers needs this module.
+        from med3d_ext.io.dicom_series import check_series, read_series, single_series
 
-
-def _load_series(folder: str | os.PathLike) -> MetaTensor:
-    # Imported here: the package of the data readers needs this module.
-    from med3d_ext.data.dicom_series import check_series, read_series, single_series
-
-    series = single_series(folder)
-    check_series(series)
-    voxels, affine = read_series(series)
-    return MetaTensor(torch.from_numpy(voxels), affine=torch.from_numpy(affine))
+        series = single_series(path)
+        check_series(series)
+        voxels, affine = read_series(series)
+        volume = MetaTensor(torch.from_numpy(voxels), affine=torch.from_numpy(affine))
+        return _three_dimensional(volume, path, channel), list(series.remarks)
+    voxels, header = read_volume(path)
+    volume = MetaTensor(torch.from_numpy(voxels), affine=torch.from_numpy(header.affine))
+    remarks = []
+    if not header.is_oriented and usable_spacing(header.spacing):
+        axes = "".join(map(str, nibabel.aff2axcodes(header.affine)))
+        remarks.append(
+            f"'{path}' states no orientation in its header: its axes are taken as {axes}; compare left and right with "
+            "the patient's, and write the orientation into its header."
+        )
+    return _three_dimensional(volume, path, channel), remarks
 
 
 def _three_dimensional(volume: Any, path: Any, channel: int | None) -> MetaTensor:
-    if volume.ndim == 4 and volume.shape[-1] == 1:
+    while volume.ndim > 3 and volume.shape[-1] == 1:
         volume = volume[..., 0]
     if volume.ndim == 4 and channel is not None:
         if channel >= volume.shape[-1]:
@@ -130,14 +114,6 @@ def _meta(path: Any, affine: torch.Tensor, shape: Sequence[int]) -> dict[str, An
     return {"filename_or_obj": str(path), "original_affine": affine.clone(), "spatial_shape": np.array(shape)}
 
 
-def _last_line(error: BaseException) -> str:
-    root = error
-    while root.__cause__ is not None:
-        root = root.__cause__
-    lines = str(root).strip().splitlines()
-    return lines[-1][:120] if lines else type(root).__name__
-
-
 def _empty_label(image: MetaTensor) -> MetaTensor:
     """The label of a scan that is known to hold no target."""
     meta = _meta(image.meta["filename_or_obj"], image.affine, image.shape[1:])
@@ -145,10 +121,12 @@ def _empty_label(image: MetaTensor) -> MetaTensor:
 
 
 class LoadVolumed(MapTransform):
-    """Load volumes channel-first, check them, and give label and image one geometry.
+    """Load volumes channel-first, check them, and bring each label onto the voxel grid of the image.
 
-    The label takes the image's affine (both stand on one voxel grid), and its values become integers in float32. A
-    label that is None is empty: the scan is known to hold no target.
+    A label is where its own header says, see :func:`med3d_ext.io.grids.on_image_grid`; it takes the image's
+    affine, and its values become whole numbers in float32. A label that is None is empty: the scan is known to hold no
+    target. An item's ``case``, the name of its results, goes into the image's metadata. What must be known of how an
+    image was read (no orientation, no spacing, DICOM files that were set aside) is a warning.
 
     Args:
         keys: keys of the files; the first is the image.
@@ -178,12 +156,17 @@ class LoadVolumed(MapTransform):
         if self.domain is not None:
             item.setdefault("domain", self.domain)
         image_key, *label_keys = list(self.key_iterator(item))
-        image = load_volume(item[image_key], item.get("channel", self.channel))
+        image, remarks = _load(item[image_key], item.get("channel", self.channel))
+        for remark in remarks:
+            logger.warning(remark)
+        grid = Grid.of(image.meta["filename_or_obj"], image.shape[1:], image.affine)
         self._repair_spacing(image, item[image_key])
+        if "case" in item:
+            image.meta["case"] = item["case"]
         item[image_key] = image
         for key in label_keys:
-            label = _empty_label(image) if item[key] is None else self._label(load_volume(item[key]), image)
-            item[key] = label
+            path = item[key]
+            item[key] = _empty_label(image) if path is None else self._label(load_volume(path), image, grid)
         return item
 
     def _repair_spacing(self, image: MetaTensor, path: Any) -> None:
@@ -193,15 +176,19 @@ class LoadVolumed(MapTransform):
             name = image.meta["filename_or_obj"]
             raise InputError(f"'{name}' has no usable voxel spacing (0 or NaN); write the spacing into its header.")
         diagonal = torch.tensor([*ensure_tuple_rep(self.default_spacing, 3), 1.0], dtype=torch.float64)
+        spacing = " x ".join(f"{size:.2f}" for size in diagonal[:3].tolist())
+        logger.warning(
+            f"'{image.meta['filename_or_obj']}' has no usable voxel spacing (0 or NaN): {spacing} mm along R, A and S "
+            "are taken; write the spacing into its header."
+        )
         image.affine = torch.diag(diagonal)
         image.meta["original_affine"] = image.affine.clone()
 
-    def _label(self, label: MetaTensor, image: MetaTensor) -> MetaTensor:
+    def _label(self, label: MetaTensor, image: MetaTensor, grid: Grid) -> MetaTensor:
         path = label.meta["filename_or_obj"]
-        if label.shape != image.shape:
-            shapes = ["x".join(str(size) for size in volume.shape[1:]) for volume in (label, image)]
-            raise InputError(f"label '{path}' is {shapes[0]}, its image is {shapes[1]}; give the label of this image.")
-        if self.require_foreground and not (label > 0).any():
+        own = Grid.of(path, label.shape[1:], label.affine, "label")
+        voxels = whole_values(on_image_grid(label.as_tensor()[0].numpy(), own, grid), path)
+        if self.require_foreground and not voxels.any():
             raise InputError(f"label '{path}' holds no foreground voxel; remove the case or give its real label.")
         meta = _meta(path, image.affine, image.shape[1:])
-        return MetaTensor(label.as_tensor().round(), affine=image.affine, meta=meta)
+        return MetaTensor(torch.from_numpy(np.ascontiguousarray(voxels))[None], affine=image.affine, meta=meta)

@@ -149,6 +149,14 @@ class RandTargetCropd(RandomizableTransform, MapTransform):
         keep_target: move a crop back where its translation would cut the target. Defaults to True.
         part_share: share of the volumes without target of which a part anywhere is taken, a fifth of each axis or more:
             what a first stage in error would hand on. Defaults to 0.
+        spacing: voxel size (mm, RAS order) of crops that cover ``spatial_size`` times it, of whatever part of the
+            target's box they hold: one number, three, or a table from an item's ``domain`` to either. They may reach
+            beyond the volume, where its border is repeated. Defaults to None: all crops are the paper's.
+        spacing_share: share of the crops of that voxel size where ``spacing`` is given; the others are the paper's,
+            which whole volumes on ``spatial_size`` at test time take after. Defaults to 1.
+
+    Raises:
+        ValueError: a spacing is not positive, or ``spacing_share`` is not from 0 to 1.
     """
 
     def __init__(
@@ -165,7 +173,14 @@ class RandTargetCropd(RandomizableTransform, MapTransform):
         whole_share: float = 0.0,
         keep_target: bool = True,
         part_share: float = 0.0,
+        spacing: float | Sequence[float] | Mapping[str, Any] | None = None,
+        spacing_share: float = 1.0,
     ) -> None:
+        for voxel in spacing.values() if isinstance(spacing, Mapping) else [spacing]:
+            if voxel is not None and (np.shape(voxel) not in ((), (3,)) or not np.all(np.asarray(voxel, float) > 0)):
+                raise ValueError(f"spacing must be one or three positive numbers (mm), got {voxel!r}.")
+        if not 0 <= spacing_share <= 1:
+            raise ValueError(f"spacing_share must be from 0 to 1, got {spacing_share!r}.")
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, prob=1.0)
         self.spatial_size = spatial_size
@@ -176,16 +191,22 @@ class RandTargetCropd(RandomizableTransform, MapTransform):
         self.scale = tuple(scale)
         self.skew, self.whole_share, self.keep_target = skew, whole_share, keep_target
         self.part_share = part_share
+        self.spacing, self.spacing_share = spacing, spacing_share
         self.mode = ensure_tuple_rep(mode, len(self.keys))
         self.resample = SpatialResample(padding_mode="border", align_corners=False, dtype="float32")
 
-    def draw_window(self, volume: np.ndarray, box: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def draw_window(
+        self, volume: np.ndarray, box: np.ndarray | None, extent: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Draw a window: its center and extent (mm) and its axes as columns (3, 3).
 
         Args:
             volume: extent of the volume (mm, RAS order).
             box: first and last corner of the target's box (2, 3), mm from the volume's first corner; or None.
+            extent: extent (mm) of a window of fixed voxel size, before the scale; or None.
         """
+        if extent is not None and self.R.uniform() < self.spacing_share:
+            return self._draw_fixed(volume, box, extent)
         axes = rotation_matrix(np.radians(self.R.uniform(-self.rotate_degrees, self.rotate_degrees, 3)))
         zoom = self.R.uniform(self.scale[0], self.scale[1])
         share, place, shift = self.R.uniform(size=3) ** self.skew, self.R.uniform(size=3), self.R.uniform(-1, 1, 3)
@@ -213,16 +234,30 @@ class RandTargetCropd(RandomizableTransform, MapTransform):
             return center, window, axes
         return middle + axes @ np.clip(axes.T @ (center - middle), -play, play), window, axes
 
+    def _draw_fixed(
+        self, volume: np.ndarray, box: np.ndarray | None, extent: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A window of a given extent: along each axis it holds the target's box, or lies in it, and in the volume."""
+        axes = rotation_matrix(np.radians(self.R.uniform(-self.rotate_degrees, self.rotate_degrees, 3)))
+        window = extent / self.R.uniform(self.scale[0], self.scale[1])
+        first, last = (np.zeros(3), volume) if box is None else box
+        ends = np.sort([first + window / 2, last - window / 2], axis=0)
+        inside = np.sort([window / 2, volume - window / 2], axis=0)
+        low, high = np.clip(ends, inside[0], inside[1])
+        return low + self.R.uniform(size=3) * (high - low), window, axes
+
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         size = size_of(self.spatial_size, item)
+        voxel = value_of("spacing", self.spacing, item)
+        extent = None if voxel is None else np.asarray(size) * np.asarray(voxel, float)
         image = item[self.keys[0]]
         affine, shape = image.affine.numpy(), image.shape[1:]
         ras, ras_shape = to_ras(affine, shape)
         spacing = axis_spacing(affine @ ras)
         box = item["target_box"] if "target_box" in item else target_box(item[self.label_key])
         corners = None if box is None else box_to_ras(box, ras) * spacing
-        window = self.draw_window(ras_shape * spacing, corners)
+        window = self.draw_window(ras_shape * spacing, corners, extent)
         grid = torch.as_tensor(window_grid(affine, shape, size, *window))
         for key, mode in self.key_iterator(item, self.mode):
             needed = needed_part(item[key], grid.numpy(), size)

@@ -8,7 +8,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from med3d_ext.check.binding import texts, walk
+from med3d_ext.run.overrides import texts, walk
 
 __all__ = ["texts", "walk"]
 

@@ -15,7 +15,7 @@ import torch
 from bundle_files import REPOSITORY, workflow
 from monai.utils import set_determinism
 
-from med3d_ext.data.phantoms import phantom_dataset
+from med3d_ext.tools.phantoms.dataset import phantom_dataset
 
 PHANTOMS = {
     "lits_coarse": ("lits", 6),

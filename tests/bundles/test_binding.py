@@ -10,14 +10,13 @@ import pytest
 from bundle_files import BUNDLES, COMBINATIONS, config_files, merged
 from monai.bundle import ReferenceResolver
 
-from med3d_ext.check.binding import (
+from med3d_ext.run.overrides import texts, walk
+from med3d_ext.tools.check.binding import (
     components,
     expressions,
     lost_references,
-    texts,
     unknown_arguments,
     unknown_names,
-    walk,
     wrong_components,
 )
 
@@ -84,7 +83,7 @@ def test_the_folder_is_found_as_the_contract_says_and_not_needed_to_initialize(c
 
 
 def test_a_run_begins_with_the_check_of_its_overrides(config):
-    assert config["run"][0] == {"_target_": "med3d_ext.bundle.StartRun"}
+    assert config["run"][0] == {"_target_": "med3d_ext.run.StartRun"}
     assert re.fullmatch(r"\$@[\w:]+\.run\(\)", config["run"][-1])
 
 

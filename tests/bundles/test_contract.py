@@ -12,8 +12,8 @@ import torch
 from bundle_files import BUNDLES, SMALL, config_files, images_of, merged, run_bundle, workflow
 from monai.bundle import ConfigParser, ckpt_export, scripts, verify_metadata, verify_net_in_out
 
-from med3d_ext.bundle import check_overrides
-from med3d_ext.one_line import input_error_message
+from med3d_ext.run.one_line import input_error_message
+from med3d_ext.run.start import check_overrides
 
 pytestmark = [
     pytest.mark.usefixtures("clean_process"),

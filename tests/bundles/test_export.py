@@ -10,10 +10,10 @@ import torch
 from bundle_files import BUNDLES, config_files, workflow
 from monai.bundle import ConfigParser, onnx_export
 
-from med3d_ext.cli import main
 from med3d_ext.errors import InputError
-from med3d_ext.export import _difference, export
 from med3d_ext.networks.med3d import PADDING_LOGIT
+from med3d_ext.tools.cli import main
+from med3d_ext.tools.export import _difference, export
 
 pytestmark = [pytest.mark.usefixtures("clean_process"), pytest.mark.filterwarnings("ignore")]
 each_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from bundle_files import BUNDLES, SMALL, merged, run_bundle, workflow
+from composed_networks import aspp_network
 
-from med3d_ext.networks import DenseASPPSegmenter, Segmenter, TwoStageSegmenter
-from med3d_ext.one_line import input_error_message
+from med3d_ext.networks import Segmenter, TwoStageSegmenter
+from med3d_ext.run.one_line import input_error_message
 
 pytestmark = [pytest.mark.usefixtures("clean_process"), pytest.mark.filterwarnings("ignore")]
 
@@ -52,7 +53,7 @@ def test_an_epoch_leaves_the_coarse_stage_bit_for_bit_and_moves_the_fine_one(tra
     state = torch.load(root / "models" / "model.pt", weights_only=True)
     for name, value in coarse.state_dict().items():
         assert torch.equal(state[f"coarse.{name}"], value), name
-    start = DenseASPPSegmenter(widths=(8, 4), num_classes=3).state_dict()
+    start = aspp_network(widths=(8, 4), num_classes=3).state_dict()
     statistics = [name for name in start if name.endswith("running_mean")]
     assert all(state[f"fine.{name}"].any() for name in statistics)
     optimized = sum(len(group["params"]) for group in run.parser.get_parsed_content("optimizer").param_groups)
@@ -110,7 +111,7 @@ def segment(tmp_path, caplog):
     """Runs inference on one NIfTI file with constant networks: ``segment(path, coarse, fine)`` gives the label map."""
 
     def run(path, coarse=-1.0, fine=-1.0):
-        network = constant(TwoStageSegmenter(Segmenter(), DenseASPPSegmenter(widths=(8, 4))), coarse, fine)
+        network = constant(TwoStageSegmenter(Segmenter(), aspp_network(widths=(8, 4))), coarse, fine)
         write_weights(tmp_path / "models" / "model.pt", network, coarse_size=[32, 32, 16])
         caplog.set_level(logging.INFO)
         folders = {"bundle_root": str(FINE), "output_dir": str(tmp_path / "out"), "ckpt_dir": str(tmp_path / "models")}

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from bundle_files import REPOSITORY, SMALL, run_bundle
 
-from med3d_ext.check.verb import check
 from med3d_ext.errors import InputError
-from med3d_ext.networks.pretrained import initial_weights_path
-from med3d_ext.new_bundle.verb import new_bundle
-from med3d_ext.prediction.predict_verb import predict
-from med3d_ext.report.verb import report
-from med3d_ext.zoo.pack import pack
+from med3d_ext.tools.check.verb import check
+from med3d_ext.tools.new_bundle.verb import new_bundle
+from med3d_ext.tools.predict.verb import predict
+from med3d_ext.tools.report.verb import report
+from med3d_ext.tools.zoo.pack import pack
+from med3d_ext.weights.initial import initial_weights_path
 
 sys.path.insert(0, str(REPOSITORY / "tests" / "data"))
 from tiny_domains import change_dataset, write_domain  # noqa: E402

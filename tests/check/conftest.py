@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from med3d_ext.check.configs import BundleConfigs
+from med3d_ext.tools.check.configs import BundleConfigs
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from med3d_ext.check.binding import expressions, lost_references, unknown_names, wrong_components
-from med3d_ext.check.configs import COMMANDS, check_classes, check_files, check_ids, check_options
+from med3d_ext.tools.check.binding import expressions, lost_references, unknown_names, wrong_components
+from med3d_ext.tools.check.configs import COMMANDS, check_classes, check_files, check_ids, check_options
 
 every_command = pytest.mark.parametrize("command", list(COMMANDS))
 
@@ -108,3 +108,8 @@ def test_bindings_by_hand():
     assert lost_references(config) == {"c": "%d"}
     assert unknown_names(config) == {"b": {"sys"}}
     assert [name for name, _, _ in expressions(config)] == ["imports::0", "b"]
+
+
+def test_a_value_out_of_range_is_an_error_as_it_is_at_the_door_of_a_run(configs):
+    (finding,) = check_options(configs(epochs=0))
+    assert (finding.level, finding.text) == ("error", "epochs must be a whole number of at least 1, got 0.")

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 from collections import namedtuple
+from types import SimpleNamespace
 
+import nibabel
+import numpy as np
 import psutil
 import pytest
 import torch
 
-from med3d_ext.check import resources
-from med3d_ext.check.data import check_data
-from med3d_ext.check.findings import gather
-from med3d_ext.check.resources import check_resources, training_shape
 from med3d_ext.data.prepare import PreparedData
 from med3d_ext.networks import Segmenter
+from med3d_ext.tools.check import resources
+from med3d_ext.tools.check.configs import BundleConfigs
+from med3d_ext.tools.check.data import _check_domain, check_data
+from med3d_ext.tools.check.findings import gather
+from med3d_ext.tools.check.resources import check_resources, training_shape
+from med3d_ext.tools.check.verb import check_bundle
 
 GIB = 2**30
 
@@ -51,7 +56,16 @@ def test_a_class_that_no_label_holds_is_told(run, tmp_path):
     content = json.loads(path.read_text())
     content["labels"]["3"] = "vessel"
     path.write_text(json.dumps(content))
-    assert "no label holds the value 3 (vessel)" in texts(check_data(made))[-1]
+    assert "no training case holds the class 3 (vessel), no case does" in texts(check_data(made))[-1]
+
+
+@pytest.mark.parametrize("values", [{"3": 2}, {"1": 1, "3": 1}, {"2": 2}])
+def test_classes_are_counted_by_the_values_that_they_become(values):
+    cases = [{"labels": {"0": 9, **dict.fromkeys(values, 5)}}]
+    data = SimpleNamespace(items=lambda split: [{"domain": "x"}])
+    facts = {"cases": cases, "classes": {"0": "background", "1": "a", "2": "b"}, "label_map": {"0": 0, **values}}
+    missing = {"1", "2"} - {str(value) for value in values.values()}
+    assert sum("no label holds" in line for line in texts(_check_domain(data, "x", facts))) == len(missing)
 
 
 def test_a_fault_of_the_data_is_one_line_with_the_files_name(run, tmp_path):
@@ -63,14 +77,47 @@ def test_a_fault_of_the_data_is_one_line_with_the_files_name(run, tmp_path):
 
 
 def test_images_without_labels_are_for_inference(configs, nifti, tmp_path):
-    import numpy as np
-
     nifti(tmp_path / "new" / "a.nii.gz", np.zeros((4, 4, 4), np.int16))
     nifti(tmp_path / "new" / "b.nii.gz", np.zeros((4, 4, 4), np.int16), pixdim=(0, 1, 1))
     nifti(tmp_path / "new" / "c.nii.gz", np.zeros((4, 4), np.int16))
     found = texts(check_data(configs(dataset_dir=str(tmp_path / "new"))))
     assert [line.split()[0] for line in found] == ["warning", "error", "ok"]
     assert "2 images without labels" in found[2]
+
+
+def test_images_are_read_as_inference_reads_them(configs, nifti, tmp_path):
+    """DICOM is read, and several volumes, damage and a missing orientation are told."""
+    voxels = np.random.default_rng(0).integers(-100, 100, (12, 12, 12)).astype(np.int16)
+    dicom_files = pytest.importorskip("dicom_files")
+    dicom_files.write_series(tmp_path / "new" / "patient" / "ct", voxels)
+    dicom_files.write_frames(tmp_path / "new" / "frames" / "a.dcm", voxels, range(12))
+    nifti(tmp_path / "new" / "time.nii.gz", np.stack([voxels] * 2, axis=-1))
+    content = bytearray(nifti(tmp_path / "new" / "torn.nii.gz", voxels).read_bytes())
+    content[-6] ^= 0xFF
+    (tmp_path / "new" / "torn.nii.gz").write_bytes(content)
+    nibabel.save(nibabel.Nifti1Image(voxels, None), tmp_path / "new" / "bare.nii")
+    found = texts(check_data(configs(dataset_dir=str(tmp_path / "new"))))
+    words = ("states no orientation", "time.nii.gz' is not a 3D volume", "torn.nii.gz' cannot be read", "3 images")
+    assert len(found) == 4 and all(any(word in line for line in found) for word in words), found
+
+
+def test_a_folder_of_images_to_segment_is_no_error_and_is_measured_for_inference(bundle, nifti, tmp_path):
+    nifti(tmp_path / "new" / "p1" / "ct.nii.gz", np.zeros((40, 40, 40), np.int16))
+    configs = BundleConfigs(bundle, {"dataset_dir": str(tmp_path / "new"), "device": "cpu"})
+    found = check_bundle(configs)
+    assert [finding.text for finding in found if finding.level == "error"] == []
+    topics = {finding.topic: finding.text for finding in found}
+    assert "disk" not in topics and "training" not in topics["GPU"] and "one forward pass" in topics["RAM"]
+
+
+def test_what_is_wrong_with_the_data_is_said_once_and_read_once(bundle, liver_folder, tmp_path, monkeypatch):
+    folder = liver_folder(cases=3)
+    damaged = folder / "imagesTr" / "liver_1.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[:-20])
+    options = {"dataset_dir": str(folder), "output_dir": str(tmp_path / "eval"), "device": "cpu"}
+    found = check_bundle(BundleConfigs(bundle, options))
+    assert [finding.topic for finding in found if str(damaged) in finding.text] == ["data"]
+    assert {"disk", "RAM", "GPU"} <= {finding.topic for finding in found}
 
 
 def test_a_folder_without_anything_is_the_runs_own_error(configs, tmp_path):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from med3d_ext.check.findings import error, gather, ok, summary, warning
 from med3d_ext.errors import InputError
+from med3d_ext.tools.check.findings import error, gather, ok, summary, warning
 
 
 def test_a_finding_is_one_line_with_its_level_and_topic_in_columns():

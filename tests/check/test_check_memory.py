@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from med3d_ext.check.memory import PeakBytes, inference_bytes, parameter_bytes, state_bytes, training_bytes
 from med3d_ext.networks import Classifier, Segmenter
+from med3d_ext.tools.check.memory import PeakBytes, inference_bytes, parameter_bytes, state_bytes, training_bytes
 
 FLOAT = 4
 

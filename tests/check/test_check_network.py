@@ -7,10 +7,16 @@ import json
 import pytest
 import torch
 
-from med3d_ext.check.findings import gather
-from med3d_ext.check.network import build_network, check_initial_weights, check_shapes, check_weights, state_faults
 from med3d_ext.networks import Segmenter
 from med3d_ext.networks.resnet import ResNetEncoder
+from med3d_ext.tools.check.findings import gather
+from med3d_ext.tools.check.network import (
+    build_network,
+    check_initial_weights,
+    check_shapes,
+    check_weights,
+    state_faults,
+)
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from med3d_ext.check.configs import BundleConfigs
-from med3d_ext.check.findings import ERROR
-from med3d_ext.check.verb import check_bundle
-from med3d_ext.cli import main
+from med3d_ext.tools.check.configs import BundleConfigs
+from med3d_ext.tools.check.findings import ERROR
+from med3d_ext.tools.check.verb import check_bundle
+from med3d_ext.tools.cli import main
 
 BUNDLES = sorted(path.parents[1] for path in Path(__file__).parents[2].glob("bundles/*/configs/metadata.json"))
 TOPICS = ["files", "ids", "classes", "versions", "network", "weights", "init", "data", "disk", "RAM", "GPU"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from med3d_ext.check import versions
-from med3d_ext.check.versions import check_versions
+from med3d_ext.tools.check import versions
+from med3d_ext.tools.check.versions import check_versions
 
 
 @pytest.fixture

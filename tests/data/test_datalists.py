@@ -6,11 +6,15 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from monai.transforms import SaveImage
 
-from med3d_ext.data.datalists import existing_file, list_images, read_source
+from med3d_ext.data import images_to_segment
+from med3d_ext.data.datalists import existing_file, list_images, named_images, read_source
 from med3d_ext.errors import InputError
-from med3d_ext.files import read_json, write_json
+from med3d_ext.io.files import read_json, write_json
+from med3d_ext.tools.predict import label_map_name, write_label_map
 
 
 def names(cases: list[dict], key: str) -> list[str]:
@@ -169,3 +173,102 @@ def test_folders_without_images_are_refused_by_name(tmp_path):
         list_images(tmp_path / "nowhere")
     with pytest.raises(InputError, match="holds no image"):
         list_images(tmp_path)
+
+
+# Their names
+
+PARTS = ("a", "b", "a_b", "CT", "ct", "1.2.840.1", "1.2.840.2", "Müller, Änne (2)", "x:y", "p", "1")
+FILES = ("ct.nii.gz", "ct.nii", "ct.mha", "CT.NII.GZ", "b_ct.nii.gz", "1.2.nrrd", "b.nhdr", "a b.mhd")
+
+
+def random_tree(root: Path, seed: int) -> list[Path]:
+    generator = np.random.default_rng(seed)
+    images = set()
+    for _ in range(30):
+        folder = root.joinpath(*generator.choice(PARTS, generator.integers(0, 4)))
+        path = folder / generator.choice(FILES)
+        if generator.random() < 0.3:  # a DICOM series
+            path = folder / "series" / generator.choice(PARTS) / "IM1"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"\0" * 128 + b"DICM")
+        images.add(path if path.name != "IM1" else path.parent)
+    return sorted(images)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_image_of_a_random_tree_has_a_name_of_its_own_that_is_safe_and_does_not_depend_on_order(seed, tmp_path):
+    images = random_tree(tmp_path / "in", seed)
+    items, without = named_images([tmp_path / "in"])
+    assert {item["image"] for item in items} == set(map(str, images)) and not without
+    found = [item["case"] for item in items]
+    assert len({name.casefold() for name in found}) == len(images)
+    assert all(
+        name and name[0] != "." and not set(name) & set('/\\:*?"<>|') and len(name.encode()) < 200 for name in found
+    )
+    by_parts = named_images([item["image"] for item in items][::-1] + [tmp_path / "in"])[0]
+    assert len({item["case"].casefold() for item in by_parts}) == len(images)
+    assert named_images([tmp_path / "in"]) == (items, {})
+    # What MONAI's writer makes of the names is as many files.
+    save = SaveImage(tmp_path / "out", "seg", separate_folder=False, output_name_formatter=label_map_name)
+    names = [save.folder_layout.filename(**label_map_name({"case": name}, save)) for name in found]
+    assert names == [str(tmp_path / "out" / f"{name}_seg.nii.gz") for name in found]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_further_patient_changes_no_name(seed, tmp_path):
+    for patient in range(4):
+        random_tree(tmp_path / "in" / f"patient_{patient}" / "study", 10 * seed + patient)
+    before = {item["image"]: item["case"] for item in named_images([tmp_path / "in"])[0]}
+    random_tree(tmp_path / "in" / "patient_4" / "study", seed)
+    after = {item["image"]: item["case"] for item in named_images([tmp_path / "in"])[0]}
+    assert before.items() <= after.items()
+
+
+def test_images_of_patients_are_called_after_their_folders_and_files(nifti, tmp_path):
+    for path in ("p1/ct.nii.gz", "p2/ct.nii.gz", "top.nii", "p3/deep/mr.nii.gz"):
+        nifti(tmp_path / path, np.zeros((4, 4, 4), np.int16))
+    assert [item["case"] for item in named_images([tmp_path])[0]] == ["top", "p1_ct", "p2_ct", "p3_deep_mr"]
+    assert [item["case"] for item in images_to_segment(str(tmp_path), "lits")] == [
+        "top",
+        "p1_ct",
+        "p2_ct",
+        "p3_deep_mr",
+    ]
+    assert [item["case"] for item in named_images([tmp_path / "p1", tmp_path / "p2"])[0]] == ["p1_ct", "p2_ct"]
+
+
+def test_own_results_label_maps_and_hidden_files_below_a_folder_are_no_images(nifti, tmp_path, caplog):
+    voxels = np.zeros((4, 4, 4), np.uint8)
+    image = nifti(tmp_path / "p1" / "ct_seg.nii.gz", voxels)  # an image may be called so
+    (tmp_path / "results").mkdir()
+    write_label_map(tmp_path / "results" / "p1_ct_seg.nii.gz", voxels, np.eye(4), {1: "liver"})
+    for path in (
+        "labelsTr/a.nii.gz",
+        "p1/segmentations/lung.nii.gz",
+        "p1/segmentation-0.nii",
+        ".p/ct.nii",
+        "p1/._a.nii",
+    ):
+        nifti(tmp_path / path, voxels)
+    (tmp_path / "folder.nii").mkdir()
+    inner = nifti(tmp_path / "folder.nii" / "inner.nii", voxels)
+    assert [item["image"] for item in list_images(tmp_path)] == [str(inner), str(image)]
+    assert "label maps" in caplog.text and "3, " in caplog.text
+
+
+def test_a_folder_of_files_of_frames_holds_as_many_images_and_a_segmentation_is_none(tmp_path):
+    dicom_files = pytest.importorskip("dicom_files")
+    voxels = np.zeros((4, 5, 6), np.int16)
+    for number in (1, 2):
+        tags = {"SeriesInstanceUID": f"1.2.{number}"}
+        dicom_files.write_frames(tmp_path / "mr" / f"{number}.dcm", voxels, range(6), tags=tags)
+    dicom_files.write_frames(tmp_path / "out" / "1_seg.dcm", voxels, range(6), tags={"Modality": "SEG"})
+    assert [item["case"] for item in named_images([tmp_path])[0]] == ["mr_1", "mr_2"]
+    dicom_files.write_frames(tmp_path / "mr" / "3.dcm", voxels, range(6), tags={"SeriesInstanceUID": "1.2.2"})
+    assert [item["case"] for item in named_images([tmp_path])[0]] == ["mr"]  # parts of one series: its reader decides
+
+
+def test_a_byte_order_mark_is_no_part_of_a_list(liver_folder):
+    path = liver_folder() / "dataset.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(read_source(path.parent).cases) == 3

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
-from dicom_files import write_series, write_slice
+from dicom_files import write_frames, write_series, write_slice
 
-from med3d_ext.data.dicom_series import check_series, find_series, read_series, single_series
+from med3d_ext.data.datalists import list_images
 from med3d_ext.errors import InputError
+from med3d_ext.io.dicom_series import check_series, find_series, read_series, single_series
 from med3d_ext.transforms.load import LoadVolumed, load_volume
 
 VOXELS = np.random.default_rng(0).integers(-2000, 2000, (5, 6, 7)).astype(np.int16)
@@ -135,19 +138,130 @@ def test_positions_rounded_to_a_tenth_of_a_millimeter_are_even(tmp_path: Path) -
     assert series.spacing[2] == pytest.approx(6.9 / 11)
 
 
-def test_two_slices_at_one_position_are_refused(tmp_path: Path) -> None:
+def warned(folder: Path, caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What is warned of while a folder is read that must give VOXELS."""
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "med3d_ext"):
+        image = LoadVolumed("image")({"image": str(folder)})["image"]
+    np.testing.assert_array_equal(image[0].numpy(), VOXELS)
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_two_slices_at_one_position_are_refused_unless_they_are_copies(tmp_path: Path, caplog) -> None:
     write_series(tmp_path, VOXELS, SPACING)
-    write_series(tmp_path, VOXELS, SPACING, names="copy{}.dcm", skip=range(1, 7))
-    assert "two slices at one position: '0.dcm' and 'copy0.dcm' (0.00 and 0.00 mm)" in refusal(tmp_path)
     write_series(tmp_path, VOXELS, SPACING, names="copy{}.dcm")
-    assert "two slices at one position" in refusal(tmp_path)
+    (sentence,) = warned(tmp_path, caplog)
+    assert "holds copies of slices, of which one is kept: 7, 'copy0.dcm' next to '0.dcm' first" in sentence
+    write_series(tmp_path, VOXELS, SPACING, names="new{}.dcm", skip=range(1, 7), tags={"SOPInstanceUID": "1.9"})
+    assert "of which one is kept: 8" in warned(tmp_path, caplog)[0]
+    write_series(tmp_path, VOXELS + 10, SPACING, names="late{}.dcm")
+    assert "two slices at one position: '0.dcm' and 'late0.dcm' (0.00 and 0.00 mm)" in refusal(tmp_path)
+
+
+OTHERS = {
+    "SEG": ("1.2.840.10008.5.1.4.1.1.66.4", {"Modality": "SEG"}),
+    "RTDOSE": ("1.2.840.10008.5.1.4.1.1.481.2", {"Modality": "RTDOSE", "NumberOfFrames": 1}),
+    "RTSTRUCT": ("1.2.840.10008.5.1.4.1.1.481.3", {"Modality": "RTSTRUCT", "PixelData": None}),
+    "SR": ("1.2.840.10008.5.1.4.1.1.88.33", {"Modality": "SR", "PixelData": None}),
+    "secondary capture": ("1.2.840.10008.5.1.4.1.1.7", {"ImagePositionPatient": None, "SeriesInstanceUID": "1.2.8"}),
+    "localizer": ("1.2.840.10008.5.1.4.1.1.2", {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("uid", ["1.2.3", "1.2.8"])
+def test_what_is_no_slice_of_the_scan_is_set_aside_with_a_warning(kind, uid, tmp_path: Path, caplog) -> None:
+    write_series(tmp_path, VOXELS, SPACING)
+    sop_class, tags = OTHERS[kind]
+    facts = {"SeriesInstanceUID": uid, "SOPInstanceUID": "1.9", "ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}
+    write_slice(tmp_path / "other", VOXELS[:, :, 0], {**facts, "ImagePositionPatient": [0, 0, 0], **tags}, sop_class)
+    (sentence,) = warned(tmp_path, caplog)
+    assert f"set aside: {kind} ('other')" in sentence
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (tmp_path / "other").rename(alone / "other")
+    refusal(alone)
+
+
+def frames_of(tmp_path: Path, order: list[int], **options) -> Path:
+    return write_frames(tmp_path / "frames.dcm", VOXELS, order, SPACING, **options)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_frames_of_a_file_are_read_as_the_slices_of_a_series_whatever_their_order(seed, tmp_path: Path) -> None:
+    """With slopes of their own: the stored values differ from frame to frame."""
+    write_series(tmp_path / "series", VOXELS, SPACING, ORIGIN, tags={"RescaleIntercept": -1024})
+    expected = load_volume(tmp_path / "series")
+    order = np.random.default_rng(seed).permutation(7).tolist()
+    for slopes in (None, (1 + 0.5 * np.arange(7)).tolist()):
+        file = frames_of(tmp_path / "file", order, slopes=slopes)
+        for place in (file, file.parent):
+            volume = load_volume(place)
+            factor = np.ones(7)
+            factor[order] = slopes or 1
+            np.testing.assert_array_equal(volume[0].numpy(), VOXELS * factor.astype(np.float32) - 1024)
+            np.testing.assert_allclose(volume.affine.numpy(), expected.affine.numpy(), atol=1e-6)
+    bare = file.rename(file.with_name("IM7"))
+    np.testing.assert_array_equal(load_volume(bare).numpy(), volume.numpy())
+
+
+def test_frames_that_are_no_single_stack_are_refused(tmp_path: Path) -> None:
+    every = list(range(7))
+    assert "misses 2 slices between frame 2 of" in refusal(frames_of(tmp_path, [0, 1, 4, 5, 6]))
+    assert "two slices at one position: frame 1 of" in refusal(frames_of(tmp_path, every * 2, slopes=[1] * 7 + [2] * 7))
+    halves = [{"StackID": str(number // 4)} for number in every]
+    assert "2 stacks or points in time" in refusal(frames_of(tmp_path, every, groups=halves))
+    times = [{"TemporalPositionIndex": 1 + number % 2} for number in every]
+    assert "2 stacks or points in time" in refusal(frames_of(tmp_path, every, groups=times))
+    bare = {"SharedFunctionalGroupsSequence": None, "PerFrameFunctionalGroupsSequence": None}
+    assert "without their positions" in refusal(frames_of(tmp_path, every, tags=bare))
+    assert "7 frames and describes 2" in refusal(
+        frames_of(tmp_path, [0, 1], tags={"NumberOfFrames": 7, "PixelData": VOXELS.T.tobytes()})
+    )
+
+
+def test_one_slice_of_a_series_given_as_a_file_is_refused_with_a_hint(tmp_path: Path) -> None:
+    file = write_series(tmp_path, VOXELS, SPACING) / "3.dcm"
+    with pytest.raises(InputError, match="single slice, '3.dcm'; give the folder of the whole series"):
+        load_volume(file)
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(16, np.uint16), (12, np.uint16), (16, np.int16)])
+def test_monochrome1_says_how_to_show_values_not_what_they_are(bits, kind, tmp_path: Path, caplog) -> None:
+    stored = (VOXELS if kind == np.int16 else np.abs(VOXELS) % 4096).astype(kind)
+    tags = {"BitsStored": bits, "HighBit": bits - 1, "RescaleSlope": "0.5", "RescaleIntercept": "-1024"}
+    write_series(tmp_path, stored, SPACING, tags={**tags, "PhotometricInterpretation": "MONOCHROME1"})
+    np.testing.assert_array_equal(load_volume(tmp_path)[0].numpy(), stored * 0.5 - 1024)
+    with caplog.at_level(logging.WARNING, "med3d_ext"):
+        LoadVolumed("image")({"image": str(tmp_path)})
+    assert len(caplog.records) == 1 and "MONOCHROME1" in caplog.text
+
+
+def test_a_spacing_that_changes_is_no_missing_slice(tmp_path: Path) -> None:
+    for number, place in enumerate([0, 3, 6, 9, 12, 18, 24, 30]):
+        write_series(tmp_path, VOXELS[:, :, :1], (1, 1, 1), (0, 0, place), names=f"{number}")
+    assert "uneven slice spacing" in refusal(tmp_path)
+    write_series(tmp_path / "lost", np.zeros((4, 4, 12), np.int16), (1, 1, 3.0), skip=[4])
+    assert "misses 1 slice" in refusal(tmp_path / "lost")
+
+
+def test_files_without_a_preamble_are_found_and_read(tmp_path: Path) -> None:
+    for file in list(write_series(tmp_path / "a", VOXELS, SPACING).iterdir()):
+        data = pydicom.dcmread(file)
+        del data.file_meta
+        (tmp_path / "b").mkdir(exist_ok=True)
+        pydicom.dcmwrite(
+            tmp_path / "b" / file.stem, data, implicit_vr=True, little_endian=True, enforce_file_format=False
+        )
+    np.testing.assert_array_equal(load_volume(tmp_path / "b")[0].numpy(), VOXELS)
+    assert [item["image"] for item in list_images(tmp_path)] == [str(tmp_path / "a"), str(tmp_path / "b")]
 
 
 def test_a_single_slice_and_frames_are_refused(tmp_path: Path) -> None:
     write_series(tmp_path / "a", VOXELS[:, :, :1])
     assert "single slice, '0.dcm'" in refusal(tmp_path / "a")
     write_series(tmp_path / "b", VOXELS[:, :, :1], tags={"NumberOfFrames": 2, "PixelData": VOXELS[:, :, :2].tobytes()})
-    assert "0.dcm' holds 2 frames" in refusal(tmp_path / "b")
+    assert "0.dcm' holds frames without their positions" in refusal(tmp_path / "b")
 
 
 def test_mixed_orientations_and_grids_are_refused(tmp_path: Path) -> None:

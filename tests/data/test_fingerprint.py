@@ -20,7 +20,7 @@ from med3d_ext.data.fingerprint import (
     target_spacing,
     weights_domain,
 )
-from med3d_ext.errors import InputError
+from med3d_ext.errors import Faults, InputError
 from med3d_ext.transforms.load import load_volume
 
 SMALL = np.zeros((4, 5, 6), np.uint8)
@@ -103,7 +103,7 @@ def make_cases(nifti, folder, count: int = 3) -> list[dict]:
 
 def scan(cases: list[dict], known: list[dict]) -> list[str]:
     lines: list[str] = []
-    scan_cases(cases, known, channel=None, foreground=True, progress=lines.append)
+    scan_cases(cases, known, channel=None, foreground=True, progress=lines.append, faults=Faults())
     return lines
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from med3d_ext.cli import main
 from med3d_ext.data.leakage import leakage, unseen
 from med3d_ext.errors import InputError
+from med3d_ext.tools.cli import main
 
 
 def digest(text: str) -> str:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from tiny_domains import write_domain
 
-from med3d_ext.data.left_atrium import is_left_atrium, read_itk_header, read_left_atrium
+from med3d_ext.data.fingerprint import read_header
 from med3d_ext.data.prepare import prepare_3dseg8
 from med3d_ext.errors import InputError
+from med3d_ext.tools.layouts.left_atrium import is_left_atrium, read_left_atrium
 from med3d_ext.transforms import LoadVolumed, MergeLabelsd
 
 
@@ -38,7 +39,7 @@ def write_patients(folder: Path, count: int = 3) -> Path:
 
 def test_the_header_tells_what_the_loaded_volume_has(tmp_path: Path) -> None:
     path = write_nrrd(tmp_path / "a.nrrd", np.zeros((12, 10, 6), np.uint8))
-    header = read_itk_header(path)
+    header = read_header(path)
     assert header == {"shape": [12, 10, 6], "channels": 1, "spacing": [0.5, 0.75, 2.0], "orientation": "LAS"}
     volume = LoadVolumed("image")({"image": str(path)})["image"]
     assert list(volume.shape[1:]) == header["shape"]
@@ -81,7 +82,7 @@ def test_a_set_without_labels_is_refused(tmp_path: Path) -> None:
 def test_damaged_and_flat_files_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "a.nrrd").write_text("no image")
     with pytest.raises(InputError, match="a.nrrd' cannot be read"):
-        read_itk_header(tmp_path / "a.nrrd")
+        read_header(tmp_path / "a.nrrd")
     itk.imwrite(itk.image_from_array(np.zeros((4, 4), np.uint8)), str(tmp_path / "flat.nrrd"))
-    with pytest.raises(InputError, match="flat.nrrd' has 2 dimensions"):
-        read_itk_header(tmp_path / "flat.nrrd")
+    with pytest.raises(InputError, match="flat.nrrd' is not a 3D volume"):
+        read_header(tmp_path / "flat.nrrd")

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from lidc_files import FLIP_Z, SMALL, Chest, Drawn, Roi, drawn
 
-from med3d_ext.data import lidc
-from med3d_ext.data.lidc import nodules_folder, read_lidc
 from med3d_ext.errors import InputError
-from med3d_ext.files import read_json
+from med3d_ext.io.files import read_json
+from med3d_ext.tools.lidc import prepare as lidc
+from med3d_ext.tools.lidc.prepare import nodules_folder, read_lidc
 
 RADIUS = 7.0
 SAGITTAL = np.array([[0, 0, 1.0], [1, 0, 0], [0, -1, 0]])

@@ -10,11 +10,11 @@ import pytest
 from lidc_files import FLIP_Z, Chest, outline
 from scipy import ndimage
 
-from med3d_ext.data.dicom_files import DicomSeries
-from med3d_ext.data.dicom_series import single_series
-from med3d_ext.data.lidc_masks import enclosed_pixels, mark_voxels, volume_shape
-from med3d_ext.data.lidc_xml import Contour, Mark
 from med3d_ext.errors import InputError
+from med3d_ext.io.dicom_files import DicomSeries
+from med3d_ext.io.dicom_series import single_series
+from med3d_ext.tools.lidc.masks import enclosed_pixels, mark_voxels, volume_shape
+from med3d_ext.tools.lidc.xml import Contour, Mark
 
 SHAPE = (24, 20, 7)
 

@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from med3d_ext.data.lidc_nodules import Nodule, Outlined, cluster_marks, volume_mm3
-from med3d_ext.data.lidc_xml import Mark
+from med3d_ext.tools.lidc.nodules import Nodule, Outlined, cluster_marks, volume_mm3
+from med3d_ext.tools.lidc.xml import Mark
 
 SHAPE, SPACING = (40, 20, 10), (1.0, 1.0, 2.0)
 GRID = np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), axis=-1)

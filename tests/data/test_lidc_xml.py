@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from lidc_files import SMALL, Chest, Drawn, Roi
 
-from med3d_ext.data.lidc_xml import check_malignancy, find_readings, is_lidc, parse_reading
 from med3d_ext.errors import InputError
+from med3d_ext.tools.lidc.xml import check_malignancy, find_readings, is_lidc, parse_reading
 
 SQUARE = [(3, 5), (4, 5), (5, 5), (5, 6), (5, 7), (4, 7), (3, 7), (3, 6)]
 NODULE = Drawn([Roi(4, SQUARE), Roi(5, SQUARE), Roi(5, SQUARE[:4], "FALSE")], malignancy=4, name="IL057_1")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from lung_folders import chest, right_and_left, save, write_decathlon, write_totalsegmentator, write_visceral
 
-from med3d_ext.data.lung_layouts import read_lung
 from med3d_ext.errors import InputError
+from med3d_ext.tools.layouts.lung_layouts import read_lung
 
 
 def label_of(case) -> np.ndarray:

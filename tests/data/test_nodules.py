@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from med3d_ext.data.nodules import median_rating, rated_class, read_nodules
 from med3d_ext.errors import InputError
+from med3d_ext.tools.layouts.nodules import median_rating, rated_class, read_nodules
 
 
 def labels(folder, **options) -> dict[str, int]:

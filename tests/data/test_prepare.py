@@ -13,10 +13,12 @@ from monai.data import load_decathlon_datalist
 from monai.transforms import Compose, ScaleIntensityRanged
 
 from med3d_ext.data import prepare
-from med3d_ext.data.phantoms import phantom_dataset
 from med3d_ext.data.prepare import PreparedData, images_to_segment, prepare_lits
-from med3d_ext.errors import InputError
-from med3d_ext.files import read_json
+from med3d_ext.errors import FaultyCases, InputError
+from med3d_ext.io.files import read_json
+from med3d_ext.tools import cli
+from med3d_ext.tools.layouts.prepare_3dseg8 import prepare_3dseg8
+from med3d_ext.tools.phantoms.dataset import phantom_dataset
 from med3d_ext.transforms import LoadVolumed, ResampleToGridd
 
 NAN = float("nan")
@@ -236,3 +238,69 @@ def test_the_json_files_hold_plain_values(liver_folder, tmp_path):
     for name in ("datalist.json", "fingerprint.json"):
         text = (tmp_path / "out" / name).read_text()
         assert "NaN" not in text and "Infinity" not in text and json.loads(text)
+
+
+def elsewhere(path, **_) -> None:
+    image = nibabel.load(path)
+    affine = image.affine.copy()
+    affine[1, 3] += 40
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), affine), path)
+
+
+PREPARE_SKIPPING = {"lits": prepare_lits, "3dseg8": prepare_3dseg8}
+
+
+@pytest.mark.parametrize("kind", PREPARE_SKIPPING)
+def test_every_faulty_case_is_named_and_left_out_where_that_is_asked(kind, liver_folder, nifti, tmp_path, caplog):
+    """One fault of each pass: a missing file, a header, a damaged stream, another place, fractions, a value."""
+    source = liver_folder(cases=10)
+    damaged = {}
+    for number, (key, damage) in enumerate(
+        [
+            ("image", lambda path, **_: path.unlink()),
+            ("image", lambda path, **o: rewrite(path, lambda v: v[..., 0], **o)),
+            ("image", truncate),
+            ("label", elsewhere),
+            ("label", lambda path, **o: rewrite(path, lambda v: v * np.float32(0.4), **o)),
+            ("label", lambda path, **o: rewrite(path, lambda v: v + 1, **o)),
+        ]
+    ):
+        damaged[number] = source / f"{key}sTr" / f"liver_{number}.nii.gz"
+        damage(damaged[number], nifti=nifti)
+    words = ["prepare", kind, str(source), "--output", str(tmp_path / "out")]
+    with pytest.raises(FaultyCases) as error:
+        PREPARE_SKIPPING[kind](source, tmp_path / "out")
+    lines = str(error.value).splitlines()
+    assert len(lines) == 7 and lines[-1].startswith("6 of 10 cases are faulty")
+    assert all(any(str(path) in line for line in lines) for path in damaged.values())
+    assert cli.main(words) == 1 and not (tmp_path / "out").exists()
+
+    caplog.clear()
+    caplog.set_level(logging.INFO)
+    assert cli.main([*words, "--skip_bad"]) == 0
+    assert all(f"left out: {line}" in caplog.messages for line in lines[:-1])
+    assert "6 faulty left out" in caplog.text
+    lists = read_json(tmp_path / "out" / "datalist.json")
+    kept = [item["image"] for split in ("training", "validation", "test") for item in lists[split]]
+    assert sorted(map(os.path.basename, kept)) == [f"liver_{number}.nii.gz" for number in range(6, 10)]
+    facts = read_json(tmp_path / "out" / "fingerprint.json")["domains"]["Task03_Liver"]
+    assert [os.path.basename(case["image"]) for case in facts["cases"]] == [f"liver_{n}.nii.gz" for n in range(6, 10)]
+
+
+def test_labels_in_any_order_of_voxels_give_the_same_facts(liver_folder, tmp_path):
+    source = liver_folder(cases=3)
+    prepare_lits(source, tmp_path / "plain")
+    for number, order in enumerate(([[0, -1], [1, -1], [2, 1]], [[2, 1], [0, 1], [1, -1]], [[1, 1], [0, 1], [2, 1]])):
+        path = source / "labelsTr" / f"liver_{number}.nii.gz"
+        image = nibabel.load(path)
+        image = nibabel.Nifti1Image(np.asarray(image.dataobj), image.affine).as_reoriented(np.array(order))
+        nibabel.save(image, path)
+    prepare_lits(source, tmp_path / "turned")
+    plain, turned = (
+        read_json(tmp_path / name / "fingerprint.json")["domains"]["Task03_Liver"]["cases"]
+        for name in ("plain", "turned")
+    )
+    for one, other in zip(plain, turned):
+        assert {key: one[key] for key in ("labels", "target_box")} == {
+            key: other[key] for key in ("labels", "target_box")
+        }

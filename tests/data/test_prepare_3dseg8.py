@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 from tiny_domains import SPACING, change_dataset, write_domain
 
-from med3d_ext.cli import main
 from med3d_ext.data import PreparedData
 from med3d_ext.data.datalists import read_source
-from med3d_ext.data.fingerprint import sha256
+from med3d_ext.data.fingerprint import read_header, sha256
 from med3d_ext.data.prepare import prepare_3dseg8
-from med3d_ext.data.prepared_files import header_of
 from med3d_ext.data.splits import split_cases
 from med3d_ext.errors import InputError
+from med3d_ext.tools.cli import main
 from med3d_ext.transforms import LoadVolumed, MergeLabelsd
 
 
@@ -189,7 +188,7 @@ def test_headers_of_300_files_are_read_in_less_than_10_seconds(tmp_path: Path) -
     path = str(tmp_path / "ct.nii.gz")
     nibabel.save(nibabel.Nifti1Image(np.zeros((256, 256, 40), np.int16), np.diag([*SPACING, 1.0])), path)
     start = time.perf_counter()
-    headers = [header_of(path) for _ in range(300)]
+    headers = [read_header(path) for _ in range(300)]
     assert time.perf_counter() - start < 10
     assert headers[0]["spacing"] == list(SPACING)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from lidc_files import Chest, drawn
 
-from med3d_ext.cli import main
 from med3d_ext.data.prepare import PreparedData
-from med3d_ext.data.prepare_nodules import CUBE_MM
-from med3d_ext.files import read_json
+from med3d_ext.io.files import read_json
+from med3d_ext.tools.cli import main
+from med3d_ext.tools.layouts.prepare_nodules import CUBE_MM
 
 RATINGS = ((1, 2), (5, 4), (2, 2), (5, 5), (3, 4))  # the last lies between the classes
 

@@ -12,10 +12,10 @@ from monai.data import load_decathlon_datalist
 
 from med3d_ext.data.leakage import seen_cases
 from med3d_ext.data.prepare import PreparedData
-from med3d_ext.data.prepare_lung import prepare_lung
-from med3d_ext.data.prepare_verb import prepare
-from med3d_ext.errors import InputError
-from med3d_ext.files import read_json
+from med3d_ext.errors import FaultyCases, InputError
+from med3d_ext.io.files import read_json
+from med3d_ext.tools.layouts.prepare_lung import prepare_lung
+from med3d_ext.tools.layouts.verb import prepare
 
 WRITERS = {"decathlon": write_decathlon, "visceral": write_visceral, "totalsegmentator": write_totalsegmentator}
 
@@ -203,3 +203,23 @@ def test_the_real_chests_are_split_by_modality(real_data, tmp_path):
     assert len(cases) == 8
     with pytest.raises(InputError, match="has lung; use 2"):
         prepare_lung(real_data / "lung", tmp_path / "three", num_classes=3)
+
+
+def test_every_faulty_case_is_named_and_left_out_where_that_is_asked(tmp_path, caplog):
+    root = write_totalsegmentator(tmp_path / "data", 6)
+    (root / "s0000" / "segmentations" / "lung_lower_lobe_left.nii.gz").unlink()
+    part = root / "s0001" / "segmentations" / "lung_lower_lobe_left.nii.gz"
+    part.write_bytes(part.read_bytes()[:60])
+    mask = nibabel.load(root / "s0002" / "segmentations" / "lung_upper_lobe_left.nii.gz")
+    voxels = np.asarray(mask.dataobj)
+    moved = mask.affine + np.pad([[60.0]], ((0, 3), (3, 0)))
+    nibabel.save(nibabel.Nifti1Image(voxels, moved), mask.get_filename())
+    with pytest.raises(FaultyCases) as error:
+        prepare_lung(root, tmp_path / "out")
+    lines = str(error.value).splitlines()
+    assert [name in line for name, line in zip(("s0000", "s0001", "s0002", "3 of 6 cases"), lines)] == [True] * 4
+    assert not (tmp_path / "out" / "datalist.json").exists()
+    prepare_lung(root, tmp_path / "out", skip_bad=True)
+    assert all(f"left out: {line}" in caplog.messages for line in lines[:-1])
+    facts = next(iter(read_json(tmp_path / "out" / "fingerprint.json")["domains"].values()))
+    assert sorted(case["image"].split("/")[-2] for case in facts["cases"]) == ["s0003", "s0004", "s0005"]

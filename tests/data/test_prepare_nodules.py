@@ -6,17 +6,18 @@ import json
 import logging
 from collections import Counter
 
+import nibabel
 import numpy as np
 import pytest
 from monai.data import load_decathlon_datalist
 
-from med3d_ext.cli import main
 from med3d_ext.data.leakage import leakage
 from med3d_ext.data.prepare import PreparedData, prepare_lits
-from med3d_ext.data.prepare_nodules import prepare_nodules
 from med3d_ext.errors import InputError
-from med3d_ext.files import read_json
 from med3d_ext.handlers.card import public_case
+from med3d_ext.io.files import read_json
+from med3d_ext.tools.cli import main
+from med3d_ext.tools.layouts.prepare_nodules import prepare_nodules
 
 MANY = tuple(1 + number % 5 for number in range(40))
 
@@ -199,3 +200,23 @@ def test_real_nodules_are_read_as_they_are(real_data, tmp_path):
     domain = domain_of(prepare_nodules(real_data / "nodules", tmp_path / "out", folds=5))
     assert Counter(case["label"] for case in domain["cases"]) == {0: 53, 1: 55}
     assert domain["cube_mm"] == 32.0 and domain["intensity_observed"] == [0.0, 255.0]
+
+
+def test_a_mask_that_is_elsewhere_is_refused_and_one_in_another_order_of_voxels_counts_alike(nodule_folder, tmp_path):
+    source = nodule_folder()
+    for number, order in ((0, [[2, -1], [0, 1], [1, -1]]), (1, [[0, -1], [1, -1], [2, 1]])):
+        mask = nibabel.load(source / "masks" / f"n{number}.nii.gz")
+        voxels = np.asarray(mask.dataobj)
+        nibabel.save(nibabel.Nifti1Image(voxels, mask.affine).as_reoriented(np.array(order)), mask.get_filename())
+    prepare_nodules(source, tmp_path / "out")
+    for number in (2, 3):
+        mask = nibabel.load(source / "masks" / f"n{number}.nii.gz")
+        voxels, affine = np.asarray(mask.dataobj), mask.affine + np.pad([[3.0]], ((0, 3), (3, 0)))
+        nibabel.save(nibabel.Nifti1Image(voxels, affine), mask.get_filename())
+    with pytest.raises(InputError) as error:
+        prepare_nodules(source, tmp_path / "other")
+    message = str(error.value)
+    assert all(f"n{number}.nii.gz' is 3 mm off its image" in message for number in (2, 3))
+    prepare_nodules(source, tmp_path / "other", skip_bad=True)
+    domain = read_json(tmp_path / "other" / "fingerprint.json")["domains"]["nodules"]
+    assert len(domain["cases"]) == 10 and domain["skipped"] == 2

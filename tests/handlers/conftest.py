@@ -70,6 +70,7 @@ def make_training(
     num_workers: int = 0,
     distributed: bool = False,
     cosine: bool = False,
+    **checkpoint_arguments: Any,
 ) -> Training:
     """A trainer with seeding, validation, a scheduler and checkpoints; 3 iterations an epoch."""
     torch.manual_seed(100)
@@ -96,7 +97,14 @@ def make_training(
     )
     evaluator.add_event_handler(Events.STARTED, lambda engine: setattr(metric, "epoch", engine.state.epoch + 1))
     checkpoint = ResumableCheckpoint(
-        str(folder), wrapped, optimizer, scheduler, evaluator if validate else None, resume=resume, data=data
+        str(folder),
+        wrapped,
+        optimizer,
+        scheduler,
+        evaluator if validate else None,
+        resume=resume,
+        data=data,
+        **checkpoint_arguments,
     )
     validation = [ValidationHandler(interval=val_interval, validator=evaluator)] if validate else []
     trainer = SupervisedTrainer(

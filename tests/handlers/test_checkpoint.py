@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import copy
+import json
 import logging
 import os
+import random
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +17,8 @@ import torch
 from med3d_ext.errors import InputError
 from med3d_ext.handlers import checkpoint as module
 from med3d_ext.handlers.checkpoint import MODEL_NAME, PREVIOUS_NAME, STATE_NAME, unwrapped
+from med3d_ext.handlers.training_options import training_options
+from med3d_ext.run.overrides import set_by_id, split_id
 
 
 def equal(first, second):
@@ -92,7 +98,7 @@ def test_a_continued_training_says_so_in_one_line(new_training, kill, tmp_path, 
     with caplog.at_level(logging.INFO, logger="med3d_ext"):
         new_training(tmp_path).trainer.run()
     assert [record.message for record in caplog.records if "med3d_ext" in record.name] == [
-        "continuing after epoch 2 of 4"
+        "resuming after epoch 2 of 4"
     ]
 
 
@@ -111,26 +117,200 @@ def test_a_training_that_is_continued_for_fewer_epochs_ends_with_its_learning_ra
     assert "within 4 epochs, not 6" in caplog.text
 
 
-def test_a_finished_training_starts_anew_and_keeps_the_former_model(new_training, tmp_path):
-    new_training(tmp_path, epochs=1).trainer.run()
-    former = load(tmp_path / MODEL_NAME)
-    again = new_training(tmp_path, epochs=2, learning_rate=0.01)
+def test_a_finished_training_is_lengthened_bit_for_bit(new_training, tmp_path):
+    whole = new_training(tmp_path / "whole", epochs=5)
+    whole.trainer.run()
+    new_training(tmp_path / "parts", epochs=2).trainer.run()
+    longer = new_training(tmp_path / "parts", epochs=5)
+    longer.trainer.run()
+    assert longer.losses == whole.losses[6:]
+    assert longer.learning_rates == whole.learning_rates[6:]
+    assert equal(longer.weights(), whole.weights())
+    assert equal(load(tmp_path / "whole" / MODEL_NAME), load(tmp_path / "parts" / MODEL_NAME))
+    assert longer.trainer.state.lengths == [2, 5]
+    assert not (tmp_path / "parts" / PREVIOUS_NAME).exists()
+
+
+def test_a_lengthened_cosine_schedule_goes_on_as_that_of_the_longer_training(new_training, tmp_path, caplog):
+    whole = new_training(tmp_path / "whole", epochs=6, cosine=True)
+    whole.trainer.run()
+    first = new_training(tmp_path / "parts", epochs=3, cosine=True)
+    first.trainer.run()
+    assert first.trainer.optimizer.param_groups[0]["lr"] < 1e-9
+    longer = new_training(tmp_path / "parts", epochs=6, cosine=True)
+    with caplog.at_level(logging.INFO, logger="med3d_ext"):
+        longer.trainer.run()
+    assert longer.learning_rates == pytest.approx(whole.learning_rates[9:])
+    assert "within 6 epochs, not 3" in caplog.text
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_finished_training_is_not_begun_again_unless_it_is_asked_for(new_training, tmp_path, epochs):
+    new_training(tmp_path, epochs=2).trainer.run()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(InputError, match="a finished training of 2 epochs .*`--epochs` above 2.*`--resume false`"):
+        new_training(tmp_path, epochs=epochs).trainer.run()
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    again = new_training(tmp_path, epochs=epochs, resume=False)
     again.trainer.run()
-    assert len(again.losses) == 6
-    assert equal(load(tmp_path / PREVIOUS_NAME), former)
-    assert not equal(load(tmp_path / MODEL_NAME), former)
+    assert len(again.losses) == 3 * epochs
+    assert (tmp_path / PREVIOUS_NAME).read_bytes() == before[MODEL_NAME]
 
 
-@pytest.mark.parametrize("arguments", [{"resume": False}, {"resume": "false"}, {"data": "other"}, {"epochs": 2}])
-def test_an_unfinished_training_is_left_when_asked_or_when_it_is_of_other_data(new_training, kill, tmp_path, arguments):
+@pytest.mark.parametrize("change", [{"options": {"lr": "2"}}, {"data": "other"}, {"files": {"init": "{other}"}}])
+def test_after_a_finished_training_another_one_starts_and_keeps_its_model(new_training, tmp_path, caplog, change):
+    files = {name: tmp_path / f"{name}.pt" for name in ("first", "other")}
+    for name, path in files.items():
+        path.write_text(name)
+    same = {"options": {"lr": "1"}, "data": "this", "files": {"init": files["first"]}}
+    change = {"files": {"init": files["other"]}} if "files" in change else change
+    new_training(tmp_path / "run", epochs=1, **same).trainer.run()
+    former = load(tmp_path / "run" / MODEL_NAME)
+    again = new_training(tmp_path / "run", epochs=2, learning_rate=0.01, **{**same, **change})
+    again.trainer.run()
+    assert len(again.losses) == 6 and again.trainer.state.lengths == [2]
+    assert equal(load(tmp_path / "run" / PREVIOUS_NAME), former)
+    assert not equal(load(tmp_path / "run" / MODEL_NAME), former)
+    assert "is another one, starting anew: " in caplog.text
+
+
+def test_a_training_whose_record_was_not_completed_is_completed_without_another_epoch(new_training, tmp_path):
+    first = new_training(tmp_path, epochs=2, output_dir=str(tmp_path))
+    first.trainer.run()
+    (tmp_path / "run.json").write_text(json.dumps({"status": "running"}))
+    again = new_training(tmp_path, epochs=2, output_dir=str(tmp_path))
+    ended = []
+    again.trainer.add_event_handler(module.Events.COMPLETED, lambda engine: ended.append(engine.state.epoch))
+    again.trainer.run()
+    assert (again.losses, ended) == ([], [2])
+    assert equal(again.weights(), first.weights())
+    assert again.evaluator.state.metrics == {"val_mean_dice": 0.5}
+    (tmp_path / "run.json").write_text(json.dumps({"status": "completed"}))
+    with pytest.raises(InputError, match="a finished training"):
+        new_training(tmp_path, epochs=2, output_dir=str(tmp_path)).trainer.run()
+
+
+@pytest.mark.parametrize("epochs", [2, 1])
+def test_an_unfinished_training_may_end_where_it_is_and_not_before(new_training, kill, tmp_path, epochs):
+    first = new_training(tmp_path)
+    with pytest.raises(kill(first, 8)):
+        first.trainer.run()
+    second = new_training(tmp_path, epochs=epochs)
+    if epochs == 1:
+        with pytest.raises(InputError, match="an unfinished training of 2 epochs"):
+            second.trainer.run()
+    else:
+        second.trainer.run()
+        assert second.losses == []
+
+
+@pytest.mark.parametrize("resume", [False, "false"])
+def test_an_unfinished_training_is_left_when_asked(new_training, kill, tmp_path, resume):
     first = new_training(tmp_path, data="this")
     with pytest.raises(kill(first, 8)):
         first.trainer.run()
     former = load(tmp_path / MODEL_NAME)
-    second = new_training(tmp_path, **{"data": "this", "epochs": 3, **arguments})
+    second = new_training(tmp_path, data="other", epochs=3, resume=resume)
     second.trainer.run()
-    assert len(second.losses) == 3 * second.trainer.state.max_epochs
+    assert len(second.losses) == 9
     assert equal(load(tmp_path / PREVIOUS_NAME), former)
+
+
+CASES = [["a" * 32, "one (training)"], ["b" * 32, "two (training)"]]
+REFUSED = {
+    "an option": ({"options": {"lr": "2", "init": '"med3d"'}}, r"lr \(1 -> 2\)"),
+    "an option that was not there": ({"options": {"lr": "1", "init": '"med3d"', "x": "3"}}, r"x \(not set -> 3\)"),
+    "an option that is gone": ({"options": {"init": '"med3d"'}}, r"lr \(1 -> not set\)"),
+    "a corrected label": ({"data": [CASES[0], ["c" * 32, "two (training)"]]}, r"changed cases: two \(training\)"),
+    "a case more": ({"data": [*CASES, ["c" * 32, "three (training)"]]}, r"changed cases: three \(training\)"),
+    "other initial weights": ({"files": {"init": "other.pt"}}, r"init \(content [0-9a-f]{12} -> content"),
+    "all of it": ({"options": {"lr": "2"}, "data": []}, r"lr \(1 -> 2\).*; changed cases: one .*, two "),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_an_unfinished_training_is_not_resumed_as_another_one(new_training, kill, tmp_path, monkeypatch, what):
+    monkeypatch.chdir(tmp_path)
+    for name in ("med3d.pt", "other.pt"):
+        (tmp_path / name).write_text(name)
+    same = {"options": {"lr": "1", "init": '"med3d"'}, "data": CASES, "files": {"init": "med3d.pt"}}
+    first = new_training(tmp_path / "run", **same)
+    with pytest.raises(kill(first, 8)):
+        first.trainer.run()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    change, message = REFUSED[what]
+    with pytest.raises(InputError, match=f"training_state.pt is of another training: .*{message}.*--resume false"):
+        new_training(tmp_path / "run", **{**same, **change}).trainer.run()
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    (tmp_path / "moved.pt").write_text("med3d.pt")  # the same content under another name
+    moved = {"options": {"lr": "1", "init": '"moved.pt"'}, "files": {"init": "moved.pt"}}
+    second = new_training(tmp_path / "run", **{**same, **moved})
+    second.trainer.run()
+    assert len(second.losses) == 6
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_whatever_differs_between_two_starts_is_refused_by_name_or_resumes_bit_for_bit(
+    new_training, kill, tmp_path, seed
+):
+    generator = random.Random(seed)
+    config = json.loads((Path(__file__).parents[2] / "bundles/lits_coarse/configs/train.json").read_text())
+    may = ["epochs", "num_workers", "val_interval", "output_dir", "ckpt_dir", "device", "resume", "data::output_dir"]
+    must = [name for name, value in config.items() if name not in (*may, "bundle_root", "main_process", "dataset_dir")]
+    must = [name for name in must if not isinstance(config[name], dict | list)]
+    must = sorted(
+        {*must, "optimizer::lr", "loss::loss::_target_", "spatial_size"} - {"save_execute_config", "negatives"}
+    )
+    name = generator.choice(may if seed % 2 else must)
+    other = copy.deepcopy(config)
+    set_by_id(other, split_id(name), "something else")
+    whole = new_training(tmp_path / "whole")
+    whole.trainer.run()
+    first = new_training(tmp_path / "parts", options=training_options(config))
+    with pytest.raises(kill(first, 8)):
+        first.trainer.run()
+    second = new_training(tmp_path / "parts", options=training_options(other))
+    if name in may:
+        second.trainer.run()
+        assert second.losses == whole.losses[6:] and equal(second.weights(), whole.weights())
+    else:
+        with pytest.raises(InputError, match=rf"of another training: {re.escape(name)} \(.* -> .something else.\)"):
+            second.trainer.run()
+        assert second.losses == []
+
+
+def test_other_versions_are_warned_of_and_another_number_of_processes_is_refused(new_training, kill, tmp_path, caplog):
+    first = new_training(tmp_path)
+    with pytest.raises(kill(first, 8)):
+        first.trainer.run()
+    state = load(tmp_path / STATE_NAME)
+    torch.save({**state, "processes": 2}, tmp_path / STATE_NAME)
+    with pytest.raises(InputError, match=r"processes \(2 -> 1\)"):
+        new_training(tmp_path).trainer.run()
+    torch.save({**state, "versions": {**state["versions"], "torch": "1.0"}}, tmp_path / STATE_NAME)
+    new_training(tmp_path).trainer.run()
+    assert f"began with other versions (torch 1.0 -> {state['versions']['torch']})" in caplog.text
+
+
+def test_a_state_without_options_is_refused_and_its_mark_is_not(new_training, kill, tmp_path):
+    first = new_training(tmp_path)
+    with pytest.raises(kill(first, 8)):
+        first.trainer.run()
+    state = {key: value for key, value in load(tmp_path / STATE_NAME).items() if key != "options"}
+    torch.save(state, tmp_path / STATE_NAME)
+    with pytest.raises(InputError, match="was written by an earlier version.*--resume false"):
+        new_training(tmp_path).trainer.run()
+    torch.save({**state, "epoch": 0}, tmp_path / STATE_NAME)
+    new_training(tmp_path, epochs=1).trainer.run()
+
+
+@pytest.mark.parametrize("change", [{}, {"data": "other"}])
+def test_in_a_labelling_server_nothing_is_refused(new_training, tmp_path, monkeypatch, change):
+    monkeypatch.setenv("MONAI_LABEL_APP_DIR", str(tmp_path))
+    new_training(tmp_path / "run", epochs=1, data="this").trainer.run()
+    again = new_training(tmp_path / "run", epochs=1, **{"data": "this", **change})
+    again.trainer.run()
+    assert len(again.losses) == 3
 
 
 @pytest.mark.parametrize("moment", ["first iteration", "between model and state"])
@@ -138,10 +318,10 @@ def test_an_unfinished_training_is_left_when_asked_or_when_it_is_of_other_data(n
 def test_kills_before_the_first_state_do_not_lose_the_former_model(
     new_training, kill, tmp_path, monkeypatch, moment, resume
 ):
-    new_training(tmp_path, epochs=1).trainer.run()
+    new_training(tmp_path, epochs=1, options={"lr": "0.05"}).trainer.run()
     former = load(tmp_path / MODEL_NAME)
     for _ in range(2):
-        killed = new_training(tmp_path, epochs=2, learning_rate=0.01, resume=resume)
+        killed = new_training(tmp_path, epochs=2, learning_rate=0.01, resume=resume, options={"lr": "0.01"})
         with monkeypatch.context() as patch:
             if moment == "first iteration":
                 exception = kill(killed, 1)
@@ -190,12 +370,12 @@ def test_a_torn_write_leaves_the_older_files(new_training, tmp_path, monkeypatch
         torn.trainer.run()
     assert load(tmp_path / STATE_NAME)["epoch"] == 1
     assert equal(load(tmp_path / MODEL_NAME), load(tmp_path / STATE_NAME)["model"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == [MODEL_NAME, STATE_NAME]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [module.LOCK_NAME, MODEL_NAME, STATE_NAME]
 
 
 def test_no_file_has_a_shorter_name_than_the_model(new_training, tmp_path):
     for _ in range(2):
-        new_training(tmp_path, epochs=1).trainer.run()
+        new_training(tmp_path, epochs=1, resume=False).trainer.run()
     assert min((path.name for path in tmp_path.iterdir()), key=len) == MODEL_NAME
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -89,11 +90,11 @@ def test_cases_without_a_mask_are_not_counted_in_the_baseline(data, tmp_path):
         if case["sha256"] == rows[0]["sha256"]:
             case["labels"] = {}
     (domain,) = data.fingerprint["domains"]
-    assert len(size_only(rows, domain, data).rows) == 9
+    assert len(size_only(rows, domain, data)[0]) == 9
     for case in data.domain["cases"]:
         case["labels"] = {}
-    assert size_only(rows, domain, data).facts is None
-    assert size_only(rows, "another", data).rows == [] == size_only(rows, domain, None).rows
+    assert size_only(rows, domain, data) == ([], None)
+    assert size_only(rows, "another", data) == ([], None) == size_only(rows, domain, None)
 
 
 def test_without_masks_there_is_no_baseline_and_all_else_is_written(data, tmp_path):
@@ -105,6 +106,16 @@ def test_without_masks_there_is_no_baseline_and_all_else_is_written(data, tmp_pa
     assert [name for name in figures if name.startswith("size_only")] == []
     assert list(summary["size_only"].values()) == [None]
     assert (tmp_path / "out" / "roc.png").is_file()
+
+
+def test_without_scikit_learn_the_baseline_alone_is_missing_and_a_warning_says_so(data, tmp_path, monkeypatch, caplog):
+    evaluate(data, tmp_path / "with")
+    monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
+    evaluate(data, tmp_path / "without")
+    (figures,), (fewer,) = (read(tmp_path / name)[1]["domains"].values() for name in ("with", "without"))
+    assert fewer == {name: figure for name, figure in figures.items() if not name.startswith("size_only")}
+    assert 'pip install "med3d-ext[tools]"' in caplog.text
+    assert (tmp_path / "without" / "roc.png").is_file()
 
 
 def test_items_without_domain_or_digest_are_measured_too(data, tmp_path):

@@ -8,7 +8,9 @@ from med3d_ext.handlers.freeze import FreezeEncoder
 from med3d_ext.networks.med3d import Segmenter
 
 
-def _train(network: Segmenter, epochs: int, max_epochs: int, start: int = 0) -> list[tuple[bool, bool, bool]]:
+def _train(
+    network: Segmenter, epochs: int, max_epochs: int, start: int = 0, **options
+) -> list[tuple[bool, bool, bool]]:
     """What moved in each epoch: encoder weights, encoder statistics, head."""
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     moved = []
@@ -26,14 +28,14 @@ def _train(network: Segmenter, epochs: int, max_epochs: int, start: int = 0) -> 
         moved.append((bool(encoder), bool(buffers), "head.bias" in changed))
 
     engine = Engine(step)
-    FreezeEncoder(network, epochs).attach(engine)
+    FreezeEncoder(network, epochs, **options).attach(engine)
     if start:
         engine.load_state_dict({"epoch": start, "max_epochs": max_epochs, "epoch_length": 1})
     engine.run([torch.randn(2, 1, 9, 9, 9)], max_epochs=max_epochs)
     return moved
 
 
-FROZEN, FREE = (False, False, True), (True, True, True)
+FROZEN, FREE, KEPT = (False, False, True), (True, True, True), (True, False, True)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +44,12 @@ FROZEN, FREE = (False, False, True), (True, True, True)
 def test_the_encoder_stays_bit_equal_for_its_epochs_while_the_head_learns(epochs, expected):
     torch.manual_seed(0)
     assert _train(Segmenter("resnet10"), epochs, 2) == expected
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(0, [KEPT, KEPT]), (1, [FROZEN, KEPT])])
+def test_statistics_that_are_kept_stay_bit_equal_while_the_encoder_learns(epochs, expected):
+    torch.manual_seed(0)
+    assert _train(Segmenter("resnet10"), epochs, 2, keep_statistics=True) == expected
 
 
 def test_a_resumed_run_goes_on_with_its_epoch():

@@ -66,7 +66,7 @@ def test_while_a_run_lasts_its_status_is_running(new_training):
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
-        (KeyboardInterrupt(), "interrupted", "KeyboardInterrupt: "),
+        (KeyboardInterrupt(), "interrupted", "Interrupted."),
         (ValueError("a fault"), "failed", "ValueError: a fault"),
         (InputError("a.nii is truncated; copy it."), "failed", "a.nii is truncated; copy it."),
     ],
@@ -90,10 +90,11 @@ def test_a_killed_run_is_listed_as_interrupted_by_the_next(new_training, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(RunManifest, "_end", lambda *_: None)  # as if it never came to its end
         training.trainer.run()
-    for _ in range(2):
-        new_training("ckpt", epochs=1, handlers=with_manifest()).trainer.run()
+    for epochs in (2, 3):
+        new_training("ckpt", epochs=epochs, handlers=with_manifest()).trainer.run()
+    assert read()["lengths"] == [1, 2, 3]
     assert [entry["status"] for entry in read()["earlier"]] == ["interrupted", "completed"]
-    assert read()["earlier"][1]["epochs"] == 1
+    assert read()["earlier"][1]["epochs"] == 2
 
 
 def test_a_failure_before_the_start_leaves_the_record_of_the_run_before(new_training):

@@ -9,10 +9,12 @@ import logging
 import numpy as np
 import pytest
 import torch
-from monai.data import DataLoader, MetaTensor
+from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.handlers import IgniteMetricHandler, MeanDice, from_engine
 
+from med3d_ext.data.leakage import Evaluated
+from med3d_ext.errors import InputError
 from med3d_ext.handlers.summary import EvaluationSummary, per_case, summarize_rows
 from med3d_ext.metrics import ROIMetric
 
@@ -124,3 +126,71 @@ def test_rows_are_grouped_by_domain():
     rows = [{"domain": "a", "dice": 0.5}, {"domain": "b", "dice": 0.1}, {"domain": "a", "dice": 0.7}]
     summary = summarize_rows(rows, ["dice"])
     assert summary["a"]["dice"]["mean"] == pytest.approx(0.6) and summary["b"]["dice"]["n"] == 1
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Weights that were trained on the case of content "a" and chosen by that of "b", with two classes."""
+    cases = {"training": [{"image": "x.nii", "sha256": "a"}], "validation": [{"image": "y.nii", "sha256": "b"}]}
+    cases["test"] = [{"image": "z.nii", "sha256": "c"}]
+    classes = {"classes": {"0": "background", "1": "liver", "2": "tumor"}}
+    (tmp_path / "card.json").write_text(json.dumps({"cases": cases}))
+    (tmp_path / "fingerprint.json").write_text(json.dumps({"domains": {"Liver": classes}}))
+    return tmp_path / "model.pt"
+
+
+class Data:
+    """The facts of prepared data."""
+
+    def __init__(self, *names: str, domain: str = "Liver") -> None:
+        classes = {str(number): name for number, name in enumerate(("background", *names))}
+        self.fingerprint = {"domains": {domain: {"classes": classes}}}
+
+
+class Named(Dataset):
+    """Items that are files until they are loaded, as those of an evaluation."""
+
+    def __getitem__(self, index):
+        return case(self.data[index]["image"], 4)
+
+
+def evaluate_named(items, handler):
+    evaluator = SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(Named(items), batch_size=1),
+        network=torch.nn.Identity(),
+        key_val_metric={"dice": MeanDice(output_transform=from_engine(["pred", "label"]))},
+        val_handlers=[handler],
+    )
+    evaluator.run()
+
+
+def test_cases_that_the_weights_have_seen_are_named_first(weights, tmp_path, caplog):
+    items = [{"image": f"/data/{name}.nii", "sha256": digest} for name, digest in (("p", "b"), ("q", "c"), ("r", "a"))]
+    with caplog.at_level(logging.INFO):
+        evaluate_named(items, EvaluationSummary(str(tmp_path / "out"), evaluated=Evaluated(weights)))
+    summary = read(tmp_path / "out")[1]
+    assert next(iter(summary)) == "seen_by_weights" and summary["seen_by_weights"] == ["p.nii", "r.nii"]
+    assert caplog.messages[0].startswith("the weights were trained on or chosen by 2 of these 3 cases (p.nii, r.nii)")
+
+
+def test_new_cases_are_not_named_and_a_file_without_digest_is_read(weights, tmp_path, caplog):
+    new = tmp_path / "new.nii"
+    new.write_bytes(b"a scan")
+    evaluate_named([{"image": str(new)}], EvaluationSummary(str(tmp_path / "out"), evaluated=Evaluated(weights)))
+    assert read(tmp_path / "out")[1]["seen_by_weights"] == [] and "seen" not in caplog.text
+    (tmp_path / "card.json").unlink()
+    evaluate_named([{"image": str(new)}], EvaluationSummary(str(tmp_path / "out"), evaluated=Evaluated(weights)))
+    assert read(tmp_path / "out")[1]["seen_by_weights"] is None  # nobody knows
+
+
+def test_weights_of_another_number_of_classes_are_refused_and_of_other_names_named(weights, tmp_path, caplog):
+    with pytest.raises(InputError, match="segments liver, tumor, the labels of 'Liver' are hip; give"):
+        Evaluated(weights, Data("hip")).doubts([])
+    assert Evaluated(weights, Data("Liver", "cancer")).doubts([])["other_classes"] == {
+        "Liver": [["liver", "tumor"], ["Liver", "cancer"]]
+    }
+    assert "check that they mean the same" in caplog.text
+    assert "other_classes" not in Evaluated(weights, Data("Liver", "tumor", domain="mine")).doubts([])
+    # A network of one target of the two: the tumor is not compared.
+    assert "other_classes" not in Evaluated(weights, Data("liver"), num_classes=2).doubts([])

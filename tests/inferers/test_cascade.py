@@ -7,13 +7,14 @@ import types
 
 import pytest
 import torch
+from composed_networks import aspp_network
 from monai.data import MetaTensor
 from monai.data.utils import decollate_batch, list_data_collate
 from torch import nn
 
 from med3d_ext.errors import InputError
 from med3d_ext.inferers import CascadeInferer
-from med3d_ext.networks import DenseASPPSegmenter, Segmenter, TwoStageSegmenter
+from med3d_ext.networks import Segmenter, TwoStageSegmenter
 from med3d_ext.transforms.sampling import ResampleToGridd
 
 SHAPE = (20, 18, 16)
@@ -229,7 +230,7 @@ def test_half_precision_logits_give_the_same_map(options):
 @pytest.mark.parametrize("shape", [(64, 60, 10), (64, 60, 2), (9, 9, 40)])
 def test_few_slices_are_segmented_as_well(shape):
     torch.manual_seed(0)
-    net = TwoStageSegmenter(Segmenter(), DenseASPPSegmenter(widths=(8, 4))).eval()
+    net = TwoStageSegmenter(Segmenter(), aspp_network(widths=(8, 4))).eval()
     cascade = CascadeInferer(coarse_size=[16, 16, 16], fine_size=[16, 16, 16], maximum_growths=1)
     with torch.no_grad():
         assert cascade(torch.randn(1, 1, *shape), net).shape == (1, 2, *shape)
@@ -312,7 +313,7 @@ def test_logits_of_one_channel_are_refused():
 
 def test_real_networks_run_scripted_as_they_run_in_python():
     torch.manual_seed(0)
-    net = TwoStageSegmenter(Segmenter(output_stride=32), DenseASPPSegmenter(num_classes=3, widths=(8, 4))).eval()
+    net = TwoStageSegmenter(Segmenter(output_stride=32), aspp_network(num_classes=3, widths=(8, 4))).eval()
     cascade = CascadeInferer(coarse_size=[16, 16, 16], maximum_growths=1)
     x = torch.randn(1, 1, 20, 17, 9)
     with torch.no_grad():

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from med3d_ext.data.phantoms import phantom_dataset
+from med3d_ext.tools.phantoms.dataset import phantom_dataset
 
 REPOSITORY = Path(__file__).parents[2]
 KINDS = {"lits_coarse": "lits", "lits_fine": "lits", "lung_segmentation": "lung", "pretrain_3dseg8": "3dseg8"}

@@ -1,21 +1,24 @@
-"""Figures of two classes against MONAI's, scikit-like definitions by hand, and intervals that cover."""
+"""Figures of two classes against scikit-learn's, MONAI's and those by hand; their intervals, size alone, pictures."""
 
 from __future__ import annotations
 
+import matplotlib.axes
 import numpy as np
 import pytest
+import sklearn.metrics
 import torch
+from matplotlib.image import imread
 from monai.metrics import compute_roc_auc
+from scipy.special import expit
 
 from med3d_ext.metrics.classification import (
     MEASURES,
-    accuracy,
     auc,
-    brier,
     calibration_error,
+    draw_reliability,
+    draw_roc,
     measure_classes,
-    sensitivity,
-    specificity,
+    size_baseline,
 )
 
 LABELS = np.array([0, 0, 0, 1, 1])
@@ -29,11 +32,26 @@ def drawn(seed: int, n: int = 40, digits: int = 2) -> tuple[np.ndarray, np.ndarr
 
 
 def test_each_measure_is_what_is_computed_by_hand():
-    assert accuracy(LABELS, PROBABILITIES) == pytest.approx(3 / 5)  # 0.5 counts as malignant
-    assert sensitivity(LABELS, PROBABILITIES) == pytest.approx(1 / 2)
-    assert specificity(LABELS, PROBABILITIES) == pytest.approx(2 / 3)
-    assert brier(LABELS, PROBABILITIES) == pytest.approx((0.01 + 0.25 + 0.16 + 0.01 + 0.49) / 5)
-    assert auc(LABELS, PROBABILITIES) == pytest.approx((3 + 1) / 6)  # 0.9 beats three, 0.3 beats one
+    facts = {name: figure["mean"] for name, figure in measure_classes(LABELS, PROBABILITIES).items()}
+    assert facts["accuracy"] == 0.6  # 0.5 counts as malignant
+    assert facts["sensitivity"] == 0.5
+    assert facts["specificity"] == round(2 / 3, 4)
+    assert facts["brier"] == round((0.01 + 0.25 + 0.16 + 0.01 + 0.49) / 5, 4)
+    assert facts["auc"] == round((3 + 1) / 6, 4)  # 0.9 beats three, 0.3 beats one
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_measure_is_scikit_learns(seed):
+    labels, probabilities = drawn(seed, digits=1)
+    theirs = {
+        "accuracy": sklearn.metrics.accuracy_score(labels, probabilities >= 0.5),
+        "auc": sklearn.metrics.roc_auc_score(labels, probabilities),
+        "sensitivity": sklearn.metrics.recall_score(labels, probabilities >= 0.5),
+        "specificity": sklearn.metrics.recall_score(labels, probabilities >= 0.5, pos_label=0),
+        "brier": sklearn.metrics.brier_score_loss(labels, probabilities),
+    }
+    ours = measure_classes(labels, probabilities)
+    assert {name: ours[name]["mean"] for name in theirs} == pytest.approx(theirs, abs=6e-5)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -53,7 +71,7 @@ def test_the_auc_is_the_share_of_pairs_in_order_and_knows_only_the_order():
 
 def test_one_class_has_no_auc_and_no_share_of_the_other():
     ones = np.ones(4, int)
-    assert np.isnan(auc(ones, np.linspace(0, 1, 4))) and np.isnan(specificity(ones, np.zeros(4)))
+    assert np.isnan(auc(ones, np.linspace(0, 1, 4)))
     facts = measure_classes(ones.tolist(), [0.1, 0.6, 0.7, 0.9])
     assert facts["auc"] == {"n": 4, "mean": None, "interval_95": None}
     assert facts["specificity"] == {"n": 0, "mean": None, "interval_95": None}
@@ -107,7 +125,7 @@ def test_a_single_case_has_no_interval_and_none_has_no_figures():
 @pytest.mark.parametrize(
     ("labels", "probabilities"), [([0, 1], [0.5]), ([0, 2], [0.5, 0.5]), ([0, 1], [0.5, 1.5]), ([0, 1], [0.5, np.nan])]
 )
-def test_what_is_no_label_or_probability_is_refused(labels, probabilities):
+def test_other_labels_and_probabilities_are_refused(labels, probabilities):
     with pytest.raises(ValueError, match="must be"):
         measure_classes(labels, probabilities)
 
@@ -117,3 +135,79 @@ def test_figures_and_intervals_do_not_depend_on_the_order_of_the_cases():
     labels, probabilities = np.arange(11) % 2, generator.uniform(size=11)
     order = generator.permutation(11)
     assert measure_classes(labels, probabilities) == measure_classes(labels[order], probabilities[order])
+
+
+def sizes(slope: float, n: int = 4000) -> tuple[np.ndarray, np.ndarray]:
+    """Volumes of a log-normal spread and labels that follow a logistic law of their logarithm."""
+    rng = np.random.default_rng(0)
+    logarithms = rng.normal(6.0, 1.5, n)
+    return np.exp(logarithms), (rng.random(n) < expit(0.5 + slope * (logarithms - 6.0))).astype(int)
+
+
+@pytest.mark.parametrize("slope", [1.2, -0.8])
+def test_the_size_baseline_finds_the_law_that_drew_the_labels(slope):
+    baseline = size_baseline(*sizes(slope))
+    expected = expit(0.5 + slope * np.array([-2.0, 0.0, 2.0]))
+    np.testing.assert_allclose(baseline(np.exp([4.0, 6.0, 8.0])), expected, atol=0.05)
+
+
+def test_the_size_baseline_is_calibrated_on_what_it_was_fitted_to_and_orders_by_size():
+    volumes, labels = sizes(slope=0.8)
+    probabilities = size_baseline(volumes, labels)(volumes)
+    assert probabilities.mean() == pytest.approx(labels.mean(), abs=1e-3)
+    assert auc(labels, probabilities) == pytest.approx(float(auc(labels, volumes)), abs=1e-6)
+
+
+def test_sizes_without_meaning_give_the_frequency_of_the_class():
+    baseline = size_baseline([5.0] * 8, [0, 0, 1, 1, 1, 1, 1, 1])
+    np.testing.assert_allclose(baseline([1.0, 5.0]), 0.75, atol=1e-3)
+
+
+def test_perfectly_separated_sizes_give_a_finite_slope():
+    volumes = np.array([1.0, 2.0, 30.0, 40.0])
+    probabilities = size_baseline(volumes, [0, 0, 1, 1])(volumes)
+    assert (probabilities > 0.5).tolist() == [False, False, True, True]
+    logits = np.log(probabilities / (1 - probabilities))
+    slope = (logits[3] - logits[0]) / (np.log(40) - np.log(1)) * np.log(volumes).std()
+    # where the gradient of the penalized likelihood is zero: slope / 25 = sum of residuals times standardized sizes
+    standard = (np.log(volumes) - np.log(volumes).mean()) / np.log(volumes).std()
+    assert slope / 25 == pytest.approx(float(((np.array([0, 0, 1, 1]) - probabilities) * standard).sum()), abs=1e-3)
+
+
+def lines_of(monkeypatch) -> list[tuple]:
+    """What is plotted from now on."""
+    plotted: list[tuple] = []
+    plot = matplotlib.axes.Axes.plot
+    monkeypatch.setattr(matplotlib.axes.Axes, "plot", lambda self, *a, **k: (plotted.append(a), plot(self, *a, **k))[1])
+    return plotted
+
+
+def test_the_drawn_curve_is_scikit_learns_and_its_area_the_auc(tmp_path, monkeypatch):
+    labels, probabilities = drawn(0, n=60, digits=1)  # with ties
+    plotted = lines_of(monkeypatch)
+    draw_roc(tmp_path / "roc.png", {"network": (labels, probabilities)})
+    false, true = map(np.array, plotted[1])
+    theirs = sklearn.metrics.roc_curve(labels, probabilities, drop_intermediate=False)
+    np.testing.assert_allclose([false, true], theirs[:2])
+    area = float(((true[1:] + true[:-1]) / 2 * np.diff(false)).sum())
+    assert area == pytest.approx(float(auc(labels, probabilities)))
+
+
+def test_the_reliability_plot_has_each_tenth_with_its_interval(tmp_path, monkeypatch):
+    plotted = lines_of(monkeypatch)
+    draw_reliability(tmp_path / "reliability.png", [0] + [0, 1] * 50, [0.05] + [0.55] * 100)
+    single, hundred = plotted[1], plotted[3]
+    assert single[1] == [0.0, pytest.approx(0.793, abs=1e-3)]  # Wilson's, also of one case
+    assert hundred == ([pytest.approx(0.55)] * 2, [pytest.approx(0.404, abs=1e-3), pytest.approx(0.596, abs=1e-3)])
+    assert [plotted[2][:2], plotted[4][:2]] == [(0.05, 0.0), (pytest.approx(0.55), 0.5)]
+
+
+@pytest.mark.parametrize("cases", [1, 60])
+def test_both_pictures_are_drawn_also_of_a_single_case(cases, tmp_path):
+    labels, probabilities = drawn(0, n=cases)
+    draw_reliability(tmp_path / "reliability.png", labels, probabilities)
+    draw_roc(tmp_path / "roc.png", {"network": (labels, probabilities), "size only": ([], [])})
+    for name in ("reliability.png", "roc.png"):
+        picture = imread(tmp_path / name)
+        assert picture.shape[:2] == (550, 550) and picture[..., :3].std() > 0.01
+    assert {path.name for path in tmp_path.iterdir()} == {"reliability.png", "roc.png"}

@@ -6,14 +6,15 @@ import csv
 import json
 import math
 
+import nibabel
 import numpy as np
 import pytest
 
-from med3d_ext import cli
 from med3d_ext.errors import InputError
-from med3d_ext.metrics.evaluate_verb import evaluate, parse_classes, parse_tolerances
-from med3d_ext.metrics.label_files import case_name, pair_cases, read_pair
-from med3d_ext.metrics.paired import paired_test
+from med3d_ext.tools import cli
+from med3d_ext.tools.evaluate.label_files import case_name, pair_cases, read_pair
+from med3d_ext.tools.evaluate.paired import paired_test
+from med3d_ext.tools.evaluate.verb import evaluate, parse_classes, parse_tolerances
 
 AFFINE = np.diag([1.0, 2.0, 5.0, 1.0])
 SHAPE = (6, 6, 8)
@@ -204,32 +205,83 @@ def test_folders_that_hold_nothing_are_refused(run, nifti):
 SHIFTED = AFFINE.copy()
 SHIFTED[0, 3] = 1.0
 THICKER = np.diag([1.0, 2.0, 5.1, 1.0])
-MIRRORED = np.diag([-1.0, 2.0, 5.0, 1.0])
+MIRRORED = np.diag([-1.0, 2.0, 5.0, 1.0])  # about voxel 0, so that it is elsewhere
 
 
 @pytest.mark.parametrize("affine", [SHIFTED, THICKER, MIRRORED])
 def test_another_grid_is_refused(tmp_path, nifti, affine):
     files = nifti(tmp_path / "pred.nii.gz", bar(1), affine), nifti(tmp_path / "label.nii.gz", bar(1), AFFINE)
-    with pytest.raises(InputError, match="mm off its label"):
+    with pytest.raises(InputError, match="mm off (its prediction|the voxels)"):
         read_pair(*files)
+
+
+@pytest.mark.parametrize("side", ["prediction", "label"])
+def test_either_map_may_be_in_another_order_of_voxels(tmp_path, side):
+    """The measures, anisotropic distances included, are those of the plain maps."""
+    maps = {"prediction": bar(1, 1, 1), "label": bar(0, 1, 1, 1)}
+    for name, voxels in maps.items():
+        nibabel.save(nibabel.Nifti1Image(voxels, AFFINE), tmp_path / f"{name}.nii.gz")
+    files = [str(tmp_path / f"{name}.nii.gz") for name in maps]
+    expected = evaluate(*files)
+    image = nibabel.Nifti1Image(maps[side], AFFINE)
+    for order in ([[2, -1], [0, 1], [1, -1]], [[0, -1], [1, -1], [2, 1]]):
+        nibabel.save(image.as_reoriented(np.array(order)), tmp_path / f"{side}.nii.gz")
+        assert evaluate(*files) == expected
+
+
+def test_a_label_without_geometry_is_measured_in_the_predictions_with_a_warning(tmp_path, nifti, caplog):
+    pred, plain = nifti(tmp_path / "pred.nii.gz", bar(1), AFFINE), nifti(tmp_path / "plain.nii.gz", bar(1), AFFINE)
+    label = nifti(tmp_path / "label.nii.gz", bar(1), np.eye(4))
+    assert read_pair(pred, label)[2].tolist() == [1, 2, 5]
+    assert str(label) in caplog.text
+    np.testing.assert_array_equal(read_pair(pred, label)[1], read_pair(pred, plain)[1])
+
+
+def test_values_that_a_slope_rounds_are_those_that_a_training_takes(tmp_path, nifti):
+    pred = nifti(tmp_path / "pred.nii.gz", bar(1, 2), AFFINE)
+    label = nifti(tmp_path / "label.nii.gz", bar(1, 2).astype(np.float32) * np.float32(0.9999), AFFINE)
+    np.testing.assert_array_equal(read_pair(pred, label)[1], bar(1, 2))
 
 
 def test_another_shape_is_refused_in_one_line(run, nifti, capsys):
     nifti(run / "out" / "a_seg.nii.gz", bar(1)[1:], AFFINE)
-    assert cli.main(["evaluate", str(run / "out"), str(run / "labels")]) == 2
+    assert cli.main(["evaluate", str(run / "out"), str(run / "labels")]) == 1
     message = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "is 5x6x8, its label" in message and "bring both on one grid" in message
+    assert "its prediction" in message and "is 5x6x8" in message
+
+
+def test_every_bad_pair_is_named_and_nothing_is_written_or_the_rest_is_measured(run, nifti, capsys):
+    nifti(run / "out" / "a_seg.nii.gz", bar(1)[1:], AFFINE)
+    nifti(run / "labels" / "c.nii.gz", bar(1).astype(np.float32) / 3, AFFINE)
+    (run / "labels" / "d.nii.gz").write_bytes(b"torn")
+    words = ["evaluate", str(run / "out"), str(run / "labels"), "--output", str(run / "report")]
+    assert cli.main(words) == 1
+    lines = capsys.readouterr().err.strip().splitlines()[-4:]
+    assert [name in line for name, line in zip(("a_seg", "c.nii", "d.nii"), lines)] == [True] * 3
+    assert lines[-1].startswith("3 of 4 cases are faulty") and not (run / "report").exists()
+    assert cli.main([*words, "--skip_bad"]) == 0
+    table = capsys.readouterr().out
+    assert table.startswith("1 cases") and all(line in table for line in lines[:3])
+    summary = json.loads((run / "report" / "summary.json").read_text())
+    assert (summary["n"], summary["left_out"]) == (1, lines[:3])
+    for name in ("a", "b", "c", "d"):
+        (run / "labels" / f"{name}.nii.gz").write_bytes(b"torn")
+    assert cli.main([*words, "--skip_bad"]) == 1  # no case is left
+
+
+def test_segmentations_of_slicer_belong_to_their_case():
+    assert {case_name(name) for name in ("case_1.seg.nrrd", "case_1_seg.nii.gz", "case_1.nii.gz")} == {"case_1"}
 
 
 def test_rounding_in_a_header_is_no_other_grid(tmp_path, nifti):
     files = nifti(tmp_path / "pred.nii.gz", bar(1), AFFINE + 1e-3), nifti(tmp_path / "label.nii.gz", bar(1), AFFINE)
-    assert read_pair(*files)[2].tolist() == [1, 2, 5]
+    assert read_pair(*files)[2].tolist() == pytest.approx([1, 2, 5], abs=2e-3)
 
 
 def test_an_image_is_no_label_map(tmp_path, nifti):
     label = nifti(tmp_path / "label.nii.gz", bar(1), AFFINE)
     for voxels in (bar(1).astype(np.float32) / 2, bar(1).astype(np.int16) - 1000):
-        with pytest.raises(InputError, match="no classes"):
+        with pytest.raises(InputError, match="no whole number|negative value"):
             read_pair(nifti(tmp_path / "image.nii.gz", voxels, AFFINE), label)
 
 

@@ -7,17 +7,18 @@ import logging
 
 import pytest
 import torch
+from composed_networks import aspp_network
 
 from med3d_ext.errors import InputError
-from med3d_ext.networks import DenseASPPSegmenter, Segmenter, TwoStageSegmenter
-from med3d_ext.networks.coarse_stage import CoarseRestart, CoarseStage
-from med3d_ext.networks.pretrained import InitialWeights
+from med3d_ext.networks import Segmenter, TwoStageSegmenter
+from med3d_ext.weights.coarse import CoarseRestart, CoarseStage
+from med3d_ext.weights.initial import InitialWeights
 
 WINDOW = [-200.0, 250.0]
 
 
 def two_stages(coarse: str = "resnet10", stride: int = 8) -> TwoStageSegmenter:
-    return TwoStageSegmenter(Segmenter(coarse, output_stride=stride), DenseASPPSegmenter(widths=(8, 4)))
+    return TwoStageSegmenter(Segmenter(coarse, output_stride=stride), aspp_network(widths=(8, 4)))
 
 
 @pytest.fixture

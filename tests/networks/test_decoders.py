@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from composed_networks import lung_network
 from monai.data import MetaTensor
 from torch import nn
 
 from med3d_ext.errors import InputError
-from med3d_ext.networks import LungDecoder, LungSegmenter, Segmenter, encoder_state_dict
+from med3d_ext.networks import LungDecoder, Segmenter, encoder_state_dict
 from med3d_ext.networks.decoders import make_group
 from med3d_ext.networks.resnet import ARCHITECTURES
 
@@ -31,7 +32,7 @@ def randomize_norms(module: nn.Module) -> None:
 
 
 def test_three_groups_and_a_1x1x1_convolution_written_out_by_hand():
-    net = LungSegmenter(num_classes=3).eval()
+    net = lung_network(num_classes=3).eval()
     randomize_norms(net)
     state, x = net.state_dict(), volumes(2)
 
@@ -88,7 +89,7 @@ def test_the_decoder_shifts_nothing():
 @pytest.mark.parametrize("size", [(8, 8, 8), SIZE, (1, 16, 3), (23, 24, 25)])
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
 def test_any_size_comes_back_as_it_was(size, output_stride):
-    net = LungSegmenter(num_classes=3, output_stride=output_stride).eval()
+    net = lung_network(num_classes=3, output_stride=output_stride).eval()
     with torch.inference_mode():
         logits = net(volumes(1, size))
     assert logits.shape == (1, 3, *size) and logits.isfinite().all()
@@ -97,34 +98,34 @@ def test_any_size_comes_back_as_it_was(size, output_stride):
 @pytest.mark.parametrize(("output_stride", "groups"), [(8, 3), (16, 4), (32, 5)])
 def test_there_is_a_group_for_each_doubling(output_stride, groups):
     with torch.device("meta"):
-        assert len(LungSegmenter(output_stride=output_stride).decoder) == groups
+        assert len(lung_network(output_stride=output_stride).decoder) == groups
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_depth_returns_to_the_input_grid(name):
     with torch.device("meta"):
-        net = LungSegmenter(name, 2, 3)
+        net = lung_network(name, 2, 3)
         assert net(torch.zeros(1, 2, 40, 33, 24)).shape == (1, 3, 40, 33, 24)
     assert net.decoder[0][0].in_channels == net.encoder.channels[-1]
 
 
 def test_options_reach_the_encoder_and_a_wrong_one_is_named():
     with torch.device("meta"):
-        net = LungSegmenter("resnet34", 4, 5, 16, shortcut="B", checkpointing=True)
+        net = lung_network("resnet34", 4, 5, 16, shortcut="B", checkpointing=True)
     assert (net.encoder.in_channels, net.encoder.output_stride, net.encoder.checkpointing) == (4, 16, True)
     assert "encoder.layer2.0.downsample.0.weight" in net.state_dict()
     with pytest.raises(InputError, match="output_stride must be one of 8, 16, 32, got 4"):
-        LungSegmenter(output_stride=4)
+        lung_network(output_stride=4)
 
 
 def test_every_parameter_gets_a_gradient():
-    net = LungSegmenter()
+    net = lung_network()
     net(volumes(2, (24, 17, 16))).square().mean().backward()
     assert [name for name, each in net.named_parameters() if each.grad is None or not each.grad.any()] == []
 
 
 def test_a_pretrained_encoder_fits_as_it_is():
-    pretrained, net = Segmenter(), LungSegmenter()
+    pretrained, net = Segmenter(), lung_network()
     net.encoder.load_state_dict(encoder_state_dict(pretrained), strict=True)
     x = volumes(1)
     assert torch.equal(net.eval().encoder(x)[-1], pretrained.eval().encoder(x)[-1])
@@ -132,7 +133,7 @@ def test_a_pretrained_encoder_fits_as_it_is():
 
 def test_it_learns_a_small_shape_from_a_few_steps():
     torch.manual_seed(0)
-    net = LungSegmenter()
+    net = lung_network()
     x = volumes(2, (16, 16, 8)) * 0.1
     target = torch.zeros(2, 16, 16, 8, dtype=torch.long)
     target[:, 4:11, 3:13, 2:6] = 1
@@ -149,7 +150,7 @@ def test_it_learns_a_small_shape_from_a_few_steps():
 
 
 def test_meta_tensors_stay_meta_tensors():
-    net = LungSegmenter().eval()
+    net = lung_network().eval()
     affine = torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0], dtype=torch.float64))
     logits = net(MetaTensor(volumes(2), affine=affine))
     assert isinstance(logits, MetaTensor) and torch.equal(logits.affine, affine)
@@ -157,7 +158,7 @@ def test_meta_tensors_stay_meta_tensors():
 
 
 def test_the_scripted_network_takes_other_sizes():
-    net = LungSegmenter().eval()
+    net = lung_network().eval()
     scripted = torch.jit.script(net)
     for size in (SIZE, (16, 8, 8)):
         torch.testing.assert_close(scripted(volumes(1, size)), net(volumes(1, size)))
@@ -166,7 +167,7 @@ def test_the_scripted_network_takes_other_sizes():
 def test_onnx_runtime_gives_the_same_logits_for_other_sizes(tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
-    net = LungSegmenter().eval()
+    net = lung_network().eval()
     axes = {"image": {2: "depth", 3: "height", 4: "width"}}
     options = {"dynamo": False, "input_names": ["image"], "opset_version": 17, "dynamic_axes": axes}
     torch.onnx.export(net, (volumes(1),), tmp_path / "net.onnx", **options)

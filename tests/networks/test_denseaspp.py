@@ -3,10 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from composed_networks import aspp_network
 from torch import nn
 
-from med3d_ext.networks import DenseASPP, DenseASPPSegmenter, Segmenter, TwoStageSegmenter
-from med3d_ext.networks.denseaspp import DILATIONS, make_branch
+from med3d_ext.networks import DenseASPP, Segmenter, TwoStageSegmenter
+from med3d_ext.networks.decoders import DILATIONS, make_branch
 
 
 def features(channels: int = 6, size: tuple[int, ...] = (5, 4, 3)) -> torch.Tensor:
@@ -87,14 +88,14 @@ def test_one_cell_more_than_the_dilation_brings_an_outer_tap_back():
 
 @pytest.mark.parametrize("size", [(8, 8, 8), (17, 20, 9), (3, 16, 1)])
 def test_small_volumes_give_finite_logits_of_their_own_shape(size):
-    net = DenseASPPSegmenter(num_classes=3, widths=(8, 4)).eval()
+    net = aspp_network(num_classes=3, widths=(8, 4)).eval()
     with torch.no_grad():
         logits = net(features(1, size))
     assert logits.shape == (1, 3, *size) and logits.isfinite().all()
 
 
 def test_every_parameter_gets_a_gradient():
-    net = DenseASPPSegmenter(widths=(8, 4), dropout=0.0)
+    net = aspp_network(widths=(8, 4), dropout=0.0)
     torch.manual_seed(0)
     net(torch.randn(2, 1, 32, 32, 16)).square().mean().backward()
     without = [name for name, each in net.named_parameters() if each.grad is None or not each.grad.any()]
@@ -102,14 +103,14 @@ def test_every_parameter_gets_a_gradient():
 
 
 def test_the_segmenter_scripts():
-    net = DenseASPPSegmenter(widths=(8, 4)).eval()
+    net = aspp_network(widths=(8, 4)).eval()
     x = features(1, (16, 16, 9))
     torch.testing.assert_close(torch.jit.script(net)(x), net(x))
 
 
 def test_options_reach_the_encoder_and_the_decoder():
     with torch.device("meta"):
-        net = DenseASPPSegmenter("resnet50", 4, 5, 16, (512, 128), 0.3, shortcut="A", checkpointing=True)
+        net = aspp_network("resnet50", 4, 5, 16, (512, 128), 0.3, shortcut="A", checkpointing=True)
     assert (net.encoder.in_channels, net.encoder.output_stride, net.encoder.checkpointing) == (4, 16, True)
     assert "encoder.layer2.0.downsample.0.weight" not in net.state_dict()
     assert net.decoder.out_channels == net.head.in_channels == 2048 + 5 * 128
@@ -123,7 +124,7 @@ def test_widths_must_be_two():
 
 
 def test_the_two_stages_share_one_state_dict_and_the_fine_one_answers():
-    coarse, fine = Segmenter(output_stride=32), DenseASPPSegmenter(widths=(8, 4))
+    coarse, fine = Segmenter(output_stride=32), aspp_network(widths=(8, 4))
     net = TwoStageSegmenter(coarse, fine).eval()
     prefixes = [key.split(".")[0] for key in net.state_dict()]
     assert prefixes.count("coarse") == len(coarse.state_dict())

@@ -10,9 +10,9 @@ from monai.networks.nets import resnet as monai_resnet
 from torch import nn
 
 from med3d_ext.errors import InputError
-from med3d_ext.networks.encoder_loading import fit_weights
 from med3d_ext.networks.med3d import Classifier, Med3DNet, Segmenter
-from med3d_ext.networks.pretrained import (
+from med3d_ext.networks.resnet import ARCHITECTURES, ResNetEncoder
+from med3d_ext.weights.initial import (
     InitialWeights,
     adapt_stem,
     describe_weights,
@@ -22,8 +22,8 @@ from med3d_ext.networks.pretrained import (
     read_weights,
     write_state,
 )
-from med3d_ext.networks.resnet import ARCHITECTURES, ResNetEncoder
-from med3d_ext.networks.weight_sources import encoder_tensors
+from med3d_ext.weights.loading import fit_weights
+from med3d_ext.weights.sources import encoder_tensors
 
 MEDICALNET_DEPTHS = [name for name in ARCHITECTURES if not name.startswith("preact")]
 
@@ -370,6 +370,8 @@ def test_init_med3d_takes_the_released_encoder_beside_the_bundle(encoder, tmp_pa
     write_state(_whole_network(encoder), weights / "model.pt")
     with caplog.at_level(logging.INFO):
         start = InitialWeights(Classifier("resnet10"), "med3d", bundle, report_path=tmp_path / "run" / "weights.json")
+    assert not (tmp_path / "run").exists()  # a training that is refused must not change the record of the one before
+    start.write_report()
     assert torch.equal(start.network.encoder.conv1.weight, encoder.conv1.weight)
     assert json.loads((tmp_path / "run" / "weights.json").read_text())["share"] == 1.0
     assert "100.0% of the encoder loaded" in caplog.text
@@ -379,7 +381,7 @@ def test_init_med3d_takes_the_released_encoder_beside_the_bundle(encoder, tmp_pa
 
 def test_one_process_of_many_tells(encoder, tmp_path, caplog, monkeypatch):
     write_state(encoder.state_dict(), tmp_path / "model.pt")
-    monkeypatch.setattr("med3d_ext.networks.pretrained.rank", lambda: 1)
+    monkeypatch.setattr("med3d_ext.weights.initial.rank", lambda: 1)
     with caplog.at_level(logging.INFO):
         start = InitialWeights(Segmenter("resnet10"), tmp_path / "model.pt", report_path=tmp_path / "weights.json")
     assert start.report.share == 1.0
@@ -388,7 +390,7 @@ def test_one_process_of_many_tells(encoder, tmp_path, caplog, monkeypatch):
 
 
 def test_init_without_weights_is_refused_with_a_way_out(tmp_path, monkeypatch):
-    monkeypatch.setattr("med3d_ext.networks.pretrained.PACKAGE", tmp_path / "packed" / "med3d_ext")
+    monkeypatch.setattr("med3d_ext.weights.initial.PACKAGE", tmp_path / "packed" / "med3d_ext")
     network, bundle = nn.Identity(), tmp_path / "lung_segmentation"
     with pytest.raises(InputError, match="no released encoder at .*packed bundle use --init PATH"):
         InitialWeights(network, "med3d", bundle)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import argparse
 import hashlib
 import http.server
 import os
+import pathlib
 import pickle
 import sys
 import threading
@@ -13,7 +15,7 @@ import pytest
 import torch
 
 from med3d_ext.errors import InputError
-from med3d_ext.networks.weight_files import download_weights, read_checkpoint, write_state
+from med3d_ext.weights.files import download_weights, read_checkpoint, write_state
 
 STATE = {"conv1.weight": torch.arange(20000.0), "steps": torch.tensor(3)}
 
@@ -25,6 +27,23 @@ class Code:
 
 def _sha256(path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class Settings(dict):
+    """As Lightning keeps a network's arguments."""
+
+
+def test_a_checkpoint_of_lightning_is_read_without_its_settings(tmp_path, monkeypatch):
+    module = types.ModuleType("pytorch_lightning.parsing")
+    module.Settings, Settings.__module__ = Settings, module.__name__
+    for name in ("pytorch_lightning", module.__name__):
+        monkeypatch.setitem(sys.modules, name, module)
+    kept = {f"model.{name}": value for name, value in STATE.items()}
+    for settings in (argparse.Namespace(rate=1, path=pathlib.Path("/x")), Settings(rate=1), {"rate": 1}):
+        torch.save({"state_dict": kept, "hyper_parameters": settings, "epoch": 3}, tmp_path / "a.ckpt")
+        state, keys = read_checkpoint(tmp_path / "a.ckpt")
+        assert state.keys() == kept.keys() and keys == {"state_dict", "hyper_parameters", "epoch"}
+        assert all(torch.equal(state[name], value) for name, value in kept.items())
 
 
 @pytest.mark.parametrize(
@@ -188,7 +207,7 @@ def test_a_hub_file_needs_a_commit_and_is_checked(tmp_path, monkeypatch):
     assert not (tmp_path / "a.pt").exists()
     assert (asked["repo_id"], asked["revision"], asked["filename"]) == ("owner/name", commit, "sub/a.pt")
 
-    monkeypatch.setattr("med3d_ext.networks.weight_files.check_sha256", lambda path, sha256: None)
+    monkeypatch.setattr("med3d_ext.weights.files.check_sha256", lambda path, sha256: None)
     download_weights(f"hf://owner/name@{commit}/a.pt", tmp_path / "a.pt", "any")
     assert read_checkpoint(tmp_path / "a.pt")[0].keys() == STATE.keys()
 

@@ -10,9 +10,10 @@ import pytest
 from monai.utils import set_determinism
 from perfect import LITS, PerfectNetwork, random_weights, with_network
 
-from med3d_ext import cli
-from med3d_ext.prediction import predict_verb, results
-from med3d_ext.prediction.predictor import BundlePredictor
+from med3d_ext.tools import cli
+from med3d_ext.tools.predict import results
+from med3d_ext.tools.predict import verb as predict_verb
+from med3d_ext.tools.predict.predictor import BundlePredictor
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 
-from med3d_ext.prediction import BundlePredictor
+from med3d_ext.tools.predict import BundlePredictor
 
 REPOSITORY = Path(__file__).parents[2]
 LITS = REPOSITORY / "bundles" / "lits_coarse"

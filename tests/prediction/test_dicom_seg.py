@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from perfect import body
 
-from med3d_ext.data.dicom_series import single_series
+from med3d_ext.io.dicom_series import single_series
+from med3d_ext.tools.predict.dicom_seg import write_dicom_seg
 from med3d_ext.transforms.load import load_volume
 
 pytest.importorskip("pydicom")
@@ -109,6 +110,23 @@ def test_without_highdicom_the_command_says_what_to_install(predict, tmp_path, m
     ],
 )
 def test_structures_have_the_codes_of_snomed(name, category, kind):
-    from med3d_ext.prediction.dicom_seg import _codes
+    from med3d_ext.tools.predict.dicom_seg import _codes
 
     assert tuple(code.value for code in _codes(name)) == (category, kind)
+
+
+def test_values_with_gaps_become_segments_without(tmp_path):
+    pytest.importorskip("highdicom")
+    import pydicom
+
+    folder = series(tmp_path / "ct")
+    labels = np.where(LABEL, 300, 0).astype(np.uint16)
+    labels[np.nonzero(LABEL)[0][0]] = np.where(LABEL[np.nonzero(LABEL)[0][0]], 7, 0)
+    write_dicom_seg(tmp_path / "a.dcm", labels, {7: "spleen", 300: "liver", 9: "gall bladder"}, folder, "x", "0")
+    segmentation = pydicom.dcmread(tmp_path / "a.dcm")
+    names = {int(segment.SegmentNumber): segment.SegmentLabel for segment in segmentation.SegmentSequence}
+    assert names == {1: "spleen", 2: "gall bladder", 3: "liver"}
+    counts = dict.fromkeys(names, 0)
+    for frame, groups in zip(segmentation.pixel_array, segmentation.PerFrameFunctionalGroupsSequence):
+        counts[int(groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber)] += np.count_nonzero(frame)
+    assert counts == {1: np.count_nonzero(labels == 7), 2: 0, 3: np.count_nonzero(labels == 300)}

@@ -10,7 +10,7 @@ import pytest
 from perfect import PerfectNetwork, body, random_weights, segmentation_bundles, with_network
 from scipy.spatial.transform import Rotation
 
-from med3d_ext.prediction import BundlePredictor, write_label_map
+from med3d_ext.tools.predict import BundlePredictor, write_label_map
 from med3d_ext.transforms.load import load_volume
 
 FORMATS = (".nii.gz", ".nii", ".mha", ".nrrd")

@@ -14,11 +14,12 @@ import pytest
 import torch
 from perfect import LITS, PerfectNetwork, with_network
 
-from med3d_ext import cli
 from med3d_ext.handlers.overlay import draw_overlay
-from med3d_ext.prediction import predict_verb, results
-from med3d_ext.prediction.label_map_file import read_label_names
-from med3d_ext.prediction.predictor import BundlePredictor
+from med3d_ext.io.label_maps import read_label_names
+from med3d_ext.tools import cli
+from med3d_ext.tools.predict import results
+from med3d_ext.tools.predict import verb as predict_verb
+from med3d_ext.tools.predict.predictor import BundlePredictor
 from med3d_ext.transforms.load import load_volume
 
 pytestmark = pytest.mark.filterwarnings("ignore")

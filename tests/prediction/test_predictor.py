@@ -11,7 +11,7 @@ import pytest
 from perfect import LITS, PerfectNetwork, with_network
 
 from med3d_ext.errors import InputError
-from med3d_ext.prediction import BundlePredictor
+from med3d_ext.tools.predict import BundlePredictor
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

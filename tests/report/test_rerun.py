@@ -11,10 +11,13 @@ from types import SimpleNamespace
 import pytest
 
 from med3d_ext.errors import InputError
-from med3d_ext.provenance import git_state, versions
-from med3d_ext.report.rerun import rerun, without
+from med3d_ext.run.provenance import git_state, versions
+from med3d_ext.tools.report.rerun import rerun, without
 
-COMMAND = "python -m monai.bundle run --config_file train.json --output_dir old --epochs 2 --ckpt_dir=old/models"
+COMMAND = (
+    "python -m monai.bundle run --config_file ../bundles/lits_coarse/configs/train.json --output_dir old --epochs 2 "
+    "--ckpt_dir=old/models"
+)
 
 
 GIT, VERSIONS = git_state(), versions()
@@ -51,8 +54,8 @@ def trainings(monkeypatch):
         return SimpleNamespace(returncode=seen.code)
 
     monkeypatch.setattr(subprocess, "run", run)
-    monkeypatch.setattr("med3d_ext.report.rerun.git_state", lambda: {"revision": "now", "dirty": False})
-    monkeypatch.setattr("med3d_ext.report.rerun.checkout", lambda: CHECKOUT)
+    monkeypatch.setattr("med3d_ext.tools.report.rerun.git_state", lambda: {"revision": "now", "dirty": False})
+    monkeypatch.setattr("med3d_ext.tools.report.rerun.checkout", lambda: CHECKOUT)
     return seen
 
 
@@ -60,7 +63,7 @@ def test_the_command_runs_again_where_it_was_typed_and_writes_elsewhere(tmp_path
     said = rerun(str(write_run(tmp_path).rename(tmp_path / "kept.json")))  # whatever the record is called
     out = tmp_path / "rerun"
     wrote = ["--output_dir", str(out), "--ckpt_dir", str(out / "models")]
-    options = ["--config_file", "train.json", "--epochs", "2"]
+    options = ["--config_file", "../bundles/lits_coarse/configs/train.json", "--epochs", "2"]
     assert trainings.commands == [[sys.executable, "-m", "monai.bundle", "run", *options, *wrote]]
     assert trainings.folders == [CHECKOUT / "docs"]
     assert said.splitlines() == [
@@ -137,3 +140,20 @@ def test_a_training_on_phantoms_gives_the_same_again(tmp_path):
     rows = [row for row in done.stdout.splitlines() if ", again " in row]
     assert {row[9:].partition(":")[0] for row in rows} >= {"hashes of images", "losses of iterations", "val_mean_dice"}
     assert all(row.startswith("equal ") for row in rows)
+
+
+def test_a_run_outside_of_a_checkout_is_repeated_where_its_files_are(tmp_path, trainings, monkeypatch):
+    (tmp_path / "own" / "configs").mkdir(parents=True)
+    (tmp_path / "own" / "configs" / "train.json").write_text("{}")
+    command = "python -m monai.bundle run --config_file own/configs/train.json"
+    record = write_run(tmp_path / "own" / "eval", command=command, from_record="../..")
+    monkeypatch.chdir(tmp_path.parent)
+    rerun(str(record))
+    assert trainings.folders == [tmp_path.resolve()]
+
+
+def test_a_command_whose_files_are_nowhere_is_refused_before_anything_runs(tmp_path, trainings):
+    command = "python -m monai.bundle run --config_file own/configs/train.json"
+    with pytest.raises(InputError, match="call rerun in the folder that the training was started in"):
+        rerun(str(write_run(tmp_path, command=command, from_record="../..")))
+    assert trainings.commands == []

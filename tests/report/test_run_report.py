@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from med3d_ext.errors import InputError
-from med3d_ext.report.verb import report
+from med3d_ext.tools.report.verb import report
 
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -118,6 +118,16 @@ def test_what_makes_figures_doubtful_is_said_first(tmp_path, options, note):
     assert any(note in said for said in page.notes), page.notes
 
 
+def test_seen_cases_and_other_classes_are_the_first_that_is_said(tmp_path):
+    folder = write_run(tmp_path / "eval", status="running")
+    path = folder / "test" / "summary.json"
+    doubts = {"seen_by_weights": ["a.nii.gz", "b.nii.gz"], "other_classes": {"Kidneys": [["liver"], ["kidney"]]}}
+    path.write_text(json.dumps({**doubts, **json.loads(path.read_text())}))
+    first, second, *_ = page_of(folder).notes
+    assert "2 cases that the weights have seen" in first and "a.nii.gz, b.nii.gz" in first
+    assert "the weights segment liver, the labels of Kidneys are kidney" in second
+
+
 def test_a_bundle_means_its_eval_folder_and_a_training_that_has_just_begun_has_a_page(tmp_path, monkeypatch):
     bundle = tmp_path / "bundles" / "kidneys"
     (bundle / "configs").mkdir(parents=True)
@@ -143,3 +153,23 @@ def test_the_initial_weights_are_named_with_what_was_loaded(tmp_path):
 def test_a_folder_without_a_run_is_refused_in_a_sentence(tmp_path):
     with pytest.raises(InputError, match="has no run.json; give the output_dir of a training, or a bundle"):
         report(str(tmp_path))
+
+
+def test_a_device_is_said_for_people_and_one_case_has_no_interval(tmp_path):
+    folder = write_run(tmp_path / "eval", device={"type": "cpu", "name": "AMD EPYC", "threads": 2, "processes": 1})
+    summary = json.loads((folder / "test" / "summary.json").read_text())
+    summary["domains"]["Kidneys"]["val_mean_dice"] |= {"n": 1, "interval_95": None}
+    (folder / "test" / "summary.json").write_text(json.dumps(summary))
+    rows = page_of(folder).rows
+    assert ["device", "2 CPU threads, AMD EPYC"] in rows
+    assert ["Kidneys", "val_mean_dice", "1", "0.912", "-", "0.700"] in rows
+    gpus = write_run(tmp_path / "gpu", device={"type": "cuda", "name": "NVIDIA A100", "threads": 8, "processes": 4})
+    assert ["device", "4 x NVIDIA A100"] in page_of(gpus).rows
+
+
+def test_the_sanity_sheet_is_on_the_page_with_its_lines(tmp_path):
+    folder = write_run(tmp_path / "eval")
+    (folder / "sanity.png").write_bytes(PIXEL)
+    (folder / "sanity.json").write_text(json.dumps({"cases": ["a"], "oddities": ["a: the label <b> is odd"]}))
+    assert "sanity" in page_of(folder).pictures
+    assert "<li>a: the label &lt;b&gt; is odd</li>" in Path(report(str(folder))).read_text()

@@ -4,6 +4,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
+from med3d_ext.errors import InputError
 from med3d_ext.transforms import MergeLabelsd
 
 
@@ -31,3 +32,8 @@ def test_values_that_swap_do_not_run_into_each_other() -> None:
 def test_an_image_without_label_may_pass() -> None:
     transform = MergeLabelsd("label", {"liver": {"2": 1}}, allow_missing_keys=True)
     assert transform({"image": "ct.nii", "domain": "liver"}) == {"image": "ct.nii", "domain": "liver"}
+
+
+def test_a_value_beyond_the_classes_is_refused() -> None:
+    with pytest.raises(InputError, match="holds the value 3, the classes end at 2"):
+        MergeLabelsd("label", {"0": 0, "1": 1, "2": 1})({"label": label([0, 1, 3])})

@@ -198,3 +198,13 @@ def test_a_label_without_foreground_is_refused_only_where_that_is_asked(nifti, t
 def test_inference_loads_items_without_a_label(nifti, tmp_path):
     item = LoadVolumed(allow_missing_keys=True)({"image": nifti(tmp_path / "image.nii", VOXELS)})
     assert set(item) == {"image"}
+
+
+@pytest.mark.parametrize("value", [0.3, 0.5, 1.5, -1.0, 1.002, 254.9])
+def test_a_label_value_that_is_no_whole_number_of_at_least_0_is_refused_by_name(nifti, tmp_path, value):
+    stored = np.zeros(VOXELS.shape, np.float32)
+    stored[2, 2, 2] = value
+    files = {"image": nifti(tmp_path / "image.nii", VOXELS), "label": nifti(tmp_path / "label.nii", stored)}
+    with pytest.raises(InputError) as error:
+        LoadVolumed()(files)
+    assert_one_sentence(error, files["label"], f"{value:.4g}")

@@ -399,3 +399,55 @@ def test_a_crop_may_cut_the_target_by_its_translation_where_it_is_not_kept():
 
 def test_the_new_options_leave_the_draws_of_the_old_ones():
     assert np.array_equal(crops()[0], crops(skew=1.0, whole_share=0.0, keep_target=True)[0])
+
+
+# Crops of fixed voxel size
+
+
+@pytest.mark.parametrize("spacing", [3.0, (2.0, 3.0, 4.0), {"liver": (2.0, 3.0, 4.0), "heart": None}])
+def test_crops_of_fixed_voxel_size_have_it_whatever_the_images_own_grid(spacing):
+    expected = (2.0, 3.0, 4.0) if spacing != 3.0 else (3.0, 3.0, 3.0)
+    for seed in range(20):
+        item = {**random_scan(seed).item, "domain": "liver"}
+        result = crop(seed, spacing=spacing, scale=(1.0, 1.0))(item)["image"]
+        np.testing.assert_allclose(axis_spacing(result.affine.numpy()), expected, rtol=1e-5)
+
+
+def test_a_fixed_window_holds_the_target_or_lies_in_it_and_stays_in_the_volume():
+    size = np.array([16, 20, 24])
+    for extent in (size * 1.0, size * 3.0, size * 30.0):
+        transform = crop(**FIXED)
+        for box in (BOX, np.array([[10.0, 20, 0], [280, 90, 100]]), None):
+            first, last = (np.zeros(3), VOLUME) if box is None else box
+            centers = []
+            for _ in range(100):
+                center, window, _ = transform.draw_window(VOLUME, box, extent)
+                assert np.array_equal(window, extent)
+                low, high = center - window / 2, center + window / 2
+                larger = window >= VOLUME
+                assert np.all(
+                    (low >= -1e-9) & (high <= VOLUME + 1e-9) | larger & (low <= 1e-9) & (high >= VOLUME - 1e-9)
+                )
+                overlap = np.minimum(high, last) - np.maximum(low, first)
+                np.testing.assert_allclose(overlap, np.minimum(window, last - first))
+                centers.append(center)
+            play = np.minimum(np.abs(last - first - extent), np.abs(VOLUME - extent))
+            assert np.all((np.ptp(centers, axis=0) > 0.5 * play) | (play < 1e-9) | (extent > VOLUME))
+
+
+def test_the_share_of_fixed_voxel_sizes_is_kept_and_the_others_are_the_papers():
+    transform = crop(spacing=1.0, spacing_share=0.25, **FIXED)
+    extent = np.array([16.0, 20, 24])
+    drawn = [transform.draw_window(VOLUME, BOX, extent)[1] for _ in range(2000)]
+    fixed = np.array([np.array_equal(window, extent) for window in drawn])
+    assert abs(fixed.mean() - 0.25) < 0.04
+    papers = np.array([window for window, own in zip(drawn, fixed) if not own])
+    assert (papers >= 2 * (BOX[1] - BOX[0]) - 1e-9).all()
+
+
+@pytest.mark.parametrize(
+    "options", [{"spacing": 0}, {"spacing": (1, 2)}, {"spacing": {"liver": -1}}, {"spacing_share": 2}]
+)
+def test_a_voxel_size_or_share_that_cannot_be_is_refused(options):
+    with pytest.raises(ValueError, match="must be"):
+        crop(**options)

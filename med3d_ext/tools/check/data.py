@@ -1,0 +1,104 @@
+"""The data set as a run would take it: prepared by the run's own code, so that the run does not do it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from med3d_ext.data.datalists import list_images, named_images
+from med3d_ext.data.leakage import seen_cases
+from med3d_ext.data.prepared_files import absent_classes
+from med3d_ext.data.splits import SPLITS
+from med3d_ext.errors import InputError
+from med3d_ext.run.one_line import heard_warnings
+from med3d_ext.tools.check.configs import BundleConfigs, quiet
+from med3d_ext.tools.check.findings import Finding, error, ok, warning
+from med3d_ext.transforms.load import LoadVolumed
+from med3d_ext.weights.initial import find_weights
+
+LABELLED = ("dataset.json", "datalist.json", "*/dataset.json", "labels*", "**/volume-*", "*.csv")
+
+
+def check_data(configs: BundleConfigs) -> Iterator[Finding]:
+    """Every file, the label values and the split; or the images alone, read as inference reads them."""
+    dataset_dir = configs.overrides.get("dataset_dir")
+    if dataset_dir is None:
+        if configs.merged("train")["data"].get("phantoms", True):
+            yield warning("data", "no --dataset_dir: a run takes generated phantoms, whose figures say nothing.")
+        else:
+            yield warning("data", "no --dataset_dir: this bundle is for data of its own, and a run needs it.")
+        return
+    if is_unlabelled(dataset_dir):
+        yield from _check_images(configs, str(dataset_dir))
+        return
+    data = configs.value("train", "data")
+    for name, facts in data.fingerprint["domains"].items():
+        yield from _check_domain(data, name, facts)
+    yield from _check_leakage(configs, data)
+
+
+def is_unlabelled(dataset_dir: Any) -> bool:
+    """Whether a folder holds images and nothing that names or holds labels: it is for inference alone."""
+    folder = Path(str(dataset_dir)).expanduser()
+    if any(next(folder.glob(pattern), None) for pattern in LABELLED):
+        return False
+    try:
+        return bool(list_images(folder))
+    except InputError:
+        return False
+
+
+def _check_images(configs: BundleConfigs, folder: str) -> Iterator[Finding]:
+    """Each image as the run would read it: what is refused, and what is warned of."""
+    load = _inference_reader(configs)
+    items = named_images([folder])[0]
+    for item in items:
+        with heard_warnings(alone=True) as heard:
+            try:
+                configs.image_sizes.append(load({"image": item["image"]})["image"].numel())
+            except InputError as fault:
+                yield error("data", str(fault))
+        for sentence in heard:
+            yield warning("data", sentence)
+    if configs.image_sizes:
+        yield ok("data", f"{len(configs.image_sizes)} images without labels in '{folder}': for inference alone")
+
+
+def _inference_reader(configs: BundleConfigs) -> LoadVolumed:
+    """The first transform of inference; without weights, whose facts it needs, one with the defaults."""
+    try:
+        with quiet():
+            transforms = configs.value("inference", "preprocessing").transforms
+    except Exception:  # the check of the weights says why
+        transforms = []
+    found = [each for each in transforms if isinstance(each, LoadVolumed)]
+    return found[0] if found else LoadVolumed("image", default_spacing=(1.0, 1.0, 1.0))
+
+
+def _check_domain(data: Any, name: str, facts: Mapping[str, Any]) -> Iterator[Finding]:
+    cases = facts["cases"]
+    counts = {split: sum(item["domain"] == name for item in data.items(split)) for split in SPLITS}
+    yield ok("data", f"{name}: {len(cases)} cases, " + ", ".join(f"{n} {split}" for split, n in counts.items()))
+    if counts["training"] == 0:
+        yield error("data", f"{name} has no training case; give more labelled cases.")
+    if counts["validation"] == 0:
+        yield warning("data", f"{name} is too small for validation cases: training cases choose the best epoch.")
+    if counts["test"] == 0:
+        yield warning("data", f"{name} has no test case: no evaluation; give more labelled cases.")
+    for sentence in absent_classes(facts):
+        yield warning("data", f"{name}: {sentence}; is it the right data set?")
+
+
+def _check_leakage(configs: BundleConfigs, data: Any) -> Iterator[Finding]:
+    """Whether the weights that an evaluation would take have seen its test cases."""
+    try:
+        with quiet():
+            card = find_weights(configs.folder, configs.value("train", "ckpt_dir")).with_name("card.json")
+        seen = seen_cases(card)
+    except InputError:
+        return  # without weights or card there is nothing to compare
+    leaks = [item for item in data.items("test") if item["sha256"] in seen]
+    if leaks:
+        name = Path(leaks[0]["image"]).name
+        yield warning("data", f"the weights have seen {len(leaks)} of the test cases, '{name}' first: train anew.")

@@ -1,0 +1,95 @@
+"""The network against the metadata, its weights, and the weights that a training starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from monai.bundle import verify_net_in_out
+from torch import Tensor, nn
+
+from med3d_ext.data.fingerprint import weights_domains
+from med3d_ext.errors import InputError
+from med3d_ext.tools.check.configs import BundleConfigs, quiet
+from med3d_ext.tools.check.findings import Finding, error, ok, warning
+from med3d_ext.weights.files import read_checkpoint
+from med3d_ext.weights.initial import find_weights, initial_weights_path
+from med3d_ext.weights.loading import check_share, encoder_of, fit_weights, read_weights
+from med3d_ext.weights.sources import encoder_tensors
+
+
+def build_network(configs: BundleConfigs) -> nn.Module:
+    """The network of inference on the meta device: shapes without values, thus at once."""
+    with torch.device("meta"):
+        return configs.value("inference", "network_def")
+
+
+def check_shapes(configs: BundleConfigs) -> Iterator[Finding]:
+    """One forward pass against what the metadata states of image and prediction."""
+    metadata = str(configs.folder / "configs" / "metadata.json")
+    (config,) = configs.files("inference")
+    options = {**configs.options("inference"), "device": "meta"}
+    try:
+        with quiet(), torch.device("meta"):
+            verify_net_in_out("network_def", metadata, config, **options)
+    except ValueError as fault:
+        yield error("network", f"{str(fault).rstrip('.')}; correct network_data_format in metadata.json.")
+        return
+    formats = configs.metadata["network_data_format"]
+    channels = [formats[side][key]["num_channels"] for side, key in (("inputs", "image"), ("outputs", "pred"))]
+    millions = sum(parameter.numel() for parameter in build_network(configs).parameters()) / 1e6
+    yield ok("network", f"{channels[0]} channel in, {channels[1]} out, {millions:.1f} million parameters")
+
+
+def check_weights(configs: BundleConfigs) -> Iterator[Finding]:
+    """What inference would load: names, shapes, finite values, and the fingerprint beside it."""
+    try:
+        with quiet():
+            path = find_weights(configs.folder, configs.value("inference", "ckpt_dir"))
+    except InputError as fault:
+        yield warning("weights", f"no inference yet: {fault}")
+        return
+    faults = state_faults(read_checkpoint(path)[0], build_network(configs).state_dict())
+    for fault_text in faults:
+        yield error("weights", f"'{path}' {fault_text}; train with these options or give other weights.")
+    domains = weights_domains(path)  # refuses where it is missing
+    if not path.with_name("card.json").is_file():
+        yield warning("weights", f"'{path.with_name('card.json')}' is missing: nobody can tell which cases were seen.")
+    served = min((file.name for file in path.parent.glob("*.pt")), key=len)
+    if served != path.name and len(served) < len(path.name):
+        yield warning("weights", f"MONAI Label would serve '{served}' beside it (the shortest name); move it away.")
+    if not faults:
+        yield ok("weights", f"'{path}' fits the network; trained on {', '.join(domains)}")
+
+
+def state_faults(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """What keeps a state dict from being loaded into a network, in words; empty where it fits."""
+    faults = []
+    missing, more = [sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())]
+    shapes = [name for name in expected if name in state and state[name].shape != expected[name].shape]
+    broken = [name for name, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    if missing:
+        faults.append(f"lacks {len(missing)} of the network's {len(expected)} tensors, {missing[0]} first")
+    if more:
+        faults.append(f"holds {len(more)} tensors that the network lacks, {more[0]} first")
+    if shapes:
+        theirs, ours = (tuple(tensors[shapes[0]].shape) for tensors in (state, expected))
+        faults.append(f"has {len(shapes)} tensors of other shapes: {shapes[0]} is {theirs}, the network's is {ours}")
+    if broken:
+        faults.append(f"holds values that are not finite in {broken[0]}")
+    return faults
+
+
+def check_initial_weights(configs: BundleConfigs) -> Iterator[Finding]:
+    """What a training would start from: found, of this architecture, and how much of the encoder it covers."""
+    init = str(configs.value("train", "init"))
+    path = initial_weights_path(init, configs.folder)
+    if path is None:
+        yield ok("init", "from scratch")
+        return
+    state, source = read_weights(path)
+    encoder = encoder_of(build_network(configs)).state_dict()
+    _, report = fit_weights(encoder, encoder_tensors(state, source), source, str(path))
+    check_share(report, 0.95)
+    yield ok("init", f"'{Path(path)}' covers {report.share:.1%} of the encoder ({report.network})")

@@ -1,0 +1,224 @@
+"""``python -m med3d_ext <verb>``: a table of verbs; fire reads the arguments of the one that was typed.
+
+A verb is a plain function: its annotations and docstring are its command line and its help. Its module is imported
+when the verb is typed, so that help and mistakes answer at once. What it returns is printed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import inspect
+import io
+import logging
+import os
+import signal
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+from med3d_ext.errors import FaultyCases, InputError
+from med3d_ext.run.one_line import user_message
+
+PROGRAM = "python -m med3d_ext"
+
+KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
+    bool: ("a switch without a value", (bool,)),
+    int: ("a whole number", (int,)),
+    float: ("a number", (int, float)),
+    int | None: ("a whole number", (int, type(None))),
+    float | None: ("a number", (int, float, type(None))),
+}
+
+
+@dataclass(frozen=True)
+class Verb:
+    """Where a verb's function lies (``module:function``) and what it does, in one line."""
+
+    target: str
+    summary: str
+
+    def load(self) -> Callable[..., Any]:
+        module, _, function = self.target.partition(":")
+        return getattr(importlib.import_module(module), function)
+
+
+VERBS = {
+    "prepare": Verb("med3d_ext.tools.layouts.verb:prepare", "a source folder becomes a datalist and a fingerprint"),
+    "phantoms": Verb(
+        "med3d_ext.tools.phantoms.dataset:phantom_dataset", "generated patients as a data set to try things on"
+    ),
+    "new-bundle": Verb("med3d_ext.tools.new_bundle.verb:new_bundle", "a bundle for your own labelled volumes"),
+    "report": Verb("med3d_ext.tools.report.verb:report", "a run on one page: figures, curves, overlays, origin"),
+    "rerun": Verb(
+        "med3d_ext.tools.report.rerun:rerun", "a recorded training once more, and whether the same comes out"
+    ),
+    "check": Verb("med3d_ext.tools.check.verb:check", "what would go wrong in a run, before it begins"),
+    "benchmark": Verb("med3d_ext.tools.benchmark:benchmark", "how long a training would take on this machine"),
+    "leakage": Verb("med3d_ext.data.leakage:leakage", "which cases of a datalist the weights have seen"),
+    "compare": Verb("med3d_ext.tools.experiments.compare:compare", "scratch against pretrained weights, equal budgets"),
+    "predict": Verb("med3d_ext.tools.predict.verb:predict", "images to label maps, pictures and volumes"),
+    "export": Verb("med3d_ext.tools.export:export", "network and weights as TorchScript or ONNX"),
+    "evaluate": Verb("med3d_ext.tools.evaluate.verb:evaluate", "predicted label maps against the truth"),
+    "weights inspect": Verb("med3d_ext.tools.weights.verbs:inspect", "what a weights file holds"),
+    "weights join": Verb("med3d_ext.tools.weights.verbs:join", "the two networks of the LiTS cascade to one file"),
+    "weights convert": Verb("med3d_ext.tools.weights.verbs:convert", "any known weights file to a flat encoder"),
+    "weights release": Verb("med3d_ext.tools.weights.release:release", "weights as small as they are released"),
+    "zoo pack": Verb("med3d_ext.tools.zoo.pack:pack", "a bundle as a zip archive that runs anywhere"),
+    "zoo index": Verb("med3d_ext.tools.zoo.pack:index", "models/model_info.json over a folder of archives"),
+    "zoo publish": Verb(
+        "med3d_ext.tools.zoo.publish:publish", "the folders of a GitHub release and a Hugging Face repository"
+    ),
+    "zoo fetch": Verb("med3d_ext.tools.zoo.fetch:fetch", "a bundle from a folder or an address, checked"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        argv: the words after the program's name. Defaults to those of the process.
+
+    Returns:
+        exit code: 0, or 2 after a mistake in the command line or in what it names; such a mistake is one line on
+        stderr, without a traceback (``--debug`` shows it). 1 when cases of a data set are faulty; each is a line. 130
+        after Ctrl-C.
+    """
+    words = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview(VERBS))
+        return 0
+    try:
+        return _run(words)
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except Exception as error:
+        message = None if debug else user_message(error)  # MONAI wraps what goes wrong in its components
+        if message is None:
+            raise
+        print(message, file=sys.stderr)
+        return 1 if isinstance(error, FaultyCases) else 2
+
+
+def _run(words: list[str]) -> int:
+    name = _find(words)
+    if name not in VERBS:
+        print(_overview({verb: VERBS[verb] for verb in VERBS if verb.startswith(f"{name} ")}))
+        return 0
+    function = VERBS[name].load()
+    call = _parse(function, name, words[len(name.split()) :])
+    if call is None:
+        return 0
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    result = function(*call[0], **call[1])
+    if result is not None:
+        print(result, flush=True)
+    return 0
+
+
+def _find(words: list[str]) -> str:
+    """The verb that ``words`` start with, or a group of verbs whose help is asked for.
+
+    Raises:
+        InputError: there is no such verb.
+    """
+    for length in (2, 1):
+        if " ".join(words[:length]) in VERBS:
+            return " ".join(words[:length])
+    groups = {verb.split()[0] for verb in VERBS if " " in verb}
+    if words[0] in groups and (len(words) == 1 or words[1] in ("-h", "--help")):
+        return words[0]
+    typed = " ".join(words[: 2 if words[0] in groups else 1])
+    nearest = difflib.get_close_matches(typed, VERBS, n=1, cutoff=0.0)
+    raise InputError(f"There is no verb '{typed}'; the nearest is '{nearest[0]}', `{PROGRAM} --help` lists all.")
+
+
+def _parse(function: Callable[..., Any], name: str, words: list[str]) -> tuple[tuple, dict] | None:
+    """Let fire bind ``words`` to the function's arguments without calling it; None after printing help.
+
+    fire itself would call the function first and complain about a mistyped flag afterwards.
+
+    Raises:
+        InputError: a word fits no argument, or one is missing.
+    """
+    import fire
+    import fire.helptext
+    import fire.trace
+
+    calls: list[tuple[tuple, dict]] = []
+
+    @wraps(function)
+    def record(*args: Any, **kwargs: Any) -> None:
+        calls.append((args, kwargs))
+
+    _keep_text(record)
+    if "-h" in words or "--help" in words:
+        text = fire.helptext.HelpText(function, trace=fire.trace.FireTrace(function, name="@VERB"))
+        print(text.replace("@VERB", f"{PROGRAM} {name}"))
+        return None
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # fire would print its usage below each mistake
+            fire.Fire(record, command=_close_switches(function, words), name=name)
+    except fire.core.FireExit as end:
+        reason = end.trace.elements[-1].ErrorAsStr() if end.trace.HasError() else "the arguments do not fit"
+        raise InputError(f"{name}: {reason}; `{PROGRAM} {name} --help` tells the arguments.") from None
+    args, kwargs = calls[0]
+    _check_kinds(function, name, args, kwargs)
+    # `--output=~/x` reaches a program as it is typed; a shell expands the word `~/x` alone.
+    return tuple(map(_expanded, args)), {argument: _expanded(value) for argument, value in kwargs.items()}
+
+
+def _expanded(value: Any) -> Any:
+    return os.path.expanduser(os.path.expandvars(value)) if str(value).startswith(("~", "$HOME")) else value
+
+
+def _keep_text(record: Callable[..., Any]) -> None:
+    """Text stays as typed where an argument is annotated so: fire would make a number of ``2024``."""
+    import fire.decorators
+    import fire.parser
+
+    hints = typing.get_type_hints(record)
+    for name, parameter in inspect.signature(record).parameters.items():
+        text = hints.get(name) in (str, str | None)
+        if parameter.kind is not parameter.VAR_POSITIONAL:
+            fire.decorators.SetParseFn(str if text else fire.parser.DefaultParseValue, name)(record)
+        elif text:
+            fire.decorators.SetParseFn(str)(record)
+
+
+def _check_kinds(function: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> None:
+    """A second positional word would fill the switch ``json``; ``--epochs ten`` would arrive as text."""
+    hints = typing.get_type_hints(function)
+    for argument, value in inspect.signature(function).bind(*args, **kwargs).arguments.items():
+        rule, allowed = KINDS.get(hints.get(argument), ("", ()))
+        if allowed and type(value) not in allowed:
+            raise InputError(f"{name}: --{argument} must be {rule}, got {value!r}.")
+
+
+def _close_switches(function: Callable[..., Any], words: list[str]) -> list[str]:
+    """``--json FILE`` would give FILE to the switch ``json``: write it as ``--json=True FILE``."""
+    parameters = inspect.signature(function).parameters
+    initials = [name[0] for name in parameters]
+    switches: dict[str, str] = {}
+    for name in (name for name, parameter in parameters.items() if isinstance(parameter.default, bool)):
+        switches |= {f"--{name}": name, f"--{name.replace('_', '-')}": name}
+        if initials.count(name[0]) == 1:
+            switches[f"-{name[0]}"] = name
+    return [f"--{switches[word]}=True" if word in switches else word for word in words]
+
+
+def _overview(verbs: dict[str, Verb]) -> str:
+    width = max(map(len, verbs))
+    lines = [f"  {name:<{width}}  {verb.summary}" for name, verb in verbs.items()]
+    hint = f"`{PROGRAM} VERB --help` tells a verb's arguments."
+    return "\n".join([f"{PROGRAM} VERB [ARGUMENTS]", "", *lines, "", hint])

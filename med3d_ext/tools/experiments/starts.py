@@ -1,0 +1,172 @@
+"""What a comparison asks of a bundle's configs, and what its arms start from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from med3d_ext.data.fingerprint import sha256
+from med3d_ext.data.leakage import seen_cases
+from med3d_ext.data.prepare import PreparedData
+from med3d_ext.errors import InputError
+from med3d_ext.io.files import case_name
+from med3d_ext.run.overrides import check_overrides, split_id
+from med3d_ext.tools.experiments.engine import CACHE
+from med3d_ext.weights.initial import initial_weights_path
+from med3d_ext.weights.loading import load_encoder
+
+SCRATCH = "scratch"
+# Options that a comparison sets itself, and what to type instead.
+OWN = {
+    "init": "--inits",
+    "seed": "--seeds",
+    "share": "--shares",
+    "fold": "--folds",
+    "output_dir": "--output",
+    "ckpt_dir": "--output",
+    "learning_rate": "no option: every arm has the bundle's rate for its initial weights",
+    "bundle_root": "no option",
+    CACHE: "no option: the arms share a cache",
+}
+NEEDED = ("init", "learning_rate", "seed", "epochs", "output_dir", "ckpt_dir", "dataset_dir", "data", "network_def")
+# Where a bundle states the paper's rates (section 4.2), and what they are if it states none.
+RATES = {"initial_weights::scratch_learning_rate": 0.01, "initial_weights::pretrained_learning_rate": 0.001}
+
+
+class BundleConfig:
+    """``train.json`` of a bundle, with the options of a command.
+
+    Args:
+        bundle: the bundle's folder.
+        options: overrides by id.
+
+    Raises:
+        InputError: an option matches no id or is set by the comparison itself; or the bundle lacks an id that a
+            comparison needs.
+    """
+
+    def __init__(self, bundle: Path, options: Mapping[str, Any]) -> None:
+        self.bundle, self.options = bundle, dict(options)
+        self.train, self.evaluate = (str(bundle / "configs" / f"{name}.json") for name in ("train", "evaluate"))
+        for file in (self.train, self.evaluate):
+            if not Path(file).is_file():
+                raise InputError(f"bundle '{bundle}' has no '{file}', without which nothing can be compared.")
+        self.content = ConfigParser.load_config_file(self.train)
+        for option in ("::".join(split_id(name)) for name in options):
+            if option in OWN:
+                raise InputError(f"a comparison sets {option} of each arm itself; give {OWN[option]}.")
+        self.require("a comparison", *NEEDED)
+        check_overrides(self.content, self.options, "train.json")
+
+    def require(self, what: str, *names: str) -> None:
+        """Stop if the top of ``train.json`` lacks one of these ids."""
+        for name in names:
+            if name not in self.content:
+                raise InputError(
+                    f"bundle '{self.bundle.name}' has no '{name}' at the top of its train.json; {what} needs it."
+                )
+
+    def value(self, name: str, default: Any = None, **overrides: Any) -> Any:
+        """The value of an id with the options and further overrides; ``default`` if there is no such id."""
+        parser = ConfigParser()
+        parser.read_config(self.train)
+        parser.update({**self.options, "bundle_root": str(self.bundle), **overrides})
+        return parser.get_parsed_content(name) if name in parser else default
+
+    def whole_number(self, name: str) -> int:
+        """The value of ``epochs`` or ``val_interval``, 1 if the bundle has no such id."""
+        value = self.value(name, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{name} must be a whole number above 0, got {value!r}.")
+        return value
+
+    def rates(self) -> list[float]:
+        """The learning rates from scratch and for pretrained weights."""
+        rates = {name: self.value(name, default) for name, default in RATES.items()}
+        for name, rate in rates.items():
+            if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
+                raise InputError(f"{name} of bundle '{self.bundle.name}' must be a number above 0, got {rate!r}.")
+        return [float(rate) for rate in rates.values()]
+
+    def check_weights(self, weights: Path, data: PreparedData, output_dir: Path) -> None:
+        """Load weights once, so that those of another network stop the comparison before its first arm."""
+        places = {"output_dir": str(output_dir), "dataset_dir": str(data.folder)}
+        share = self.value("initial_weights::minimum_share", **places)
+        load_encoder(
+            self.value("network_def", **places), weights, **({} if share is None else {"minimum_share": share})
+        )
+
+
+@dataclass(frozen=True)
+class Start:
+    """Initial weights and the learning rate that goes with them.
+
+    Args:
+        name: the arm's name, a part of its folder's.
+        init: what the training gets as ``init``.
+        learning_rate: what it gets as ``learning_rate``.
+        weights: the file behind ``init``; None from scratch.
+    """
+
+    name: str
+    init: str
+    learning_rate: float
+    weights: Path | None = None
+
+    def seen(self, test: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]] | None:
+        """The test cases that the weights have seen, by the card next to them; None without a card."""
+        if self.weights is None:
+            return []
+        card = self.weights.parent / "card.json"
+        known = seen_cases(card) if card.is_file() else None
+        return None if known is None else [item for item in test if item["sha256"] in known]
+
+    def facts(self, test: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What a comparison's JSON says about it."""
+        if self.weights is None:
+            return {"init": SCRATCH, "learning_rate": self.learning_rate}
+        seen = self.seen(test)
+        return {
+            "init": self.name,
+            "learning_rate": self.learning_rate,
+            "weights": self.weights.name,
+            "sha256": sha256(self.weights),
+            "seen_test_cases": None if seen is None else sorted({case_name(item["image"]) for item in seen}),
+        }
+
+
+def parse_starts(inits: Sequence[str], bundle: Path, scratch_rate: float, pretrained_rate: float) -> list[Start]:
+    """The arms of a comparison: from scratch at both rates, so that the rate alone explains no gain, then the others.
+
+    Args:
+        inits: ``scratch``, ``med3d``, the path of a weights file, or ``NAME=PATH``.
+        bundle: the bundle's folder; the released encoder is looked for next to it.
+        scratch_rate: the bundle's learning rate from scratch.
+        pretrained_rate: its learning rate for pretrained weights.
+
+    Raises:
+        InputError: ``scratch`` is missing, a name comes twice, or a file does not exist.
+    """
+    if SCRATCH not in inits:
+        raise InputError(f"inits must hold scratch, which the others are compared with, got {','.join(inits)}.")
+    starts = [Start(f"{SCRATCH}_{rate:g}", SCRATCH, rate) for rate in dict.fromkeys([scratch_rate, pretrained_rate])]
+    for text in (text for text in inits if text != SCRATCH):
+        name, equals, value = text.partition("=")
+        if not equals:
+            name, value = ("med3d", "med3d") if text == "med3d" else (Path(text).name.split(".")[0], text)
+        if not name.replace("_", "").replace("-", "").isalnum() or name.startswith(SCRATCH):
+            raise InputError(f"inits must name weights as NAME=PATH, the name of letters and digits, got '{text}'.")
+        path = initial_weights_path(value, bundle)
+        if path is None:
+            raise InputError(f"inits must give weights as NAME=PATH, got '{text}'.")
+        starts.append(Start(name, "med3d" if value == "med3d" else str(path.resolve()), pretrained_rate, path))
+    names = [SCRATCH for text in inits if text == SCRATCH] + [start.name for start in starts]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"inits must have different names, got '{twice}' twice; name a file as NAME=PATH.")
+    return starts

@@ -1,0 +1,149 @@
+"""The verb ``export``: a bundle's network and weights in one file that other programs run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from med3d_ext.errors import InputError
+from med3d_ext.networks.med3d import PADDING_LOGIT
+from med3d_ext.tools.bundle_folder import find_bundle
+from med3d_ext.tools.check.configs import BundleConfigs, check_options, quiet
+from med3d_ext.tools.check.findings import ERROR
+from med3d_ext.weights.initial import load_network
+
+TOLERANCE = 1e-3
+"""Largest difference between the file's logits and the network's, relative to the largest logit."""
+OF_THE_WEIGHTS = re.compile(r"@(weights|ckpt_dir|bundle_root)\b")
+
+
+def export(bundle: str, out: str, *, part: str = "", overwrite: bool = False, **overrides: Any) -> str:
+    """Write network and weights as TorchScript (`.ts`) or ONNX (`.onnx`) and compare its output with the network's.
+
+    A `.ts` also holds the metadata and an inference.json that needs no file beside it, as MONAI Deploy reads them; keep
+    its name. An `.onnx` is for the grid that the weights were trained on, with any batch size.
+
+    Args:
+        bundle: a bundle's folder or name; its trained, else its released weights are taken.
+        out: the new file.
+        part: one network of a bundle that holds two, `coarse` or `fine`.
+        overwrite: replace an existing file.
+        overrides: options of inference, such as `--network_name resnet50 --branch Task09_Spleen`.
+    """
+    target = Path(out).expanduser()
+    write = _writer(target, overwrite)
+    configs = BundleConfigs(find_bundle(bundle), overrides)
+    for finding in check_options(configs):
+        if finding.level == ERROR:
+            raise InputError(finding.text)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of MONAI about reading configs, of torch about exporters
+        network = _network(configs, part)
+        image = torch.randn(1, *_input_shape(configs, part), generator=torch.Generator().manual_seed(0))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            made = Path(folder) / target.name  # a TorchScript archive holds its file's name
+            run = write(network, image, made, configs)
+            difference = _difference(run(image), network, image)
+            os.replace(made, target)
+    shape = " x ".join(map(str, image.shape))
+    return f"'{target}': the same as the network to {difference:.1e} of the largest logit, for an image of {shape}."
+
+
+def _writer(target: Path, overwrite: bool) -> Callable[[nn.Module, Tensor, Path, BundleConfigs], Any]:
+    writers = {".ts": write_torchscript, ".onnx": write_onnx}
+    if target.suffix not in writers:
+        raise InputError(f"out must end with .ts or .onnx, got '{target}'.")
+    if target.exists() and not overwrite:
+        raise InputError(f"'{target}' exists; give another name or --overwrite.")
+    return writers[target.suffix]
+
+
+def _network(configs: BundleConfigs, part: str) -> nn.Module:
+    with quiet():
+        weights = configs.value("inference", "weights")
+    network = configs.value("inference", "network_def")
+    load_network(network, weights)
+    if part and part not in dict(network.named_children()):
+        names = ", ".join(name for name, _ in network.named_children())
+        raise InputError(f"part must be one of {names}, got '{part}'.")
+    return (getattr(network, part) if part else network).float().eval()
+
+
+def _input_shape(configs: BundleConfigs, part: str) -> list[int]:
+    """Channels and grid: those that the weights were trained with."""
+    domain = configs.value("inference", "domain")
+    grid = domain.get("coarse_size") if part == "coarse" else None
+    channels = configs.metadata["network_data_format"]["inputs"]["image"]["num_channels"]
+    return [channels, *map(int, grid or domain["spatial_size"])]
+
+
+def write_torchscript(network: nn.Module, image: Tensor, path: Path, configs: BundleConfigs) -> Callable[..., Tensor]:
+    """Write a TorchScript archive with metadata.json and inference.json, and give back what it computes."""
+    from monai.data import save_net_with_metadata
+
+    files = {"inference.json": json.dumps(self_contained(configs)).encode()}
+    plain = {"include_config_vals": False, "append_timestamp": False}  # the metadata states its versions
+    scripted = torch.jit.script(network)
+    save_net_with_metadata(scripted, str(path), meta_values=configs.metadata, more_extra_files=files, **plain)
+    loaded = torch.jit.load(str(path)).eval()
+    return lambda x: loaded(x)
+
+
+def write_onnx(network: nn.Module, image: Tensor, path: Path, configs: BundleConfigs) -> Callable[..., Tensor]:
+    """Write an ONNX model with the input `image` and the output `pred`, and give back what onnxruntime computes."""
+    try:
+        import onnx  # noqa: F401  the exporter needs it
+        import onnxruntime
+    except ImportError as error:
+        raise InputError(f"ONNX needs the package {error.name}; `pip install onnx onnxruntime`.") from error
+    axes = {"image": {0: "batch"}, "pred": {0: "batch"}}
+    names: dict[str, Any] = {"input_names": ["image"], "output_names": ["pred"], "dynamic_axes": axes}
+    torch.onnx.export(network, (image,), str(path), dynamo=False, **names)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda x: torch.from_numpy(session.run(["pred"], {"image": x.numpy()})[0])
+
+
+def self_contained(configs: BundleConfigs) -> dict[str, Any]:
+    """The inference config with the facts of the weights in the place of what would read them from a file."""
+    config = dict(configs.merged("inference"))
+    for name, value in configs.merged("inference").items():
+        if isinstance(value, Mapping) and "_target_" in value and OF_THE_WEIGHTS.search(json.dumps(value)):
+            with quiet():
+                found = configs.value("inference", name)
+            if isinstance(found, Mapping):
+                found = {key: fact for key, fact in found.items() if key != "cases"}  # of no use to inference
+            if isinstance(found, dict | list | int | float | str):
+                config[name] = found
+    written = configs.as_written("inference")
+    folders = ("bundle_root", "ckpt_dir", "output_dir", "dataset_dir")  # this machine's are no one else's business
+    return {**config, "weights": None, **{name: written[name] for name in folders if name in written}}
+
+
+def _difference(found: Tensor, network: nn.Module, image: Tensor) -> float:
+    with torch.inference_mode():
+        expected = network(image)
+    _check_shape(found.shape, expected.shape)
+    # The logits of channels that a branch does not have would excuse any difference.
+    real = expected[expected > PADDING_LOGIT]
+    difference = float((found - expected).abs().max() / real.abs().max().clamp(min=1e-6))
+    if not difference < TOLERANCE:
+        raise InputError(
+            f"the export differs from the network by {difference:.1e} of the largest logit, more than {TOLERANCE:g}; "
+            "nothing was written: use the other format."
+        )
+    return difference
+
+
+def _check_shape(found: Sequence[int], expected: Sequence[int]) -> None:
+    if tuple(found) != tuple(expected):
+        raise InputError(f"the export gives {tuple(found)}, the network {tuple(expected)}; use the other format.")

@@ -1,0 +1,186 @@
+"""Lung data as it comes: a Decathlon folder, VISCERAL's files, TotalSegmentator's folders, a prepared folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from med3d_ext.data.datalists import Source, existing_file, read_source
+from med3d_ext.data.prepared_files import DATALIST, FINGERPRINT
+from med3d_ext.data.splits import SPLITS
+from med3d_ext.errors import Faults, FaultyCases, InputError
+from med3d_ext.io.files import read_json
+from med3d_ext.tools.layouts.lung_labels import LEFT, LUNGS, RIGHT, merge_masks
+
+logger = logging.getLogger("med3d_ext.prepare")
+
+# 10000100_1_CTce_ThAb.nii.gz is a volume, 10000100_1_CTce_ThAb_1302_8.nii.gz a mask: a structure by its RadLex number,
+# an annotator. The silver corpus leaves the modality out of a mask's name.
+VISCERAL = re.compile(
+    r"(?P<volume>(?P<patient>\d+)_\d+)(?:_(?P<modality>[A-Za-z][A-Za-z0-9]*_[A-Za-z]+))?"
+    r"(?:_(?P<radlex>\d+)(?:_\w+)?)?\.nii(?:\.gz)?"
+)
+RADLEX = {"1302": RIGHT, "1326": LEFT}
+WHOLE = {"lung_right": RIGHT, "lung_left": LEFT}
+LOBES = {
+    **dict.fromkeys(("lung_upper_lobe_right", "lung_middle_lobe_right", "lung_lower_lobe_right"), RIGHT),
+    **dict.fromkeys(("lung_upper_lobe_left", "lung_lower_lobe_left"), LEFT),
+}
+SCANS = {"ct": "CT", "mri": "MR"}  # file of a TotalSegmentator folder to its modality
+
+
+def read_lung(src: str | os.PathLike, output: str | os.PathLike, faults: Faults | None = None) -> Source:
+    """The cases of a lung data set, each with its ``modality``; one mask per organ becomes one label map per case.
+
+    Args:
+        src: the source folder, in any of the four layouts.
+        output: folder of the preparation; merged label maps go to ``labels/`` in it.
+        faults: collects the faulty cases. Defaults to None, which refuses them.
+
+    Raises:
+        InputError: when the folder has no known layout, a file is missing, masks do not fit their image, or merged
+            label maps would lie inside the data.
+    """
+    root = Path(src).expanduser()
+    if not root.is_dir():
+        raise InputError(f"dataset_dir '{src}' is not a folder; give the folder of the lung data set.")
+    root = root.resolve()
+    if (root / "dataset.json").is_file():
+        return _with_modality(read_source(root, faults=faults))
+    if (root / DATALIST).is_file():
+        return _read_prepared(root)
+    found = faults or Faults()
+    cases = find_totalsegmentator(root, found) or ([] if found.sentences else find_visceral(root))
+    if not cases and not found.sentences:
+        raise InputError(
+            f"dataset_dir '{src}' is no lung data set; give a folder with dataset.json, VISCERAL's volumes and "
+            "segmentations, or TotalSegmentator's folders."
+        )
+    target = Path(output).resolve()
+    if target.is_relative_to(root):
+        raise InputError(f"output must be a folder outside of '{root}' for the merged label maps, got '{output}'.")
+    labelled = list(_merged(cases, target / "labels", found))
+    if found.sentences and (faults is None or not labelled):
+        raise FaultyCases(found.sentences, len(labelled) + len(found.sentences))
+    if not labelled:
+        raise InputError(f"dataset_dir '{src}' has no case that shows a lung; give cases of the chest.")
+    return Source(root.name, LUNGS, {0: "CT or MR"}, labelled)
+
+
+def _with_modality(source: Source) -> Source:
+    """Each case's ``modality`` as its entry states it, else as the folder does."""
+    for case in source.cases:
+        case["modality"] = str(case.get("modality") or source.modality.get(0, "image"))
+    return source
+
+
+def _read_prepared(root: Path) -> Source:
+    """What ``prepare lung`` has written, for another split or other classes."""
+    domains: dict[str, Any] = read_json(root / FINGERPRINT).get("domains", {})
+    name, domain = next(iter(domains.items()), ("", dict[str, Any]()))
+    if "label_names" not in domain:
+        raise InputError(f"'{root}' was not prepared for the lung bundle; give the source folder.")
+    facts = {(case["sha256"], os.path.basename(case["label"])): case for case in domain["cases"]}
+    lists = read_json(root / DATALIST)
+    cases = []
+    for item in (item for split in SPLITS for item in lists.get(split, [])):
+        known = facts.get((item["sha256"], os.path.basename(item["label"])), {})
+        kept = {key: known[key] for key in ("modality", "subject", "stratum", "given", "fold") if key in known}
+        files = {key: str(existing_file((root / item[key]).resolve(), root / DATALIST)) for key in ("image", "label")}
+        cases.append({**kept, **files})
+    return _with_modality(Source(name, {int(k): v for k, v in domain["label_names"].items()}, {0: "image"}, cases))
+
+
+def find_totalsegmentator(root: Path, faults: Faults) -> list[dict[str, Any]]:
+    """Cases of ``sNNNN/ct.nii.gz`` or ``mri.nii.gz`` with masks in ``segmentations/``: two lungs, or five lobes.
+
+    ``faults`` collects the cases that have some of their lobes only.
+    """
+    cases: list[dict[str, Any]] = []
+    without: list[str] = []
+    for scan, modality in SCANS.items():
+        for image in sorted(root.glob(f"*/{scan}.nii*")):
+            masks = image.parent / "segmentations"
+            if not masks.is_dir():
+                continue
+            found = {path.name.split(".")[0]: path for path in masks.glob("lung_*.nii*")}
+            with faults.caught():
+                parts = _lung_masks(masks, found)
+                if parts:
+                    cases.append({"name": image.parent.name, "image": str(image), "modality": modality, "parts": parts})
+                else:
+                    without.append(image.parent.name)
+    _tell_left_out(without, "have no masks of the lungs")
+    return cases
+
+
+def _lung_masks(folder: Path, found: Mapping[str, Path]) -> dict[str, int]:
+    """Mask file to value: the two lungs, else the five lobes, else nothing."""
+    for table in (WHOLE, LOBES):
+        missing = sorted(table.keys() - found.keys())
+        if not missing:
+            return {str(found[name]): value for name, value in table.items()}
+        if len(missing) < len(table):
+            raise InputError(f"'{folder / missing[0]}.nii.gz' does not exist; restore it or remove the case.")
+    return {}
+
+
+def find_visceral(root: Path) -> list[dict[str, Any]]:
+    """Cases of VISCERAL's files, wherever they lie in the folder; each has its volume and the masks of both lungs.
+
+    A volume without a mask of one lung is left out with a warning: nobody says whether the lung is missing or its mask.
+    Of several annotators' masks the first by name is taken.
+
+    Raises:
+        InputError: when there are such files, and no volume has both masks.
+    """
+    volumes: dict[str, tuple[Path, str, str]] = {}
+    masks: dict[str, dict[int, Path]] = {}
+    for path in sorted(root.rglob("*.nii*")):
+        found = VISCERAL.fullmatch(path.name)
+        if found and found["radlex"] in RADLEX:
+            masks.setdefault(found["volume"], {}).setdefault(RADLEX[found["radlex"]], path)
+        elif found and found["modality"] and not found["radlex"]:
+            volumes.setdefault(found["volume"], (path, found["patient"], found["modality"]))
+    cases = []
+    for volume, (path, patient, modality) in volumes.items():
+        if len(own := masks.get(volume, {})) == len(RADLEX):
+            parts = {str(mask): side for side, mask in own.items()}
+            name = path.name.split(".")[0]
+            cases.append({"name": name, "image": str(path), "modality": modality, "subject": patient, "parts": parts})
+    complete = {case["image"] for case in cases}
+    left_out = [path.name for path, _, _ in volumes.values() if str(path) not in complete]
+    _tell_left_out(left_out, "have no masks of both lungs")
+    _tell_left_out(sorted(masks.keys() - volumes.keys()), "have masks and no volume")
+    if not cases and (volumes or masks):
+        raise InputError(
+            f"'{root}' has no volume with masks of both lungs (RadLex 1302 and 1326); put its segmentations there, too."
+        )
+    return cases
+
+
+def _merged(cases: Sequence[Mapping[str, Any]], folder: Path, faults: Faults) -> Iterable[dict[str, Any]]:
+    """The cases with one label map each; those whose masks are all empty are left out."""
+    empty: list[str] = []
+    for number, case in enumerate(cases):
+        if number and number % max(1, len(cases) // 5) == 0:
+            logger.info(f"merged the masks of {number} of {len(cases)} cases")
+        with faults.caught():
+            image = str(existing_file(Path(case["image"])))
+            label = folder / f"{case['name']}.nii.gz"
+            if merge_masks(image, case["parts"], label):
+                kept = {key: case[key] for key in ("modality", "subject") if key in case}
+                yield {"image": image, "label": str(label), "parts": list(case["parts"]), **kept}
+            else:
+                empty.append(case["name"])
+    _tell_left_out(empty, "show no lung")
+
+
+def _tell_left_out(names: list[str], why: str) -> None:
+    if names:
+        some = ", ".join(names[:5]) + (" and others" if len(names) > 5 else "")
+        logger.warning(f"left out: {len(names)} cases {why} ({some})")

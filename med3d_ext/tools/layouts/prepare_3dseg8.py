@@ -1,0 +1,203 @@
+"""``prepare 3dseg8``: the paper's eight domains, any of them, and a user's own, into one datalist and fingerprint."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from med3d_ext.data.datalists import Source, read_source
+from med3d_ext.data.domains import (
+    DOMAINS,
+    OTHER_TASKS,
+    Domain,
+    channel_number,
+    merge_classes,
+    read_lines,
+    recognize,
+    settings_of,
+    task_of,
+)
+from med3d_ext.data.fingerprint import read_header, summarize
+from med3d_ext.data.prepared_files import fingerprint_domain, known_cases, left_out, write_prepared
+from med3d_ext.data.splits import split_cases
+from med3d_ext.data.subsets import choose_domains
+from med3d_ext.errors import Faults, FaultyCases, InputError
+from med3d_ext.io.files import read_json
+from med3d_ext.tools.layouts.download import download_tasks
+from med3d_ext.tools.layouts.left_atrium import is_left_atrium, read_left_atrium
+
+logger = logging.getLogger("med3d_ext.prepare")
+
+
+LINES = "domains.json"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A domain's folder with its cases and settings."""
+
+    folder: Path
+    source: Source
+    settings: Domain
+
+
+def prepare_3dseg8(
+    src: str | os.PathLike,
+    output: str | os.PathLike,
+    seed: int = 0,
+    domains: int | str | Sequence[str] | None = None,
+    domains_file: str | os.PathLike | None = None,
+    download: bool = False,
+    skip_bad: bool = False,
+) -> Path:
+    """Prepare the domains of a folder for pretraining: each is a sub-folder in the Decathlon's layout.
+
+    Folders of the Decathlon are recognized by task number, name or title (lung and colon are not in 3DSeg-8 and left
+    out), the 2018 left-atrium set by its files. Every other folder with ``dataset.json`` is a domain of its own.
+    A folder that is itself one domain may be given, too.
+
+    Args:
+        src: the source folder.
+        output: folder for ``datalist.json`` and ``fingerprint.json``.
+        seed: seed of the split, which is drawn over all domains at once.
+        domains: the domains to prepare, see :func:`med3d_ext.data.subsets.choose_domains`. Defaults to None: all.
+        domains_file: JSON with a user's domains and settings, see :func:`med3d_ext.data.domains.read_lines`. Defaults
+            to ``domains.json`` in ``src``, if there is one.
+        download: fetch tasks that ``src`` lacks.
+        skip_bad: leave out faulty cases instead of refusing them all.
+
+    Returns:
+        the output folder.
+
+    Raises:
+        InputError: when a domain is incomplete, its files contradict each other, or two have one name.
+    """
+    root = Path(src).expanduser()
+    if download:
+        table = {domain.folder: {"organ": domain.organ} for domain in DOMAINS}
+        download_tasks(root, choose_domains(table, domains))
+    faults = Faults(skip_bad)
+    found = find_domains(root, domains_file, faults)
+    chosen = choose_domains({name: {"organ": each.settings.organ} for name, each in found.items()}, domains)
+    facts = {name: _describe(found[name], output, faults) for name in chosen}
+    faults.settle(sum(len(each["cases"]) for each in facts.values()) + len(faults.sentences), logger)
+    split_cases({name: each["cases"] for name, each in facts.items()}, seed)
+    for domain in facts.values():
+        domain.update(summarize(domain["cases"]))
+    write_prepared(facts, root, Path(output), seed, left_out(faults))
+    return Path(output)
+
+
+def find_domains(
+    root: Path, domains_file: str | os.PathLike | None = None, faults: Faults | None = None
+) -> dict[str, Found]:
+    """The domains of a folder by name, in the order of the paper's table 2, a user's own after them.
+
+    ``faults`` collects the cases whose files are missing; without it they are refused.
+    """
+    if not root.is_dir():
+        raise InputError(f"'{root}' is not a folder; give the folder that holds the domains' folders.")
+    file = Path(domains_file) if domains_file else root / LINES
+    lines = read_lines(file) if domains_file or file.is_file() else {}
+    folders = _folders(root, lines)
+    found = {name: _read(name, folder, lines.get(name, {}), faults) for name, folder in folders.items()}
+    if not found:
+        raise InputError(f"'{root}' holds no domain; give the folder that holds Task01_BrainTumour and the others.")
+    found = _without_twins(found)
+    order = [domain.organ for domain in DOMAINS]
+    place = {name: order.index(each.settings.organ) for name, each in found.items() if each.settings.organ in order}
+    return {name: found[name] for name in sorted(found, key=lambda name: (place.get(name, len(order)), name))}
+
+
+def _folders(root: Path, lines: Mapping[str, Mapping[str, Any]]) -> dict[str, Path]:
+    """The folder of each domain: those that a line of JSON names, and those that look like domains."""
+    named = {name: root / line.get("folder", name) for name, line in lines.items()}
+    for name, folder in named.items():
+        if not folder.is_dir():
+            raise InputError(f"'{folder}' of domain '{name}' is not a folder; correct its line in the JSON file.")
+    taken = {folder.resolve() for folder in named.values()}
+    places = (
+        [root.resolve()] if _is_domain(root.resolve()) else sorted(path for path in root.iterdir() if path.is_dir())
+    )
+    folders = dict(named)
+    for folder in places:
+        if folder.resolve() in taken or not _is_domain(folder):
+            continue
+        if task_of(folder.name) in OTHER_TASKS and folder != root.resolve():
+            logger.info(f"'{folder}' is not in 3DSeg-8 and left out; a line for it in {LINES} takes it in")
+            continue
+        for name in named:
+            if name.casefold() == folder.name.casefold():
+                raise InputError(f"'{folder}' and '{named[name]}' are two domains of the name '{name}'; rename one.")
+        folders[folder.name] = folder
+    return folders
+
+
+def _is_domain(folder: Path) -> bool:
+    if folder.name.startswith("."):
+        return False
+    known = task_of(folder.name) is not None and recognize(folder.name) is not None
+    layout = (folder / "dataset.json").is_file() or (folder / "imagesTr").is_dir() or any(folder.glob("volume-*.nii*"))
+    return known or layout or is_left_atrium(folder)
+
+
+def _read(name: str, folder: Path, line: Mapping[str, Any], faults: Faults | None) -> Found:
+    if is_left_atrium(folder):
+        source, title = read_left_atrium(folder), "left atrium"
+        line = {"merge": {255: 1}, **line}
+    else:
+        source = read_source(folder, faults=faults)
+        title = str(read_json(folder / "dataset.json").get("name", "")) if (folder / "dataset.json").is_file() else ""
+    settings = settings_of(name, folder.name, title or folder.name, source.modality, line)
+    return Found(folder, replace(source, name=name), settings)
+
+
+def _without_twins(found: dict[str, Found]) -> dict[str, Found]:
+    """Refuse one domain in two folders; the 100 cases of 2018 alone may take the place of the Decathlon's 20 hearts."""
+    kept: dict[str, str] = {}
+    for name in sorted(found, key=lambda name: not is_left_atrium(found[name].folder)):
+        organ, folder = found[name].settings.organ, found[name].folder
+        other = kept.setdefault(organ, name)
+        if other == name:
+            continue
+        if not is_left_atrium(found[other].folder):
+            raise InputError(
+                f"'{folder}' and '{found[other].folder}' are both the domain '{organ}'; remove one, or give it a name "
+                f'of its own by a line in {LINES}: {{"NAME": {{"folder": "{folder.name}"}}}}.'
+            )
+        logger.info(f"'{found[other].folder}' takes the place of '{folder}'")
+    return {name: found[name] for name in kept.values()}
+
+
+def _describe(found: Found, output: str | os.PathLike, faults: Faults) -> dict[str, Any]:
+    source, settings = found.source, found.settings
+    first, header = _first_header(source)
+    channel = channel_number(settings, source.modality, header["channels"], first)
+    try:
+        classes, label_map = merge_classes(source.classes, settings.merge)
+    except InputError as error:
+        raise InputError(f"'{found.folder}': {error}") from error
+    facts = fingerprint_domain(source, known_cases(output, channel), channel, faults=faults)
+    return {
+        "organ": settings.organ,
+        "modality": settings.modality,
+        "channel": channel,
+        "classes": classes,
+        "label_map": label_map,
+        "spatial_size": list(settings.spatial_size),
+        "intensity_range": None if settings.intensity_range is None else list(settings.intensity_range),
+        "cases": facts["cases"],
+    }
+
+
+def _first_header(source: Source) -> tuple[str, dict[str, Any]]:
+    """The first image whose header can be read, and the header."""
+    faults = Faults()
+    for case in source.cases:
+        with faults.caught():
+            return case["image"], read_header(case["image"])
+    raise FaultyCases(faults.sentences, len(source.cases))

@@ -1,0 +1,238 @@
+"""``prepare lidc``: LIDC-IDRI as it is published (DICOM series, readers' XML) becomes a folder of rated nodules.
+
+One scan is in memory at a time, and of it only the slices around one nodule. Each finished scan is remembered in the
+output, so that an interrupted call goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import logging
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from med3d_ext.errors import InputError
+from med3d_ext.io.dicom_files import DicomSeries
+from med3d_ext.io.dicom_series import check_series, find_series, without_copies
+from med3d_ext.io.files import read_json, write_atomically, write_json
+from med3d_ext.tools.lidc.cubes import cut_cube
+from med3d_ext.tools.lidc.masks import mark_voxels, volume_shape
+from med3d_ext.tools.lidc.nodules import Nodule, Outlined, cluster_marks, volume_mm3
+from med3d_ext.tools.lidc.scans import Scan, find_scans
+from med3d_ext.tools.lidc.xml import check_malignancy, is_lidc
+
+logger = logging.getLogger("med3d_ext.prepare")
+TABLE, SUMMARY, DONE = "nodules.csv", "lidc.json", ".lidc"
+CUBE_MM, SPACING_MM = 64.0, 1.0
+Row = dict[str, Any]
+_FORMAT = 1  # of the remembered scans; raise it when a cube or a row changes
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Size of a cube and of its voxels, mm; where to write."""
+
+    output: Path
+    size_mm: float
+    spacing_mm: float
+
+
+def read_lidc(
+    src: str | os.PathLike,
+    output: str | os.PathLike,
+    skip_bad: bool = False,
+    size_mm: float = CUBE_MM,
+    spacing_mm: float = SPACING_MM,
+) -> Path:
+    """Turn LIDC-IDRI into ``images/``, ``masks/`` and ``nodules.csv``, a row and a cube per nodule of 3 mm or more.
+
+    Marks of different readers are one nodule by :func:`med3d_ext.tools.lidc.nodules.cluster_marks`; its mask is what at
+    least half of them enclose, its ratings are their medians. Cubes hold CT in HU (int16, clipped to 12 bits), axes
+    along RAS+; where they reach over the scan they repeat its last voxel (column ``padded``).
+
+    Args:
+        src: folder with the patients' DICOM folders and the XML files, in any sub-folder.
+        output: folder for the result and ``lidc.json``, the settings and what was left out and why.
+        skip_bad: leave out what is bad instead of refusing it: files of readings that are damaged or name a series
+            that is missing; scans whose slices are no even stack; marks without a rating of malignancy, outside of the
+            volume, in the first or last slice or without a voxel; nodules larger than the cube.
+        size_mm: edge of the cubes.
+        spacing_mm: edge of their voxels.
+
+    Returns:
+        the output folder.
+
+    Raises:
+        InputError: something is bad and ``skip_bad`` is off, or no nodule is left. All that is bad is logged before,
+            and what could be read is kept for the next call; ``nodules.csv`` is only written when the call succeeds.
+    """
+    root = Path(src).expanduser()
+    if not root.is_dir():
+        raise InputError(f"'{src}' is not a folder; give the folder that holds LIDC-IDRI's patients.")
+    settings = Settings(Path(output).expanduser(), float(size_mm), float(spacing_mm))
+    scans, problems = find_scans(root)
+    if not scans and not problems:
+        raise InputError(f"'{src}' holds no XML file of CT readings; give the folder that holds LIDC-IDRI's patients.")
+    _report(problems, skip_bad)
+    rows: list[Row] = []
+    begin = time.monotonic()
+    for number, scan in enumerate(scans, start=1):
+        found, faults = _read_scan(scan, settings)
+        _report(faults, skip_bad=True)
+        rows += found
+        problems += faults
+        left = timedelta(seconds=round((time.monotonic() - begin) / number * (len(scans) - number)))
+        logger.info(f"scan {number} of {len(scans)} ({scan.name}): {len(found)} nodules, {left} left")
+    _refuse(problems, skip_bad)
+    if not rows:
+        raise InputError(f"'{src}' holds no nodule of 3 mm or more that can be used; add scans that do.")
+    _write_table(settings.output / TABLE, rows)
+    _write_summary(settings, scans, rows, problems)
+    return settings.output
+
+
+def nodules_folder(src: str | os.PathLike, output: str | os.PathLike, skip_bad: bool = False) -> Path:
+    """The folder with ``nodules.csv``: ``src``, or what :func:`read_lidc` writes where ``src`` is LIDC-IDRI itself.
+
+    Raises:
+        InputError: as of :func:`read_lidc`.
+    """
+    root = Path(src).expanduser()
+    ready = any((root / name).is_file() for name in (TABLE, "dataset.json"))
+    # Written into the source itself, the table is brought up to date: patients may have come since.
+    ours = (root / SUMMARY).is_file() and root.resolve() == Path(output).expanduser().resolve()
+    return root if (ready and not ours) or not is_lidc(root) else read_lidc(root, output, skip_bad)
+
+
+def _report(problems: Sequence[str], skip_bad: bool) -> None:
+    for problem in problems:
+        logger.warning(f"left out: {problem}")
+    _refuse(problems, skip_bad)
+
+
+def _refuse(problems: Sequence[str], skip_bad: bool) -> None:
+    if problems and not skip_bad:
+        others = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        raise InputError(f"{problems[0].rstrip('.')}; or leave out this{others} by --skip_bad.")
+
+
+def _read_scan(scan: Scan, settings: Settings) -> tuple[list[Row], list[str]]:
+    """The rows of a scan and one sentence for all that is left out of it; the cubes are written."""
+    if not scan.reading.marks:
+        return [], []
+    done = settings.output / DONE / f"{scan.name}.json"
+    key = _key(scan, settings)
+    if done.is_file():
+        known = read_json(done)
+        files = [settings.output / part / f"{row['nodule']}.nii.gz" for row in known["rows"] for part in _PARTS]
+        if known["key"] == key and all(file.is_file() for file in files):
+            return known["rows"], known["problems"]
+    try:
+        series = _series_of(scan)
+    except InputError as error:
+        return [], [f"'{scan.reading.file}': {error}"]
+    nodules, problems = _nodules_of(scan, series)
+    rows = []
+    for number, nodule in enumerate(nodules, start=1):
+        name = f"{scan.name}_nodule{number}"
+        try:
+            rows.append(_write_nodule(name, scan, series, nodule, settings))
+        except InputError as error:
+            problems.append(f"'{scan.reading.file}', {nodule.members[0].mark}: {error}")
+    if len(rows) == len(nodules):  # a file that could not be read is tried again
+        write_json(done, {"key": key, "rows": rows, "problems": problems})
+    return rows, problems
+
+
+_PARTS = ("images", "masks")
+
+
+def _key(scan: Scan, settings: Settings) -> str:
+    """Changes with all that a scan's cubes and rows depend on."""
+    files = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in scan.folder.iterdir())
+    content = repr((_FORMAT, scan.name, scan.reading.digest, files, settings.size_mm, settings.spacing_mm))
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _series_of(scan: Scan) -> DicomSeries:
+    found = find_series(scan.folder)
+    others = [str(series) for series in found if series.uid != scan.reading.series_uid]
+    if others:
+        logger.info(f"'{scan.folder}' also holds the series {', '.join(others)}; the readings name the other one")
+    (series,) = (series for series in found if series.uid == scan.reading.series_uid)
+    if series.modality != "CT":
+        raise InputError(f"the series {series} in '{series.folder}' is no CT; give the series that was read.")
+    series = without_copies(series, any_content=True)  # as pylidc does
+    for remark in series.remarks:
+        logger.warning(remark)
+    check_series(series)
+    if min(series.spacing) <= 0:
+        raise InputError(f"the series {series} in '{series.folder}' states no pixel spacing (0028,0030); add it.")
+    return series
+
+
+def _nodules_of(scan: Scan, series: DicomSeries) -> tuple[list[Nodule], list[str]]:
+    outlined, problems = [], []
+    for mark in scan.reading.marks:
+        try:
+            check_malignancy(mark)
+            outlined.append(Outlined(mark, mark_voxels(mark, series)))
+        except InputError as error:
+            problems.append(f"'{scan.reading.file}': {error}")
+    return cluster_marks(outlined, volume_shape(series), series.spacing), problems
+
+
+def _write_nodule(name: str, scan: Scan, series: DicomSeries, nodule: Nodule, settings: Settings) -> Row:
+    cube = cut_cube(series, nodule.voxels, settings.size_mm, settings.spacing_mm)
+    cube.write(*(settings.output / part / f"{name}.nii.gz" for part in _PARTS))
+    volume = volume_mm3(nodule.voxels, series.spacing)
+    ratings = nodule.median_ratings()
+    return {
+        "nodule": name,
+        "scan": scan.name,
+        "patient": scan.patient,
+        "malignancy": ratings.pop("malignancy"),
+        "readers": len(nodule.readers),
+        "malignancy_ratings": ";".join(map(str, nodule.ratings("malignancy"))),
+        **ratings,
+        "volume_mm3": round(volume, 2),
+        "diameter_mm": round(2 * (0.75 / math.pi * volume) ** (1 / 3), 2),
+        **{f"center_{axis}": round(float(value), 3) for axis, value in zip("xyz", cube.center)},
+        **{f"spacing_{axis}": round(float(value), 4) for axis, value in zip("xyz", series.spacing)},
+        "padded": round(cube.padded, 4),
+        "series_uid": series.uid,
+    }
+
+
+def _write_table(path: Path, rows: Sequence[Row]) -> None:
+    with write_atomically(path, "w") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+
+
+def _write_summary(settings: Settings, scans: Sequence[Scan], rows: Sequence[Row], problems: Sequence[str]) -> None:
+    readings = [scan.reading for scan in scans]
+    counts = {
+        "scans": len({row["scan"] for row in rows}),
+        "scans_without_nodule": len(scans) - len({row["scan"] for row in rows}),
+        "patients": len({row["patient"] for row in rows}),
+        "nodules": len(rows),
+        "marks": sum(row["readers"] for row in rows),
+        "marks_below_3_mm": sum(reading.small for reading in readings),
+        "marks_of_no_nodule": sum(reading.other for reading in readings),
+        "left_out": len(problems),
+    }
+    content = {"size_mm": settings.size_mm, "spacing_mm": settings.spacing_mm, **counts, "reasons": list(problems)}
+    write_json(settings.output / SUMMARY, content)
+    logger.info(
+        f"{counts['nodules']} nodules of {counts['marks']} marks in {counts['scans']} scans of {counts['patients']} "
+        f"patients are in {settings.output}; left out as bad: {len(problems)} ({SUMMARY} tells which)"
+    )

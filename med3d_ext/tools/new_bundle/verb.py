@@ -1,0 +1,94 @@
+"""The verb ``new-bundle``: a bundle for a user's own labels, fine-tuned from the released encoder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from med3d_ext.data.domains import Domain, channel_number, merge_classes
+from med3d_ext.data.fingerprint import read_header
+from med3d_ext.errors import InputError
+from med3d_ext.io.files import read_json
+from med3d_ext.tools.bundle_folder import find_bundle
+from med3d_ext.tools.layouts.prepare_3dseg8 import Found, find_domains
+from med3d_ext.tools.new_bundle.configs import TEMPLATE, own_configs
+from med3d_ext.tools.new_bundle.texts import TERMS, own_metadata, own_readme
+from med3d_ext.tools.zoo.stage import METADATA, check_name
+
+COPIED = ("LICENSE", "large_files.yml", "configs/logging.conf")
+
+
+def new_bundle(name: str, *, dataset_dir: str, output: str = ".") -> str:
+    """Write a bundle for a folder of labelled volumes, with its classes and modality, and tell the next commands.
+
+    Nothing is trained. The training starts from the released encoder, and no path of this machine stands in the
+    bundle, so that it can be shared.
+
+    Args:
+        name: the bundle's name: letters, digits and _.
+        dataset_dir: a folder in the Decathlon's layout: dataset.json, imagesTr, labelsTr.
+        output: the folder that the bundle's folder is made in. Defaults to the current one.
+    """
+    check_name(name)
+    folder = Path(output).expanduser() / name
+    if folder.exists():
+        raise InputError(f"'{folder}' exists; choose another name, or remove it.")
+    found = _one_domain(dataset_dir)
+    classes, _ = merge_classes(found.source.classes, found.settings.merge)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}.") as scratch:
+        draft = Path(scratch) / name
+        _write(draft, find_bundle(TEMPLATE), found.settings, classes)
+        os.replace(draft, folder)
+    return _next_steps(folder, dataset_dir, classes)
+
+
+def _one_domain(dataset_dir: str) -> Found:
+    """The data set's cases and settings.
+
+    Raises:
+        InputError: there is none or several, only one class, or no channel that is chosen.
+    """
+    domains = find_domains(Path(dataset_dir).expanduser())
+    if len(domains) > 1:
+        raise InputError(f"dataset_dir '{dataset_dir}' holds several data sets ({', '.join(domains)}); give one.")
+    found = next(iter(domains.values()))
+    if len(found.source.classes) < 2:
+        raise InputError(f"'{found.folder / 'dataset.json'}' names one class; name the background and what to segment.")
+    first = found.source.cases[0]["image"]
+    channel_number(found.settings, found.source.modality, read_header(first)["channels"], first)
+    return found
+
+
+def _write(bundle: Path, template: Path, settings: Domain, classes: Mapping[str, str]) -> None:
+    for name in ("configs", "docs"):
+        (bundle / name).mkdir(parents=True)
+    for name in COPIED:
+        shutil.copyfile(template / name, bundle / name)
+    files = {f"configs/{name}.json": config for name, config in own_configs(template, len(classes)).items()}
+    files[METADATA] = own_metadata(read_json(template / METADATA), bundle.name, settings, classes)
+    texts = {name: json.dumps(content, indent=4) + "\n" for name, content in files.items()}
+    texts["docs/README.md"] = own_readme(settings, classes)
+    texts["docs/data_license.txt"] = TERMS.format(folder=settings.folder)
+    for name, text in texts.items():
+        (bundle / name).write_text(text, encoding="utf-8")
+
+
+def _next_steps(folder: Path, dataset_dir: str, classes: Mapping[str, str]) -> str:
+    bundle, data = shlex.quote(str(folder)), shlex.quote(dataset_dir)
+    run, configs = "python -m monai.bundle run --config_file", f"{folder}/configs"
+    steps = {
+        "check": f"python -m med3d_ext check {bundle} --dataset_dir {data}",
+        "train": f'{run} "{configs}/train.json" --dataset_dir {data}',
+        "evaluate": f"{run} \"['{configs}/train.json','{configs}/evaluate.json']\" --dataset_dir {data}",
+        "report": f"python -m med3d_ext report {bundle}",
+        "segment": f"python -m med3d_ext predict {bundle} IMAGES --output FOLDER",
+        "share": f"python -m med3d_ext zoo pack {bundle} ARCHIVES",
+    }
+    names = ", ".join(f"{number} {name}" for number, name in classes.items())
+    return "\n".join([f"'{folder}': {names}", *(f"  {step:<9} {command}" for step, command in steps.items())])

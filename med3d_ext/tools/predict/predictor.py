@@ -1,0 +1,189 @@
+"""A bundle's inference, built once and run on one image after the other."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+from monai.data import DataLoader, Dataset
+from monai.handlers import CheckpointLoader
+
+from med3d_ext.errors import InputError
+from med3d_ext.io.label_maps import SourceValues, smallest_type
+from med3d_ext.run.overrides import check_overrides, split_id
+
+# What `predict` itself decides: the images, where results go, and that the evaluator is built for every image anew.
+_OWN = {"bundle_root", "dataset_dir", "output_dir", "dataset"}
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """A label map on its image's own grid.
+
+    Args:
+        labels: label values (X, Y, Z), uint8, or uint16 where a value needs it: those of the training's label files.
+        affine: voxel index to RAS+ mm (4, 4).
+    """
+
+    labels: np.ndarray
+    affine: np.ndarray
+
+
+class BundlePredictor:
+    """Run a segmentation bundle's ``inference.json`` on single images; the weights are read once.
+
+    Each image goes through what ``monai.bundle run`` would take it through: the preprocessing, a MONAI evaluator with
+    the bundle's inferer and the postprocessing. Only the files are not written: ``SaveImaged`` is left out.
+
+    Args:
+        bundle: the bundle's folder.
+        device: device to run on. Defaults to None: the bundle's choice.
+        overrides: new values of the config by id, as ``monai.bundle run`` takes them.
+
+    Attributes:
+        names: label value to name, background left out.
+        sources: label value to the values of the training's label files that it stands for.
+        weights: the file that the network was loaded from.
+        version: the bundle's version.
+
+    Raises:
+        InputError: the folder has no ``inference.json``, the bundle does not segment, an override matches nothing, or
+            there are no weights or they do not fit.
+    """
+
+    def __init__(self, bundle: Path, device: str | None = None, overrides: Mapping[str, Any] | None = None) -> None:
+        self.bundle = bundle
+        self._parser = _parser(bundle, device, overrides or {})
+        _refuse_classifier(bundle, self._parser["_meta_"])
+        sys.path.insert(1, str(bundle))  # as `monai.bundle run` does: a bundle may carry code of its own
+        self._parser.get_parsed_content("initialize", default=None)
+        self._make: Callable[..., Any] = self._parser.get_parsed_content("evaluator")
+        self.transform: Any = self._parser.get_parsed_content("dataset").transform
+        self.version = str(self._parser["_meta_"].get("version", ""))
+        self._values = SourceValues.of(
+            _label_names(self._parser), self._parser.get_parsed_content("label_values", default=None)
+        )
+        self.names, self.sources = self._values.names, self._values.sources
+        self.weights = self._load_weights()
+
+    def __call__(self, image: str) -> LabelMap:
+        """Segment one image.
+
+        Args:
+            image: a file, or the folder of a DICOM series.
+
+        Raises:
+            InputError: the image is refused.
+            RuntimeError: the bundle's result is no label map on the image's grid.
+        """
+        loader = DataLoader(Dataset([{"image": image}], self.transform), batch_size=1, num_workers=0)
+        # An engine that was stopped by an error would skip the next image, so that each image has its own.
+        evaluator = self._make(val_data_loader=loader)
+        evaluator.logger.setLevel(logging.CRITICAL)  # the caller tells of errors
+        try:
+            evaluator.run()
+            found = _label_map(evaluator.state.output[0]["pred"], evaluator.state.batch[0]["image"].meta)
+            return LabelMap(self._values(found.labels), found.affine)
+        finally:
+            # The engine and its handlers refer to each other and would keep the volumes until the next collection.
+            evaluator.state.batch = evaluator.state.output = None
+
+    @property
+    def channel(self) -> int | None:
+        """The channel of a 4D image that the bundle takes."""
+        return next((each.channel for each in self.transform.transforms if hasattr(each, "channel")), None)
+
+    def _load_weights(self) -> Path:
+        """Load the weights now; later engines find them in the network."""
+        handlers = self._make.keywords.get("val_handlers") or []  # type: ignore[attr-defined]
+        loaders = [each for each in handlers if isinstance(each, CheckpointLoader)]
+        if not loaders:
+            raise InputError(f"inference.json of '{self.bundle}' loads no weights; add a CheckpointLoader to it.")
+        self._make.keywords["val_handlers"] = [each for each in handlers if each not in loaders]  # type: ignore[attr-defined]
+        engine = self._make()
+        engine.logger.setLevel(logging.WARNING)
+        for loader in loaders:
+            loader.logger = engine.logger
+            try:
+                loader(engine)
+            except (RuntimeError, OSError, ValueError, KeyError) as error:
+                reason = str(error).strip().splitlines()[0]
+                raise InputError(
+                    f"The weights '{loader.load_path}' do not fit inference.json ({reason}); give the options of their "
+                    "training, for example --network_name."
+                ) from error
+        return Path(loaders[0].load_path)
+
+
+def _parser(bundle: Path, device: str | None, overrides: Mapping[str, Any]) -> ConfigParser:
+    file = bundle / "configs" / "inference.json"
+    if not file.is_file():
+        raise InputError(f"'{bundle}' has no configs/inference.json; it cannot segment.")
+    parser = ConfigParser()
+    parser.read_config(str(file))
+    parser.read_meta(str(bundle / "configs" / "metadata.json"))
+    for name in overrides:
+        if split_id(name)[0] in _OWN:
+            raise InputError(
+                f"predict sets {split_id(name)[0]} itself; leave --{name} out and give INPUT and --output."
+            )
+    check_overrides(ConfigParser.load_config_file(file), overrides, "inference.json")
+    parser.update(dict(overrides))
+    if device is not None:
+        parser.update({"device": f"$torch.device('{_known_device(device)}')"})
+    parser.update({"bundle_root": str(bundle), "dataset::data": [], "evaluator::_mode_": "callable"})
+    post = "postprocessing::transforms"
+    if post in parser:
+        kept = [each for each in parser[post] if not (isinstance(each, dict) and _saves(each.get("_target_", "")))]
+        parser.update({post: kept})
+    return parser
+
+
+def _known_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device must be a device of this machine, as cpu or cuda:0, got '{name}'.") from error
+    return device
+
+
+def _saves(target: str) -> bool:
+    return target.rpartition(".")[2] in ("SaveImaged", "SaveImage")
+
+
+def _refuse_classifier(bundle: Path, metadata: Mapping[str, Any]) -> None:
+    output = metadata.get("network_data_format", {}).get("outputs", {}).get("pred", {})
+    if output.get("format", "segmentation") != "segmentation":
+        raise InputError(
+            f"'{bundle}' gives {output['format']}, no label map; run `python -m monai.bundle run --config_file "
+            f"{(bundle / 'configs' / 'inference.json').as_posix()} --dataset_dir FOLDER` instead."
+        )
+
+
+def _label_names(parser: ConfigParser) -> dict[int, str]:
+    """Class to name: the config's ``label_names``, else what the metadata calls the channels."""
+    names = parser.get_parsed_content("label_names") if "label_names" in parser else None
+    if names is None:
+        names = parser["_meta_"]["network_data_format"]["outputs"]["pred"].get("channel_def", {})
+    return {int(value): str(name) for value, name in names.items() if int(value) > 0}
+
+
+def _label_map(pred: Any, source: Mapping[str, Any]) -> LabelMap:
+    """The label map of a prediction; ``source`` is what the image's metadata say of its grid."""
+    if pred.ndim != 4 or pred.shape[0] != 1:
+        raise RuntimeError(f"postprocessing must end with a label map (1, X, Y, Z), got {tuple(pred.shape)}")
+    affine, original = (np.asarray(each, dtype=float) for each in (pred.affine.cpu(), source["original_affine"]))
+    shape = tuple(int(size) for size in source["spatial_shape"])
+    if tuple(pred.shape[1:]) != shape or not np.allclose(affine, original, atol=1e-3):
+        raise RuntimeError(f"postprocessing must lead back to the image's grid {shape}, got {tuple(pred.shape[1:])}")
+    labels = pred.as_tensor()[0].cpu().numpy()
+    # One byte for each voxel: a whole-body CT has 200 million.
+    return LabelMap(labels.astype(smallest_type(labels.max()), copy=False), original)

@@ -1,0 +1,158 @@
+"""The verb ``rerun``: the command of a run's record once more, and whether the same comes out."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from med3d_ext.errors import InputError
+from med3d_ext.io.files import read_json
+from med3d_ext.run.provenance import checkout, git_state, versions
+from med3d_ext.run.start import run_arguments
+from med3d_ext.tools.report.verb import RECORD
+
+PROGRAM = ["python", "-m", "monai.bundle", "run"]
+SEVERAL = ("hashes of images", "losses of iterations")
+
+
+def rerun(manifest: str, *, output: str | None = None) -> str:
+    """Run the command of a run.json again into another folder, and compare data, losses and figures.
+
+    Paths in the command are those of the folder that it was typed in, found from where the record lies, wherever
+    that is. What differs today (revision, versions) is told
+    first. A training on CPU gives the same to the last digit on the same machine; it gets as many threads as before.
+    Exit code 1 where something differs.
+
+    Args:
+        manifest: the run.json of a completed training.
+        output: where the second run writes. Defaults to the folder rerun beside run.json.
+    """
+    path = Path(manifest).expanduser()
+    record = read_json(path)
+    words = _command(path, record)
+    folder = Path(output).expanduser() if output else path.parent / "rerun"
+    again = folder / RECORD
+    if again.is_file() and read_json(again).get("status") == "completed":
+        raise InputError(f"'{folder}' holds a completed run; remove it, or give another --output.")
+    started_in = _working_folder(path, record, words)
+    for line in _changes(record):
+        print(line, file=sys.stderr)
+    out = str(folder.resolve())
+    command = [sys.executable, *words[1:], "--output_dir", out, "--ckpt_dir", os.path.join(out, "models")]
+    done = subprocess.run(command, cwd=started_in, env=_environment(record), check=False)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    rows = compare_runs(path, again)
+    if not all(row["equal"] for row in rows):
+        print(_table(rows))
+        raise SystemExit(1)
+    return _table(rows)
+
+
+def compare_runs(first: Path, second: Path) -> list[dict[str, Any]]:
+    """What two runs have in common: a row for the data, the losses and each figure, with both and whether they agree.
+
+    Args:
+        first: the first run's record; without ``loss.csv`` beside it the losses are not compared.
+        second: the second run's.
+    """
+    one, two = read_json(first), read_json(second)
+    rows = [_row(SEVERAL[0], _hashes(one), _hashes(two))]
+    if first.with_name("loss.csv").is_file():
+        rows.append(_row(SEVERAL[1], *(_losses(record.with_name("loss.csv")) for record in (first, second))))
+    for name in one.get("metrics", {}):
+        rows.append(_row(name, one["metrics"][name], two.get("metrics", {}).get(name)))
+    return rows
+
+
+def _command(path: Path, record: Mapping[str, Any]) -> list[str]:
+    """The words of the recorded command, without where it wrote.
+
+    Raises:
+        InputError: the record is of an unfinished run, or of another command.
+    """
+    if record.get("status") != "completed":
+        raise InputError(f"'{path}' is of a run that is {record.get('status')}; give the record of a completed one.")
+    words = [os.path.expanduser(word) for word in shlex.split(record.get("command", ""))]
+    if words[: len(PROGRAM)] != PROGRAM:
+        program = " ".join(PROGRAM)
+        raise InputError(f"'{path}' is of the command '{' '.join(words[:4])}'; rerun takes those of {program}.")
+    return without(words, ("output_dir", "ckpt_dir"))
+
+
+def without(words: Sequence[str], options: Sequence[str]) -> list[str]:
+    """The words of a command without some options, written ``--name VALUE`` or ``--name=VALUE``."""
+    kept: list[str] = []
+    leave_next = False
+    for word in words:
+        if leave_next:
+            leave_next = False
+        elif word.lstrip("-") in options and word.startswith("--"):
+            leave_next = True
+        elif not (word.startswith("--") and word[2:].partition("=")[0] in options):
+            kept.append(word)
+    return kept
+
+
+def _working_folder(path: Path, record: Mapping[str, Any], words: Sequence[str]) -> Path:
+    """The folder that the command was typed in: the first of those it may be in which its files are.
+
+    Raises:
+        InputError: the command's config files are in none of them.
+    """
+    files, _ = run_arguments(["monai/bundle/__main__.py", *words[len(PROGRAM) - 1 :]])
+    candidates = [path.resolve().parent / record["from_record"]] if "from_record" in record else []
+    root = checkout()
+    candidates += [root / record.get("folder", ".")] if root else []
+    for folder in [*candidates, Path.cwd()]:
+        if all((folder / file).is_file() for file in files):
+            return folder.resolve()
+    raise InputError(
+        f"'{path}' was written by a command on {', '.join(files)}, which is not in '{candidates[0]}' nor here; call "
+        "rerun in the folder that the training was started in."
+    )
+
+
+def _environment(record: Mapping[str, Any]) -> dict[str, str]:
+    """As many threads as before: sums in another order end in other digits."""
+    threads = record.get("device", {}).get("threads")
+    return {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
+
+
+def _changes(record: Mapping[str, Any]) -> list[str]:
+    """What is not as it was."""
+    then, now = record.get("versions", {}), versions()
+    lines = [f"{name} was {then[name]}, is {now.get(name)}" for name in then if then[name] != now.get(name)]
+    was, is_now = record.get("git") or {}, git_state() or {}
+    if was.get("revision") != is_now.get("revision"):
+        lines.append(f"the revision was {was.get('revision')}, is {is_now.get('revision')}")
+    if was.get("dirty"):
+        lines.append("the run had uncommitted changes, which nothing brings back")
+    return lines
+
+
+def _row(what: str, first: Any, second: Any) -> dict[str, Any]:
+    return {"what": what, "first": first, "second": second, "equal": first == second}
+
+
+def _hashes(record: Mapping[str, Any]) -> list[str]:
+    return sorted(str(value) for cases in (record.get("data") or {}).values() for value in cases.values())
+
+
+def _losses(path: Path) -> list[str]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return [row["loss"] for row in csv.DictReader(file)]
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        first, second = (row[run] if row["what"] not in SEVERAL else len(row[run]) for run in ("first", "second"))
+        lines.append(f"{'equal  ' if row['equal'] else 'DIFFERS'}  {row['what']}: {first}, again {second}")
+    return "\n".join(lines)

@@ -1,0 +1,274 @@
+"""The verb ``zoo fetch``: a bundle from a folder or an address, checked before it is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import stat
+import tempfile
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from med3d_ext.errors import InputError
+from med3d_ext.io.files import hold, lock_elsewhere
+from med3d_ext.tools.zoo.pack import ARCHIVE, INDEX, digest, open_archive
+from med3d_ext.tools.zoo.stage import METADATA
+from med3d_ext.weights.files import read_checkpoint
+
+TIMEOUT = 60  # seconds without a byte
+WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+PICKLES = (".pkl", ".pickle", ".joblib")
+LARGE_FILES = ("large_files.yml", "large_files.yaml", "large_files.json")
+
+
+def fetch(name: str, *, source: str, output: str = ".", version: str | None = None, sha256: str | None = None) -> str:
+    """Fetch a bundle into OUTPUT/NAME, where there must be none yet.
+
+    Nothing is there before all of it is checked: the archive's checksum, that it unpacks into its own folder, that its
+    weights hold no code, and the hash of each large file. This shows that what arrives is what was published; a
+    bundle's configs and Python files are programs, so fetch from people whom you trust.
+
+    Args:
+        name: the bundle, such as lits_coarse or lits_coarse_v0.1.0.
+        source: a folder or an address with archives, as `zoo pack` and `zoo index` write them, or one archive.
+        output: where the bundle's folder is written.
+        version: by default the newest.
+        sha256: the SHA-256 that the archive must have, where you know it from elsewhere.
+    """
+    plain, _, own = name.partition("_v")
+    if not re.fullmatch(r"\w+", plain):
+        raise InputError(f"name must be a bundle's, such as lits_coarse or lits_coarse_v0.1.0, got '{name}'.")
+    if own and version not in (None, own):
+        raise InputError(f"'{name}' and --version {version} disagree; give one of them.")
+    name, version = plain, own or version
+    target = Path(output).expanduser().absolute() / name
+    with hold(lock_elsewhere(target), place=target):  # the output stays as it was if nothing is fetched
+        found, checksums, large = _fetch(name, version, source, target, sha256)
+    also = f", with {', '.join(large)}" if large else ""
+    return f"'{Path(output) / name}': {name} {found}, {' and '.join(sorted(checksums))} as published{also}"
+
+
+def _fetch(
+    name: str, version: str | None, source: str, target: Path, sha256: str | None
+) -> tuple[str, dict[str, str], list[str]]:
+    """Version, checksums and large files of what is then at ``target``."""
+    if target.exists() or target.is_symlink():
+        raise InputError(f"'{target}' exists and stays as it is; give another --output, or move it away.")
+    root = next(folder for folder in target.parents if folder.exists())
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=root) as folder:
+        scratch = Path(folder)
+        address, checksums = find_offer(name, source, version, scratch)
+        checksums |= {"sha256": sha256} if sha256 else {}
+        if not checksums:
+            raise InputError(f"'{address}' has no checksum next to it; give its --sha256, or have it indexed.")
+        archive = check_sums(retrieve(address, scratch / f"{name}.zip"), checksums, address)
+        bundle = extract(archive, name, scratch)
+        try:
+            found = str(json.loads((bundle / METADATA).read_text(encoding="utf-8"))["version"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"the archive holds no bundle ({METADATA}: {error}); give another.") from error
+        if version not in (None, found):
+            raise InputError(f"the archive says that it is version {found}, not {version}; do not use it.")
+        large = fetch_large_files(bundle)
+        check_weights(bundle)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(bundle, target)
+    return found, checksums, large
+
+
+def find_offer(name: str, source: str, version: str | None, scratch: Path) -> tuple[str, dict[str, str]]:
+    """The archive of a bundle: its path or address, and its checksums, ``sha256`` or ``sha1`` to hexadecimal digest.
+
+    They are in the source's ``models/model_info.json`` (or ``model_info.json``), else in a ``.sha256`` file next to the
+    archive. Without a version it is the newest. ``scratch`` is a folder for what is downloaded.
+
+    Raises:
+        InputError: the source cannot be reached or does not offer it.
+    """
+    if not source.endswith(".zip"):
+        if not is_url(source) and not Path(source).is_dir():
+            raise InputError(f"--source must be a folder or an address, and '{source}' is not a folder.")
+        for index in (_join(source, INDEX), _join(source, os.path.basename(INDEX))):
+            text = _read(index, scratch)
+            if text is not None:
+                return _listed(name, source, version, text, index)
+        if is_url(source) and version is None:
+            raise InputError(f"'{source}' has no {INDEX}; say which --version, or give the archive's own address.")
+        if not is_url(source):
+            archives = [match for path in Path(source).glob("*.zip") if (match := ARCHIVE.fullmatch(path.name))]
+            found = [match["version"] for match in archives if match["name"] == name]
+            version = version or max(found, key=_order, default="VERSION")
+            if version not in found:
+                raise InputError(f"'{source}' holds no {name}_v{version}.zip and no {INDEX}; give another folder.")
+        source = _join(source, f"{name}_v{version}.zip")
+    words = (_read(f"{source}.sha256", scratch) or "").split()
+    return source, {"sha256": words[0]} if words else {}
+
+
+def _listed(name: str, source: str, version: str | None, text: str, index: str) -> tuple[str, dict[str, str]]:
+    """What a zoo's index offers."""
+    try:
+        content = json.loads(text)
+        entries = {key: {kind: str(value) for kind, value in entry.items()} for key, entry in content.items()}
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"'{index}' is not a zoo's index ({error}); write it with `zoo index`.") from error
+    versions = {key.rpartition("_v")[2]: entry for key, entry in entries.items() if key.rpartition("_v")[0] == name}
+    if not versions:
+        raise InputError(f"'{source}' has no '{name}'; it has {', '.join(sorted(entries)) or 'nothing'}.")
+    chosen = versions.get(version or max(versions, key=_order))
+    if chosen is None:
+        raise InputError(f"'{source}' has no version {version} of {name}; it has {', '.join(sorted(versions))}.")
+    file = chosen.get("source", "")
+    near = _join(source, file.rpartition("/")[2])
+    is_here = not is_url(file) or (not is_url(source) and Path(near).is_file())  # a mirror needs no network
+    checksums = {"sha256": chosen.get("sha256"), "sha1": chosen.get("checksum")}
+    return near if is_here else file, {kind: value for kind, value in checksums.items() if value}
+
+
+def _order(version: str) -> list[int]:
+    return [int(part) if part.isdigit() else 0 for part in version.split(".")]
+
+
+def is_url(address: str) -> bool:
+    return address.startswith(("http://", "https://"))
+
+
+def _join(root: str, name: str) -> str:
+    return f"{root.rstrip('/')}/{name}" if is_url(root) else os.path.join(root, name)
+
+
+def _read(address: str, scratch: Path) -> str | None:
+    """A small text file; None if there is none."""
+    path = retrieve(address, scratch / "text")
+    return None if path is None else path.read_text(encoding="utf-8", errors="replace")
+
+
+def retrieve(address: str, path: Path) -> Path | None:
+    """The file that ``address`` names, if that is a path, or what is downloaded from there to ``path``.
+
+    Returns:
+        where the file is, or None if there is none.
+
+    Raises:
+        InputError: the address does not answer, or the file did not arrive whole.
+    """
+    if not is_url(address):
+        return Path(address) if Path(address).is_file() else None
+    try:
+        from pooch import HTTPDownloader
+        from requests import HTTPError
+    except ImportError as error:
+        raise InputError(f"'{address}' needs the package pooch; `pip install \"med3d-ext[tools]\"`.") from error
+    try:
+        HTTPDownloader(timeout=TIMEOUT, chunk_size=1 << 20)(address, path, None)
+    except HTTPError as error:
+        if error.response is not None and error.response.status_code in (404, 410):
+            return None
+        raise InputError(f"'{address}' cannot be fetched ({error}); check the address.") from error
+    except OSError as error:  # those of requests, too
+        raise InputError(f"'{address}' did not arrive whole ({error}); check address and network.") from error
+    return path
+
+
+def check_sums(path: Path | None, checksums: dict[str, str], address: str) -> Path:
+    """The file at ``path``, which came from ``address``.
+
+    Raises:
+        InputError: there is none, or it has another checksum.
+    """
+    if path is None:
+        raise InputError(f"there is no '{address}'; check name, version and source.")
+    for kind, expected in checksums.items():
+        found = digest(path, kind)
+        if found != expected.lower():
+            raise InputError(f"'{address}' must have the {kind} {expected.lower()}, it has {found}; do not use it.")
+    return path
+
+
+def extract(path: Path, name: str, folder: Path) -> Path:
+    """Unpack a bundle's archive, which must hold the one folder ``name``, into ``folder``; returns the bundle's folder.
+
+    Raises:
+        InputError: the archive is damaged or too large for the disk, or an entry would not be a plain file inside the
+            bundle's folder; nothing is written then.
+    """
+    with open_archive(path) as archive:
+        entries, seen = archive.infolist(), set()
+        for entry in entries:
+            file, parts = entry.filename, PurePosixPath(entry.filename).parts
+            leaves = file.startswith("/") or ".." in parts or "\\" in file or ":" in file
+            is_plain = stat.S_IFMT(entry.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
+            for fault, holds in (
+                ("would be written outside the bundle's folder", leaves),
+                (f"is not in the one folder '{name}'", parts[:1] != (name,)),
+                ("is a link, which may lead anywhere", not is_plain),
+                ("is encrypted", entry.flag_bits & 1),
+                ("is there twice", file.rstrip("/") in seen),
+            ):
+                if holds:
+                    raise InputError(f"'{file}' in '{path.name}' {fault}; do not use this archive.")
+            seen.add(file.rstrip("/"))
+        needed, free = sum(entry.file_size for entry in entries), shutil.disk_usage(folder).free
+        if needed > free:
+            raise InputError(f"'{path.name}' unpacks to {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free.")
+        archive.extractall(folder)
+    return folder / name
+
+
+def fetch_large_files(bundle: Path) -> list[str]:
+    """Fetch what a bundle's ``large_files.yml`` names, unless it is there as listed; returns what was fetched.
+
+    Raises:
+        InputError: an entry lacks its SHA-256 or leaves the folder, or a file does not arrive or has another hash.
+    """
+    fetched = []
+    for entry in read_list(bundle):
+        path, sha256 = bundle / entry["path"], entry["hash_val"].lower()
+        if not path.is_file() or digest(path) != sha256:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            check_sums(retrieve(entry["url"], path), {"sha256": sha256}, entry["url"])
+            fetched.append(entry["path"])
+    return fetched
+
+
+def read_list(bundle: Path) -> list[dict[str, str]]:
+    """The checked entries of a bundle's list of large files; none if it has no list."""
+    checked = []
+    for file in (bundle / name for name in LARGE_FILES if (bundle / name).is_file()):
+        try:
+            import yaml
+
+            content: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+            listed = (content or {}).get("large_files") or []
+            entries = [{str(key): str(value) for key, value in entry.items()} for entry in listed]
+        except ImportError as error:
+            raise InputError(f"'{file.name}' needs the package PyYAML; `pip install \"med3d-ext[tools]\"`.") from error
+        except (yaml.YAMLError, AttributeError, ValueError) as error:
+            fault = " ".join(str(error).split())
+            raise InputError(f"'{file.name}' is not a list of large files ({fault}); repair it.") from error
+        for entry in entries:
+            path = PurePosixPath(entry.get("path", ""))
+            if path.is_absolute() or not path.parts or ".." in path.parts or "\\" in str(path) or ":" in str(path):
+                raise InputError(f"'{file.name}' would write outside the bundle ('{path}'); do not use it.")
+            if not is_url(entry.get("url", "")):
+                raise InputError(f"'{file.name}' must give '{path}' an http(s) url, got '{entry.get('url')}'.")
+            is_sha256 = re.fullmatch("[0-9a-fA-F]{64}", entry.get("hash_val", ""))
+            if entry.get("hash_type", "sha256") != "sha256" or not is_sha256:
+                raise InputError(f"'{file.name}' has no sha256 for '{path}'; nobody can tell what arrives.")
+        checked += entries
+    return checked
+
+
+def check_weights(folder: Path) -> None:
+    """Raise InputError where a weights file of ``folder`` is damaged or holds code; none of it is run."""
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix in PICKLES:
+            raise InputError(f"'{name}' is a plain pickle, which may hold code; do not use this bundle.")
+        if path.suffix in WEIGHTS:
+            try:
+                read_checkpoint(path)
+            except InputError as error:
+                raise InputError(str(error).replace(str(path), name)) from error

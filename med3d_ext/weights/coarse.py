@@ -1,0 +1,201 @@
+"""A trained first stage put into the two-stage network, with what must travel beside the weights (section 3.3)."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ignite.engine import Engine, Events
+from torch import Tensor
+
+from med3d_ext.data.fingerprint import weights_domain
+from med3d_ext.errors import InputError
+from med3d_ext.io.files import read_json
+from med3d_ext.networks.med3d import TwoStageSegmenter
+from med3d_ext.run.rank import rank
+from med3d_ext.weights.files import read_checkpoint
+from med3d_ext.weights.labelling import weights_to_continue
+from med3d_ext.weights.loading import encoder_of
+from med3d_ext.weights.sources import describe_weights
+
+logger = logging.getLogger("med3d_ext.weights")
+
+NO_COARSE_STAGE = (
+    "NO COARSE STAGE: {reason} The weights of this training will hold none, and inference gives the whole volume to "
+    "the fine network. Train lits_coarse on the same data first, or give --coarse_weights PATH."
+)
+
+
+class CoarseStage:
+    """Load a coarse network into ``network.coarse`` and freeze it: no gradient, no optimizer, no moving statistics.
+
+    The coarse network's grid is a fact that inference needs, and its cases were seen by the cascade: both go beside the
+    new weights. Its intensity window must be the fine network's, because the cascade windows an image once.
+
+    Args:
+        network: the two-stage network.
+        weights: a weights file of the coarse network or of a whole cascade; the name of a bundle beside this one, whose
+            trained, else released weights are taken where they fit; or None for no coarse stage. In a labelling server
+            the coarse network is that of the weights which are served.
+        hu_window: the fine network's intensity window (HU).
+        bundle_root: this bundle's folder. Defaults to the working directory.
+        test_items: items that nothing may be trained on; the log tells where the coarse network has seen some.
+
+    Attributes:
+        network: the two-stage network, the coarse weights in it.
+        facts: ``coarse_size``, the coarse network's grid, None without one.
+        seen: the cases that the coarse network has seen, as ``card.json`` lists them.
+
+    Raises:
+        InputError: the file is missing, is of another network, or was trained with another window.
+    """
+
+    def __init__(
+        self,
+        network: TwoStageSegmenter,
+        weights: str | os.PathLike | None,
+        hu_window: Sequence[float],
+        bundle_root: str | os.PathLike = ".",
+        test_items: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        self.network = network
+        self.hu_window = [float(limit) for limit in hu_window]
+        self.test_items = test_items
+        self.facts: dict[str, Any] = {"coarse_size": None}
+        self.seen: dict[str, list[dict[str, Any]]] = {}
+        self.tensors: dict[str, Tensor] = {}
+        network.coarse.requires_grad_(False)
+        path = None if weights is None else Path(weights).expanduser()
+        served = weights_to_continue(bundle_root)
+        if served is not None:
+            self._load_where_it_fits(served)
+        elif path is None:
+            self._warn("coarse_weights is null.")
+        elif path.is_file():
+            self._load(path)
+        elif path.name != str(path) or path.suffix:
+            raise InputError(f"coarse_weights must be a file, a bundle's name or null, and '{weights}' is no file.")
+        else:
+            self._load_from_bundle(Path(bundle_root).resolve().parent / path)
+
+    def _load_from_bundle(self, bundle: Path) -> None:
+        found = [path for path in (bundle / "models" / "model.pt", bundle / "weights" / "model.pt") if path.is_file()]
+        if not found:
+            self._warn(f"'{bundle}' holds neither models/model.pt nor weights/model.pt.")
+            return
+        self._load_where_it_fits(found[0])
+
+    def _load_where_it_fits(self, path: Path) -> None:
+        try:
+            self._load(path)
+        except InputError as error:  # nobody asked for this file
+            self._warn(str(error))
+
+    def _load(self, path: Path) -> None:
+        found = read_coarse(path, self.network.coarse.state_dict(), self.hu_window)
+        stride = encoder_of(self.network.coarse).output_stride
+        if found.facts["coarse_output_stride"] != stride:
+            raise InputError(
+                f"'{path}' was trained at output stride {found.facts['coarse_output_stride']}, the coarse network has "
+                f"{stride}; set --coarse_output_stride."
+            )
+        self.network.coarse.load_state_dict(found.tensors)
+        self.tensors, self.facts, self.seen = found.tensors, found.facts, found.seen
+        if rank() != 0:
+            return
+        hashes = {case.get("sha256") for cases in found.seen.values() for case in cases}
+        count = len(found.seen.get("coarse_training", []))
+        logger.info(f"Coarse stage: '{path}', grid {self.facts['coarse_size']}, trained on {count} cases.")
+        leaked = sum(item.get("sha256") in hashes for item in self.test_items)
+        if leaked:
+            logger.warning(f"'{path}' has seen {leaked} of the {len(self.test_items)} test cases: figures flatter it.")
+
+    def _warn(self, reason: str) -> None:
+        if rank() == 0:
+            logger.warning(NO_COARSE_STAGE.format(reason=reason))
+
+
+class CoarseRestart:
+    """Puts the coarse weights in again after a training was continued, so that they fit the facts written beside them.
+
+    List it after the handler that restores the training.
+
+    Args:
+        stage: the run's coarse stage.
+    """
+
+    def __init__(self, stage: CoarseStage) -> None:
+        self.stage = stage
+
+    def attach(self, engine: Engine) -> None:
+        """Act when ``engine``, the trainer, starts."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        if self.stage.tensors:
+            self.stage.network.coarse.load_state_dict(self.stage.tensors)
+
+
+@dataclass(frozen=True)
+class CoarseWeights:
+    """What a coarse network's file and its neighbors hold.
+
+    Args:
+        tensors: its state dict.
+        facts: ``coarse_size``, its grid, and ``coarse_output_stride``.
+        seen: the cases that it has seen, as ``card.json`` lists them, the names beginning with ``coarse``.
+    """
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+    seen: dict[str, list[dict[str, Any]]]
+
+
+def read_coarse(path: str | os.PathLike, expected: Mapping[str, Tensor], hu_window: Sequence[float]) -> CoarseWeights:
+    """Read the coarse network from a file of its own or of a whole cascade, and check that it fits.
+
+    Args:
+        path: the weights file, ``fingerprint.json`` beside it.
+        expected: the state dict that its tensors must fit.
+        hu_window: the window (HU) that the cascade gives both networks.
+
+    Raises:
+        InputError: the file is of another network, of none, or was trained with another window.
+    """
+    domain = weights_domain(path)
+    window = [float(limit) for limit in domain.get("hu_window") or []]
+    if len(window) != 2 or not np.allclose(window, hu_window, atol=0.01):
+        raise InputError(
+            f"'{path}' was trained with the window {window} HU, the fine network has {list(hu_window)}; give "
+            f'--hu_window "{window}" or train the coarse network on the same data.'
+        )
+    state, _ = read_checkpoint(path)
+    inside = {name.removeprefix("coarse."): each for name, each in state.items() if name.startswith("coarse.")}
+    size = domain.get("coarse_size") if inside else domain.get("spatial_size")
+    if size is None:
+        raise InputError(f"'{path}' holds no trained coarse network; give the weights of lits_coarse.")
+    _check_tensors(inside or state, expected, path)
+    card = Path(path).with_name("card.json")
+    cases = read_json(card).get("cases", {}) if card.is_file() else {}
+    if inside:  # of a cascade, what its coarse network has seen
+        cases = {name.removeprefix("coarse_"): each for name, each in cases.items() if name.startswith("coarse_")}
+    stride = domain.get("coarse_output_stride" if inside else "output_stride", 8)
+    facts = {"coarse_size": size, "coarse_output_stride": stride}
+    return CoarseWeights(inside or state, facts, {f"coarse_{name}": cases[name] for name in cases})
+
+
+def _check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Any) -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    wrong = sorted(name for name in {*shapes, *wanted} if shapes.get(name) != wanted.get(name))
+    if wrong:
+        theirs, ours = shapes.get(wrong[0], "missing"), wanted.get(wrong[0], "not known")
+        raise InputError(
+            f"'{path}' ({describe_weights(tensors)}) does not fit the coarse network: {wrong[0]} is {theirs} there and "
+            f"{ours} here; set --coarse_network_name or give other weights."
+        )

@@ -1,0 +1,205 @@
+"""Weights files: reading without running their code, checking their hash, writing and downloading whole files only."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from med3d_ext.errors import InputError
+from med3d_ext.io.files import write_atomically
+
+STATE_KEYS = ("state_dict", "model", "network", "net", "model_state_dict")
+"""Under which of its keys a checkpoint keeps the state dict, first come first taken."""
+
+PLAIN_PICKLE = "is a plain pickle, which may hold code and is never run; ask its author for a state dict of torch.save"
+
+_FRAMEWORKS = ("argparse", "lightning", "lightning_fabric", "omegaconf", "pathlib", "pytorch_lightning", "types")
+"""Packages whose objects Lightning keeps in a checkpoint; in their place stands what does nothing."""
+
+FIRST_BYTES = {
+    b"version https://git-lfs": "is a Git LFS pointer, not the file itself; run `git lfs pull`",
+    b"\x80\x04": PLAIN_PICKLE,
+    b"\x80\x05": PLAIN_PICKLE,
+    b"<": "is a web page, not weights; download it again",
+}
+"""What often lies where weights should, by its first bytes."""
+
+
+def read_checkpoint(path: str | os.PathLike, sha256: str | None = None) -> tuple[dict[str, Tensor], set[str]]:
+    """Read the tensors of a weights file; code in it is never run.
+
+    Args:
+        path: ``.safetensors``, or any file of ``torch.save`` (``.pth``, ``.pt``).
+        sha256: hash that the file must have. Defaults to None, any.
+
+    Returns:
+        the state dict under the file's own names, and the keys of the checkpoint around it (empty where there is none).
+
+    Raises:
+        InputError: no such file, another hash, damaged, holding code, or without tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"'{path}' is no file; give the path of a weights file.")
+    if sha256 is not None:
+        check_sha256(path, sha256)
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    state, keys = _unwrap(content)
+    if not state:
+        raise InputError(f"'{path}' holds no tensors by name; give a file that holds a state dict.")
+    return state, keys
+
+
+def check_sha256(path: str | os.PathLike, sha256: str) -> None:
+    """Raise InputError where the file at ``path`` has another hash."""
+    from monai.apps import check_hash
+
+    if not check_hash(path, sha256.lower(), "sha256"):
+        raise InputError(f"'{path}' does not have the sha256 {sha256}; delete it and fetch it again.")
+
+
+class _Unknown:
+    """What stands for a class that is not known: an empty dictionary, which takes any content and does nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Any:
+        return OrderedDict()
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about protocols and archives; what matters is said below
+            with torch.serialization.safe_globals(_stand_ins(path)):
+                return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the damage makes of the file: an unpickler raises nearly anything
+        raise InputError(f"'{path}' {_what_is_wrong(path, str(error))}.") from error
+
+
+def _stand_ins(path: Path) -> list[Any]:
+    """For the classes of a training framework that its checkpoint holds next to the tensors (Lightning's settings)."""
+    if not zipfile.is_zipfile(path):
+        return []
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # of a damaged file or another kind of archive: reading it says what is wrong
+        return []
+    return [(type("Unknown", (_Unknown,), {}), name) for name in names if name.split(".")[0] in _FRAMEWORKS]
+
+
+def _what_is_wrong(path: Path, message: str) -> str:
+    with open(path, "rb") as file:
+        start = file.read(64)
+    for first, meaning in FIRST_BYTES.items():
+        if start.startswith(first):
+            return meaning
+    if "TorchScript" in message:
+        return "is a TorchScript archive; give the weights that it was made from"
+    found = re.search(r"GLOBAL (\S+)", message)
+    if found:
+        return f"holds code ({found[1]}), which is never run; ask its author for the state dict alone"
+    return "is damaged or cut short; fetch it again"
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"'{path}' is damaged or cut short ({error}); fetch it again.") from error
+
+
+def _unwrap(content: Any) -> tuple[dict[str, Tensor], set[str]]:
+    if not isinstance(content, Mapping):
+        return {}, set()
+    for key in STATE_KEYS:
+        if isinstance(content.get(key), Mapping):
+            return _unwrap(content[key])[0], {str(name) for name in content}
+    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}, set()
+
+
+def write_state(state: Mapping[str, Tensor], path: str | os.PathLike, overwrite: bool = False) -> None:
+    """Write a flat state dict; ``path`` afterwards holds all of it or what it held before.
+
+    Args:
+        state: tensors by name.
+        path: ``.pt``, ``.pth`` or ``.safetensors``.
+        overwrite: replace an existing file. Defaults to False.
+
+    Raises:
+        InputError: another suffix, or the file exists and ``overwrite`` is False.
+    """
+    path = Path(path)
+    if path.suffix not in (".pt", ".pth", ".safetensors"):
+        raise InputError(f"'{path}' must end with .pt, .pth or .safetensors.")
+    if path.exists() and not overwrite:
+        raise InputError(f"'{path}' exists; give another name or --overwrite.")
+    # Clones: a view would drag along the whole storage that it looks into.
+    tensors = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+    with write_atomically(path) as file:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import save
+
+            file.write(save(tensors))
+        else:
+            torch.save(tensors, file)
+
+
+def download_weights(url: str, path: str | os.PathLike, sha256: str) -> Path:
+    """Fetch a weights file once; a file that is already at ``path`` is checked and used without the network.
+
+    Args:
+        url: ``https://...``, or ``hf://owner/repository@commit/file`` with the 40 digits of a commit, since a branch
+            moves (needs the package huggingface_hub).
+        path: where the file shall lie.
+        sha256: hash of the file.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        InputError: the url, the hash or the connection is at fault; nothing is left at ``path`` then.
+    """
+    path = Path(path)
+    if path.exists():
+        check_sha256(path, sha256)
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        part = _fetch(url, Path(folder))
+        check_sha256(part, sha256)
+        os.replace(part, path)
+    return path
+
+
+def _fetch(url: str, folder: Path) -> Path:
+    pinned = re.fullmatch(r"hf://([^/@]+/[^/@]+)@([0-9a-f]{40})/(.+)", url)
+    if url.startswith("hf://") and not pinned:
+        raise InputError(f"url must be hf://owner/repository@commit/file with the 40 digits of a commit, got '{url}'.")
+    try:
+        if pinned:
+            from huggingface_hub import hf_hub_download
+
+            repository, commit, file = pinned.groups()
+            return Path(hf_hub_download(repo_id=repository, filename=file, revision=commit, local_dir=folder / "hub"))
+        from monai.apps import download_url
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that no hash is given: the caller checks it
+            download_url(url, folder / "weights")
+    except ImportError as error:
+        raise InputError(f"'{url}' needs the package huggingface_hub; `pip install \"med3d-ext[tools]\"`.") from error
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"'{url}' could not be fetched ({error}); fetch it by hand and give its path.") from error
+    return folder / "weights"

@@ -1,0 +1,229 @@
+"""The one door for weights: what a config's ``init`` means, and all that reads, describes and loads weights."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from med3d_ext.errors import InputError
+from med3d_ext.io.files import read_json, write_atomically
+from med3d_ext.run.overrides import truth
+from med3d_ext.run.rank import rank
+from med3d_ext.tools.bundle_folder import PACKAGE
+from med3d_ext.weights.files import check_sha256, download_weights, read_checkpoint, write_state
+from med3d_ext.weights.labelling import weights_to_continue
+from med3d_ext.weights.loading import adapt_stem, encoder_of, load_encoder, read_weights
+from med3d_ext.weights.report import LoadReport
+from med3d_ext.weights.sources import SOURCES, Description, describe_weights
+
+__all__ = [
+    "SOURCES",
+    "Description",
+    "InitialWeights",
+    "LoadReport",
+    "adapt_stem",
+    "check_sha256",
+    "describe_weights",
+    "download_weights",
+    "encoder_of",
+    "find_weights",
+    "initial_weights_path",
+    "load_encoder",
+    "read_weights",
+    "write_state",
+]
+
+logger = logging.getLogger("med3d_ext.weights")
+
+PRETRAINING = "pretrain_3dseg8"
+
+
+def find_weights(bundle_root: str | os.PathLike, ckpt_dir: str | os.PathLike | None = None) -> Path:
+    """The weights that a bundle's inference takes: those of its last training, else the released ones.
+
+    Args:
+        bundle_root: the bundle's folder.
+        ckpt_dir: where its training writes. Defaults to None: ``models`` in the bundle.
+
+    Returns:
+        ``models/model.pt``, else ``weights/model.pt``; the log says which.
+
+    Raises:
+        InputError: there is neither.
+    """
+    trained = Path(ckpt_dir or Path(bundle_root) / "models") / "model.pt"
+    released = Path(bundle_root) / "weights" / "model.pt"
+    came = "trained here" if trained.with_name("training_state.pt").is_file() else "they came with the bundle"
+    for path, kind in ((trained, came), (released, "released")):
+        if path.is_file():
+            logger.info(f"Weights: '{path}' ({kind}).")
+            return path
+    raise InputError(f"There is neither '{trained}' nor '{released}'; train the bundle or fetch its released weights.")
+
+
+class InitialWeights:
+    """What a training starts from, and the paper's learning rate for it (section 4.2).
+
+    The weights are loaded when the component is built, and the report goes to the log. :meth:`write_report` is called
+    when the training begins: one that is refused leaves the record of the one before. In a
+    labelling server a training goes on from the weights that are served, whole; see :mod:`med3d_ext.weights.labelling`.
+
+    Args:
+        network: an encoder or a network with one, see :func:`encoder_of`.
+        init: `scratch`; `med3d`, the released encoder; `kinetics`, which has no released file and is refused with a
+            sentence; or the path of a weights file.
+        bundle_root: the bundle's folder; the released encoder is looked for beside it, then in the checkout that this
+            package lies in. Defaults to None.
+        released: the released encoder's file, where it lies elsewhere. Defaults to None.
+        report_path: where :meth:`write_report` writes the report as JSON. Defaults to None, nowhere.
+        minimum_share: see :func:`load_encoder`. Defaults to 0.95.
+        with_head: load all that a file holds of this very network, its decoder and head, too, as for more training of
+            one task. Defaults to False: the encoder alone.
+        learning_rate: wins over the paper's. Defaults to None.
+        scratch_learning_rate: for `scratch`. Defaults to the paper's 0.01.
+        pretrained_learning_rate: for all else. Defaults to the paper's 0.001.
+
+    Attributes:
+        network: the network, with the weights in it.
+        path: the weights' file, None from scratch.
+        report: the load report, None from scratch.
+        learning_rate: the one to train with.
+        seen: ``initial_weights``, the cases that they have seen by the card beside them; nothing without a card. Cases
+            of weights that a labelling server serves are the run's own.
+
+    Raises:
+        InputError: ``init`` names no weights, or they do not fit the network.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        init: str,
+        bundle_root: str | os.PathLike | None = None,
+        released: str | os.PathLike | None = None,
+        report_path: str | os.PathLike | None = None,
+        minimum_share: float = 0.95,
+        with_head: bool | str = False,
+        learning_rate: float | None = None,
+        scratch_learning_rate: float = 0.01,
+        pretrained_learning_rate: float = 0.001,
+    ) -> None:
+        served = weights_to_continue(bundle_root)
+        path = served or initial_weights_path(str(init), bundle_root, released)
+        self.network = network
+        self.path = path
+        self.report_path = report_path
+        self.report = None
+        self.seen = {} if served or path is None else seen_by(path)
+        with_head = truth("init_head", with_head)
+        if with_head and path is None:
+            raise InputError("init_head takes the head of a weights file, and init is scratch; give --init PATH.")
+        if path is not None and (served or with_head):
+            load_network(network, path)
+        elif path is not None:
+            self.report = load_encoder(network, path, minimum_share)
+        if learning_rate is None:
+            learning_rate = pretrained_learning_rate if path else scratch_learning_rate
+        self.start = f"those of '{path}', its head, too" if path else "from scratch"
+        self.learning_rate = learning_rate
+        if rank() == 0:
+            text = self.report.table() if self.report else self.start
+            logger.info(f"Initial weights: {text}")
+
+    def write_report(self) -> None:
+        """Write what the training starts from: the load report, or for whole networks and from scratch a sentence."""
+        if self.report_path is None:
+            return
+        file = None if self.path is None else str(self.path)
+        text = self.report.to_json() if self.report else json.dumps({"file": file, "start": self.start}, indent=2)
+        with write_atomically(Path(self.report_path), "w") as target:
+            target.write(text)
+
+    def parameter_groups(
+        self, learning_rate: float | None = None, head_lr_multiplier: float = 1.0
+    ) -> list[dict[str, Any]]:
+        """Groups for an optimizer: the encoder at ``learning_rate``, all else at ``head_lr_multiplier`` times it.
+
+        A group's learning rate wins over the optimizer's own ``lr``: pass that one, as ``@optimizer::lr``.
+
+        Outside the encoder, parameters that require no gradient (a frozen first stage) are left out.
+
+        Args:
+            learning_rate: Defaults to None, that of ``init``.
+            head_lr_multiplier: Defaults to 1.
+        """
+        rate = self.learning_rate if learning_rate is None else learning_rate
+        if rank() == 0:
+            logger.info(f"Learning rate {rate:g}.")
+        encoder = list(encoder_of(self.network).parameters())
+        inside = set(map(id, encoder))
+        rest = [each for each in self.network.parameters() if id(each) not in inside and each.requires_grad]
+        groups = [{"params": encoder, "lr": rate}, {"params": rest, "lr": rate * head_lr_multiplier}]
+        return [group for group in groups if group["params"]]
+
+
+def seen_by(weights: Path) -> dict[str, list[dict[str, Any]]]:
+    """The cases of the card beside a weights file, each once, under ``initial_weights``."""
+    card = weights.with_name("card.json")
+    if not card.is_file():
+        return {}
+    splits = read_json(card).get("cases", {}).values()
+    cases = {case.get("sha256", case["image"]): case for split in splits for case in split}
+    return {"initial_weights": list(cases.values())}
+
+
+def load_network(network: nn.Module, path: str | os.PathLike) -> None:
+    """Load a bundle's own weights, encoder and head.
+
+    Raises:
+        InputError: they are of another network.
+    """
+    try:
+        network.load_state_dict(read_checkpoint(path)[0])
+    except RuntimeError as error:
+        fault = " ".join(str(error).split()[:40])
+        raise InputError(
+            f"'{path}' is of another network ({fault} ...); set network_name and its other options in "
+            "configs/train.json as they were in its training."
+        ) from error
+
+
+def initial_weights_path(
+    init: str, bundle_root: str | os.PathLike | None = None, released: str | os.PathLike | None = None
+) -> Path | None:
+    """The weights file that a config's ``init`` means, None from scratch; arguments as of :class:`InitialWeights`.
+
+    Raises:
+        InputError: ``init`` names no weights.
+    """
+    if init == "scratch":
+        return None
+    if init == "kinetics":
+        raise InputError("init 'kinetics' needs a file of 3D-ResNets-PyTorch; give its path: --init PATH.")
+    if init == "med3d":
+        return _released_encoder(bundle_root, released)
+    if Path(init).expanduser().is_file():
+        return Path(init).expanduser()
+    raise InputError(f"init must be scratch, med3d, kinetics or the path of a weights file, and '{init}' is no file.")
+
+
+def _released_encoder(bundle_root: str | os.PathLike | None, released: str | os.PathLike | None) -> Path:
+    bundle = Path(bundle_root or ".").resolve()
+    pretraining = bundle.parent / PRETRAINING
+    checkout = PACKAGE.parent / "bundles" / PRETRAINING
+    if not pretraining.is_dir() and checkout.is_dir():
+        pretraining = checkout  # a user's own bundle lies anywhere
+    path = Path(released) if released is not None else pretraining / "weights" / "model.pt"
+    if path.is_file():
+        return path
+    hint = "in a packed bundle use --init PATH"
+    for other, whose in ((pretraining, "those pretrained here"), (bundle, "those of this bundle")):
+        if (other / "models" / "model.pt").is_file():
+            hint = f"--init '{other / 'models' / 'model.pt'}' takes {whose}"
+            break
+    raise InputError(f"init 'med3d' finds no released encoder at '{path}'; {hint}, --init scratch does without.")

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import json
+import zipfile
+
+import pytest
+import torch
+from torch import nn
+
+from med3d_ext.networks import Segmenter
+from med3d_ext.networks.med3d import TwoStageSegmenter
+from med3d_ext.tools import cli
+from med3d_ext.tools.weights.release import released_bytes, rounded, saved
+
+
+def small_network():
+    return nn.Sequential(nn.Conv3d(1, 8, 3), nn.BatchNorm3d(8), nn.Conv3d(8, 16, 3))
+
+
+def as_trained(network, folder):
+    """Weights as a training leaves them."""
+    torch.save(network.state_dict(), folder / "model.pt")
+    (folder / "fingerprint.json").write_text('{"domains": {}}')
+    (folder / "card.json").write_text('{"network": "resnet10"}')
+    return folder / "model.pt"
+
+
+def release(*words):
+    return cli.main(["weights", "release", *map(str, words)])
+
+
+@pytest.fixture(scope="module")
+def network():
+    return Segmenter("resnet10")
+
+
+@pytest.fixture(scope="module")
+def state(network, tmp_path_factory):
+    """What plain torch.load makes of the network's released weights, and the share of its bytes."""
+    folder = tmp_path_factory.mktemp("network")
+    path = as_trained(network, folder)
+    assert release(path, folder / "released" / "model.pt") == 0
+    released = folder / "released" / "model.pt"
+    assert released.stat().st_size < 0.43 * path.stat().st_size
+    return torch.load(released, weights_only=True)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    (tmp_path / "trained").mkdir()
+    return as_trained(small_network(), tmp_path / "trained")
+
+
+def loaded(content, folder):
+    (folder / "loaded.pt").write_bytes(content)
+    return torch.load(folder / "loaded.pt", weights_only=True)
+
+
+def test_rounding_keeps_nine_bits_of_every_size_of_number():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(4, 8, 3, 3, 3, generator=generator) * 2.0 ** torch.arange(-20, 12).reshape(4, 8, 1, 1, 1)
+    error = (rounded(values).float() - values).abs()
+    assert bool((error <= torch.maximum(values.abs() * 2**-9, torch.tensor(2.0**-24))).all())
+    assert error.max() > 0
+    assert torch.equal(rounded(rounded(values)), rounded(values))
+
+
+def test_rounding_goes_to_the_nearest_and_ties_to_the_even():
+    step = 2.0**-8
+    given = torch.tensor([1 + step / 2, 1 + 1.5 * step, 1 + 0.6 * step, -1 - 0.4 * step, 0.0]).reshape(1, 1, 1, 1, 5)
+    wanted = torch.tensor([1, 1 + 2 * step, 1 + step, -1, 0]).reshape(given.shape)
+    assert torch.equal(rounded(given).float(), wanted)
+
+
+def test_it_is_more_precise_than_bfloat16():
+    values = torch.randn(64, 64, 3, 3, 3, generator=torch.Generator().manual_seed(0)) / 40
+    error = (rounded(values).float() - values).abs().mean()
+    assert error < 0.6 * (values.bfloat16().float() - values).abs().mean()
+
+
+def test_vectors_counters_and_values_beyond_half_precision_stay_as_they_are():
+    large = torch.full((1, 1, 1, 1, 1), 1e6)
+    for tensor in (torch.randn(7), torch.tensor(3), torch.randn(2, 3), large):
+        assert rounded(tensor) is tensor
+
+
+def test_the_network_loads_what_was_released(state, network):
+    other = Segmenter("resnet10")
+    other.load_state_dict(state)
+    before = network.state_dict()
+    for name, value in other.state_dict().items():
+        assert value.dtype == before[name].dtype
+        torch.testing.assert_close(value, before[name], rtol=2**-9, atol=2**-24)
+        if before[name].dim() < 2:
+            assert torch.equal(value, before[name]), name
+            assert state[name].dtype == before[name].dtype
+    assert state["encoder.conv1.weight"].dtype == torch.float16
+
+
+def test_the_logits_hardly_change(state, network):
+    other = Segmenter("resnet10")
+    other.load_state_dict(state)
+    image = torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        before, after = network.eval()(image), other.eval()(image)
+    assert 0 < (after - before).abs().max() < 0.01 * before.abs().max()
+
+
+def test_a_second_release_has_the_same_bytes(trained, tmp_path):
+    for folder in ("a", "b"):
+        release(trained, tmp_path / folder / "model.pt")
+    release(tmp_path / "a" / "model.pt", tmp_path / "c" / "model.pt")
+    contents = {(tmp_path / folder / "model.pt").read_bytes() for folder in "abc"}
+    assert len(contents) == 1
+    with zipfile.ZipFile(tmp_path / "a" / "model.pt") as archive:
+        assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+
+
+def test_equal_tensors_are_stored_once_and_still_shared_when_loaded(tmp_path):
+    cascade = TwoStageSegmenter(small_network(), small_network())
+    cascade.fine.load_state_dict(cascade.coarse.state_dict())  # equal values in storages of their own
+    content = released_bytes(cascade.state_dict())
+    assert len(content) < 1.2 * len(released_bytes(cascade.coarse.state_dict()))
+    state = loaded(content, tmp_path)
+    first, second = (state[f"{stage}.0.weight"] for stage in ("coarse", "fine"))
+    assert first.data_ptr() == second.data_ptr()
+    TwoStageSegmenter(small_network(), small_network()).load_state_dict(state)
+
+
+def test_a_view_is_stored_without_the_rest_of_its_storage(tmp_path):
+    whole = torch.arange(100_000.0)
+    content = saved({"x": whole[5:7], "y": whole[::50_000]})
+    assert len(content) < 5_000
+    state = loaded(content, tmp_path)
+    assert torch.equal(state["x"], whole[5:7])
+    assert torch.equal(state["y"], whole[::50_000])
+
+
+def test_fingerprint_and_card_come_along_and_the_card_says_what_was_rounded(trained, tmp_path):
+    release(trained, tmp_path / "new" / "model.pt")
+    assert (tmp_path / "new" / "fingerprint.json").read_bytes() == (trained.parent / "fingerprint.json").read_bytes()
+    card = json.loads((tmp_path / "new" / "card.json").read_text())
+    assert card == {
+        "network": "resnet10",
+        "precision": "convolutions rounded to 8 bits of mantissa, all else as trained",
+    }
+
+
+def test_what_is_missing_is_said(trained, tmp_path, capsys):
+    alone = tmp_path / "alone" / "model.pt"
+    alone.parent.mkdir()
+    alone.write_bytes(trained.read_bytes())
+    assert release(alone, tmp_path / "new" / "model.pt") == 0
+    said = capsys.readouterr().out
+    assert f"'{tmp_path / 'new' / 'model.pt'}': " in said
+    assert f"'{alone.parent / 'card.json'}' is missing: put it there" in said
+
+
+def test_nothing_is_replaced_unasked(trained, tmp_path, capsys):
+    out = tmp_path / "out" / "model.pt"
+    out.parent.mkdir()
+    out.with_name("card.json").write_text("kept")
+    assert release(trained, out) == 2
+    assert f"'{out.with_name('card.json')}' exists; give another folder or --overwrite." in capsys.readouterr().err
+    assert [path.name for path in out.parent.iterdir()] == ["card.json"]
+    assert release(trained, out, "--overwrite") == 0
+    assert release(trained, out.with_name("model.bin")) == 2
+    assert "out must end with .pt" in capsys.readouterr().err
