@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -77,10 +78,8 @@ class Running:
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send a signal to the command alone, or SIGKILL to it and all that it started."""
-        try:
+        with suppress(ProcessLookupError):
             (os.killpg if number == signal.SIGKILL else os.kill)(self.pid, number)
-        except ProcessLookupError:
-            pass
 
     def text(self) -> str:
         """What it has printed so far."""
@@ -136,8 +135,8 @@ class Shell:
 
     def close(self) -> None:
         """End the template process."""
-        self.process.stdin.close()  # type: ignore[union-attr]
-        self.process.wait(10)
+        self.process.kill()
+        self.process.wait()
         self.logs.cleanup()
 
 

@@ -44,10 +44,12 @@ def tensors(value: Any) -> Any:
 
 
 def lasting(value: Any) -> Any:
-    """A JSON value without its times."""
+    """A JSON value without its times and places."""
     if isinstance(value, dict):
         return {key: lasting(item) for key, item in value.items() if not VOLATILE.search(key)}
-    return [lasting(item) for item in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [lasting(item) for item in value]
+    return value.rpartition("/")[2] if isinstance(value, str) else value  # of a path the name
 
 
 def differing(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:

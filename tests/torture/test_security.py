@@ -17,6 +17,7 @@ import tiny
 import torch
 from catalogue import Code
 from commands import MED3D, MONAI, REPOSITORY, refused, train_words, tree
+from results import differing
 
 pytestmark = pytest.mark.quick
 SOURCES = [
@@ -42,13 +43,11 @@ def test_torch_load_is_only_called_for_tensors():
 
 
 def test_nothing_is_unpickled_evaluated_or_given_to_a_shell():
-    forbidden = (
-        r"(pickle|dill|joblib|shelve|marshal)\.loads?|eval|exec|os\.system|os\.popen|yaml\.(unsafe_)?load|np\.load"
-    )
+    forbidden = r"(pickle|dill|joblib|shelve|marshal)\.loads?|eval|exec|os\.system|os\.popen|yaml\.(unsafe_)?load"
     found = [f"{path}:{node.lineno} {name}" for path, node, name in calls() if re.fullmatch(forbidden, name)]
     assert found == []
-    shells = [path for path, node, _ in calls() for word in node.keywords if word.arg == "shell"]
-    assert shells == []
+    words = [(path, word.arg, ast.unparse(word.value)) for path, node, _ in calls() for word in node.keywords]
+    assert [word for word in words if word[1] == "shell" or word[1:] == ("allow_pickle", "True")] == []
 
 
 CARRIERS = {
@@ -128,7 +127,11 @@ def test_an_archive_that_is_not_a_plain_bundle_is_refused_and_leaves_nothing(nam
     before = tree(place)
     done = shell.run(MED3D, "zoo", "fetch", "own", "--source", "zoo", "--output", "out", folder=place)
     refused(done, code=2)
-    assert tree(place) == before and not Path("/tmp/torture-evil").exists() and not (place.parent / "evil").exists()
+    assert (
+        differing(tree(place), before) == []
+        and not Path("/tmp/torture-evil").exists()
+        and not (place.parent / "evil").exists()
+    )
 
 
 def test_an_archive_that_unpacks_to_gigabytes_is_refused(shell, place):
@@ -137,7 +140,7 @@ def test_an_archive_that_unpacks_to_gigabytes_is_refused(shell, place):
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr(*METADATA)
         with file.open("own/docs/README.md", "w") as entry:
-            for _ in range(2048):
+            for _ in range(1024):
                 entry.write(bytes(1 << 20))
     (place / "zoo").mkdir()
     (place / "zoo/own_v0.1.0.zip").write_bytes(content.getvalue())
@@ -220,6 +223,8 @@ def test_nothing_calls_home(task, trained, data, shell, place):
 
 def test_no_server_of_the_project_listens_to_other_machines():
     found = [
-        path for path in SOURCES if re.search(r"0\.0\.0\.0|\.bind\(|HTTPServer|uvicorn|\.listen\(", path.read_text())
+        path
+        for path in SOURCES
+        if re.search(r"0\.0\.0\.0|import socket|HTTPServer|uvicorn|\.listen\(", path.read_text())
     ]
     assert found == []

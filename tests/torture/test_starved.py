@@ -28,10 +28,14 @@ def test_prepare_into_read_only_data_names_the_way_out(data, shell, place, mount
     refused(done, "source", "output", code=2)
 
 
-def test_a_read_only_bundle_predicts_checks_and_packs(trained, shell, place, mount):
+def test_a_read_only_bundle_predicts_checks_and_packs(trained, data, shell, place, mount):
     tiny.images(place / "scans")
     own = mount("own", source=trained)
-    for words in (["predict", own, "scans", "--output", "out"], ["check", own], ["zoo", "pack", own, "zoo"]):
+    for words in (
+        ["predict", own, "scans", "--output", "out"],
+        ["check", own, "--dataset_dir", data[BUNDLE]],
+        ["zoo", "pack", own, "zoo"],
+    ):
         done = shell.run(MED3D, *words, folder=place)
         assert done.code == 0, done
 
