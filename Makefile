@@ -8,7 +8,7 @@ DEPLOY_VENV ?= .venv-deploy
 BUNDLE  = bundles/lits_coarse
 DEMO_OPTIONS = --output_dir $(DEMO)/eval --ckpt_dir $(DEMO)/models
 
-.PHONY: demo test test-slow label-test deploy-test lint docs clean
+.PHONY: demo test test-slow torture torture-quick fuzz label-test deploy-test lint docs clean
 
 $(VENV)/base: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed, this is ' + sys.version)"
@@ -37,6 +37,18 @@ test: $(VENV)/test
 
 test-slow: $(VENV)/test
 	$(RUN) -m pytest -m slow
+
+# Interrupted, starved, fed rubbish, attacked: under 40 minutes on two cores. TORTURE_SEED=1 draws other moments and inputs.
+torture: $(VENV)/test
+	$(RUN) -m pytest tests/torture -m torture -n 2 --dist worksteal
+
+# Its part of two minutes.
+torture-quick: $(VENV)/test
+	$(RUN) -m pytest tests/torture -m quick -n 2 --dist worksteal
+
+# Ten minutes for each reader.
+fuzz: $(VENV)/test
+	TORTURE_FUZZ_SECONDS=600 $(RUN) -m pytest tests/torture/test_fuzz.py -m torture -n 2
 
 # MONAI Label really started, in an environment of its own (3 GB); minutes for each bundle.
 $(LABEL_VENV)/done: tests/label/requirements.txt
