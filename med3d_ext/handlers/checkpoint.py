@@ -332,9 +332,11 @@ class ResumableCheckpoint:
             setattr(self.lr_scheduler, name, length)
             if rank() == 0:
                 logger.info(f"the learning rate now falls within {length} epochs, not {former}")
-            if self.lr_scheduler.last_epoch >= former and hasattr(self.lr_scheduler, "_get_closed_form_lr"):
+            is_function = isinstance(self.lr_scheduler, torch.optim.lr_scheduler.LambdaLR)
+            name_of_rates = "get_lr" if is_function else "_get_closed_form_lr"
+            if self.lr_scheduler.last_epoch >= former and hasattr(self.lr_scheduler, name_of_rates):
                 # At the end of a schedule the rate is 0, and the recursion would leave it there.
-                rates = self.lr_scheduler._get_closed_form_lr()
+                rates = getattr(self.lr_scheduler, name_of_rates)()
                 for group, rate in zip(self.optimizer.param_groups, rates):
                     group["lr"] = rate
                 self.lr_scheduler._last_lr = rates
