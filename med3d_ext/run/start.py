@@ -14,6 +14,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from med3d_ext.errors import InputError
+from med3d_ext.run.moved import refuse_moved
 from med3d_ext.run.one_line import one_line_errors
 from med3d_ext.run.options import as_meant, check_options
 from med3d_ext.run.overrides import (
@@ -54,6 +55,7 @@ class StartRun:
         files, overrides = run_arguments()
         if arguments:
             one_line_errors()
+            refuse_moved(_read(files), _names(files))
             if arguments.get("tracking") is not None:
                 overrides = {key: value for key, value in overrides.items() if key not in TRACKING_SETTINGS}
             check_overrides(_read(files), {k: v for k, v in overrides.items() if k != "debug"}, _names(files))
