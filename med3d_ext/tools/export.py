@@ -73,9 +73,9 @@ def _network(configs: BundleConfigs, part: str) -> nn.Module:
         weights = configs.value("inference", "weights")
     network = configs.value("inference", "network_def")
     load_network(network, weights)
-    if part and part not in dict(network.named_children()):
-        names = ", ".join(name for name, _ in network.named_children())
-        raise InputError(f"part must be one of {names}, got '{part}'.")
+    parts = [name for name, child in network.named_children() if any(True for _ in child.parameters())]
+    if part and part not in parts:
+        raise InputError(f"part must be one of {', '.join(parts)}, got '{part}'.")
     return (getattr(network, part) if part else network).float().eval()
 
 

@@ -18,7 +18,7 @@ RATINGS = ((1, 2), (5, 4), (2, 2), (5, 5), (3, 4))  # the last lies between the 
 def write_patients(src: Path) -> Path:
     for number, ratings in enumerate(RATINGS, start=1):
         chest = Chest(uid=f"1.2.{number}", patient=f"LIDC-IDRI-000{number}")
-        ball = chest.ball(chest.middle(), 6)
+        ball = chest.ball(chest.middle(), 6 + number)  # one image in several patients is refused
         folder = chest.write(src / chest.patient / "series", ball)
         chest.write_xml(folder / "069.xml", *([drawn(ball, rating)] for rating in ratings))
     return src

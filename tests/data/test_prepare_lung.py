@@ -114,8 +114,8 @@ def test_a_second_fold_reads_no_voxel(tmp_path, monkeypatch):
     root = write_visceral(tmp_path / "v", 1)
     options = {"num_classes": 2, "folds": 4}
     PreparedData("lung", str(root), str(tmp_path / "run"), options={**options, "fold": 0})
-    for module in ("fingerprint.read_voxels", "lung_labels.load_volume"):
-        monkeypatch.setattr(f"med3d_ext.data.{module}", None)
+    for module in ("data.fingerprint.read_voxels", "tools.layouts.lung_labels.load_volume"):
+        monkeypatch.setattr(f"med3d_ext.{module}", None)
     PreparedData("lung", str(root), str(tmp_path / "run"), options={**options, "fold": 1})
 
 

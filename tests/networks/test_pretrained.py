@@ -390,7 +390,7 @@ def test_one_process_of_many_tells(encoder, tmp_path, caplog, monkeypatch):
 
 
 def test_init_without_weights_is_refused_with_a_way_out(tmp_path, monkeypatch):
-    monkeypatch.setattr("med3d_ext.weights.initial.PACKAGE", tmp_path / "packed" / "med3d_ext")
+    monkeypatch.setattr("med3d_ext.__file__", str(tmp_path / "packed" / "med3d_ext" / "__init__.py"))
     network, bundle = nn.Identity(), tmp_path / "lung_segmentation"
     with pytest.raises(InputError, match="no released encoder at .*packed bundle use --init PATH"):
         InitialWeights(network, "med3d", bundle)
