@@ -185,7 +185,7 @@ class PreparedData:
 
     @property
     def seen(self) -> dict[str, list[dict[str, Any]]]:
-        """Cases that the weights have seen which a labelling server's training goes on from; by split, as in a card."""
+        """Cases that the weights have seen which a labelling server's training starts from; by split, as in a card."""
         card = self.served.with_name("card.json") if self.served else None
         return read_json(card).get("cases", {}) if card is not None and card.is_file() else {}
 

@@ -1,4 +1,4 @@
-"""What lies beside the weights: the fingerprint that inference reads, and the card that says what the weights saw."""
+"""What is next to the weights: the fingerprint that inference reads, and the card that says what the weights saw."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def is_command() -> bool:
 
 
 def input_error_message(error: BaseException | None) -> str | None:
-    """The message of the InputError behind ``error``; None where there is none.
+    """The message of the InputError behind ``error``; None if there is none.
 
     MONAI wraps what goes wrong in components and transforms, and worker processes pass exceptions on as text.
     """

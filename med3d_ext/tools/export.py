@@ -29,8 +29,8 @@ OF_THE_WEIGHTS = re.compile(r"@(weights|ckpt_dir|bundle_root)\b")
 def export(bundle: str, out: str, *, part: str = "", overwrite: bool = False, **overrides: Any) -> str:
     """Write network and weights as TorchScript (`.ts`) or ONNX (`.onnx`) and compare its output with the network's.
 
-    A `.ts` also holds the metadata and an inference.json that needs no file beside it, as MONAI Deploy reads them; keep
-    its name. An `.onnx` is for the grid that the weights were trained on, with any batch size.
+    A `.ts` also holds the metadata and an inference.json that needs no file next to it, as MONAI Deploy reads them;
+    keep its name. An `.onnx` is for the grid that the weights were trained on, with any batch size.
 
     Args:
         bundle: a bundle's folder or name; its trained, else its released weights are taken.

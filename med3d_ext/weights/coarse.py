@@ -1,4 +1,4 @@
-"""A trained first stage put into the two-stage network, with what must travel beside the weights (section 3.3)."""
+"""A trained first stage put into the two-stage network, with what must travel next to the weights (section 3.3)."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ NO_COARSE_STAGE = (
 class CoarseStage:
     """Load a coarse network into ``network.coarse`` and freeze it: no gradient, no optimizer, no moving statistics.
 
-    The coarse network's grid is a fact that inference needs, and its cases were seen by the cascade: both go beside the
-    new weights. Its intensity window must be the fine network's, because the cascade windows an image once.
+    The coarse network's grid is a fact that inference needs, and its cases were seen by the cascade: both go next to
+    the new weights. Its intensity window must be the fine network's, because the cascade windows an image once.
 
     Args:
         network: the two-stage network.
-        weights: a weights file of the coarse network or of a whole cascade; the name of a bundle beside this one, whose
-            trained, else released weights are taken where they fit; or None for no coarse stage. In a labelling server
+        weights: a weights file of the coarse network or of a whole cascade; the name of a bundle next to this one,
+            whose trained, else released weights are taken where they fit; or None for no coarse stage. In a labelling server
             the coarse network is that of the weights which are served.
         hu_window: the fine network's intensity window (HU).
         bundle_root: this bundle's folder. Defaults to the working directory.
@@ -79,7 +79,7 @@ class CoarseStage:
         elif path.is_file():
             self._load(path)
         elif path.name != str(path) or path.suffix:
-            raise InputError(f"coarse_weights must be a file, a bundle's name or null, and '{weights}' is no file.")
+            raise InputError(f"coarse_weights must be a file, a bundle's name or null, and '{weights}' is not a file.")
         else:
             self._load_from_bundle(Path(bundle_root).resolve().parent / path)
 
@@ -121,7 +121,7 @@ class CoarseStage:
 
 
 class CoarseRestart:
-    """Puts the coarse weights in again after a training was continued, so that they fit the facts written beside them.
+    """Puts the coarse weights in again after a training was continued, so that they fit the facts written next to them.
 
     List it after the handler that restores the training.
 
@@ -160,7 +160,7 @@ def read_coarse(path: str | os.PathLike, expected: Mapping[str, Tensor], hu_wind
     """Read the coarse network from a file of its own or of a whole cascade, and check that it fits.
 
     Args:
-        path: the weights file, ``fingerprint.json`` beside it.
+        path: the weights file, ``fingerprint.json`` next to it.
         expected: the state dict that its tensors must fit.
         hu_window: the window (HU) that the cascade gives both networks.
 

@@ -43,14 +43,14 @@ def read_checkpoint(path: str | os.PathLike, sha256: str | None = None) -> tuple
         sha256: hash that the file must have. Defaults to None, any.
 
     Returns:
-        the state dict under the file's own names, and the keys of the checkpoint around it (empty where there is none).
+        the state dict under the file's own names, and the keys of the checkpoint around it (empty if there is none).
 
     Raises:
         InputError: no such file, another hash, damaged, holding code, or without tensors.
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"'{path}' is no file; give the path of a weights file.")
+        raise InputError(f"'{path}' is not a file; give the path of a weights file.")
     if sha256 is not None:
         check_sha256(path, sha256)
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)

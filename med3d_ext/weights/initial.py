@@ -77,7 +77,7 @@ class InitialWeights:
         network: an encoder or a network with one, see :func:`encoder_of`.
         init: `scratch`; `med3d`, the released encoder; `kinetics`, which has no released file and is refused with a
             sentence; or the path of a weights file.
-        bundle_root: the bundle's folder; the released encoder is looked for beside it, then in the checkout that this
+        bundle_root: the bundle's folder; the released encoder is looked for next to it, then in the checkout that this
             package lies in. Defaults to None.
         released: the released encoder's file, where it lies elsewhere. Defaults to None.
         report_path: where :meth:`write_report` writes the report as JSON. Defaults to None, nowhere.
@@ -93,7 +93,7 @@ class InitialWeights:
         path: the weights' file, None from scratch.
         report: the load report, None from scratch.
         learning_rate: the one to train with.
-        seen: ``initial_weights``, the cases that they have seen by the card beside them; nothing without a card. Cases
+        seen: ``initial_weights``, the cases that they have seen by the card next to them; nothing without a card. Cases
             of weights that a labelling server serves are the run's own.
 
     Raises:
@@ -168,7 +168,7 @@ class InitialWeights:
 
 
 def seen_by(weights: Path) -> dict[str, list[dict[str, Any]]]:
-    """The cases of the card beside a weights file, each once, under ``initial_weights``."""
+    """The cases of the card next to a weights file, each once, under ``initial_weights``."""
     card = weights.with_name("card.json")
     if not card.is_file():
         return {}
@@ -209,7 +209,9 @@ def initial_weights_path(
         return _released_encoder(bundle_root, released)
     if Path(init).expanduser().is_file():
         return Path(init).expanduser()
-    raise InputError(f"init must be scratch, med3d, kinetics or the path of a weights file, and '{init}' is no file.")
+    raise InputError(
+        f"init must be scratch, med3d, kinetics or the path of a weights file, and '{init}' is not a file."
+    )
 
 
 def _released_encoder(bundle_root: str | os.PathLike | None, released: str | os.PathLike | None) -> Path:

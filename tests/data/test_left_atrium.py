@@ -75,7 +75,7 @@ def test_the_set_takes_the_place_of_the_decathlons_hearts(tmp_path: Path) -> Non
 def test_a_set_without_labels_is_refused(tmp_path: Path) -> None:
     write_nrrd(tmp_path / "patient" / "lgemri.nrrd", np.zeros((4, 4, 4), np.uint8))
     assert is_left_atrium(tmp_path)
-    with pytest.raises(InputError, match="no laendo file beside any of them"):
+    with pytest.raises(InputError, match="no laendo file next to any of them"):
         read_left_atrium(tmp_path)
 
 

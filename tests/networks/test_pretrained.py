@@ -396,7 +396,7 @@ def test_init_without_weights_is_refused_with_a_way_out(tmp_path, monkeypatch):
         InitialWeights(network, "med3d", bundle)
     with pytest.raises(InputError, match="init 'kinetics' needs a file.*--init PATH"):
         InitialWeights(network, "kinetics")
-    with pytest.raises(InputError, match="init must be scratch, med3d, kinetics or the path .*'2024' is no file"):
+    with pytest.raises(InputError, match="init must be scratch, med3d, kinetics or the path .*'2024' is not a file"):
         InitialWeights(network, 2024)
     trained = tmp_path / "pretrain_3dseg8" / "models" / "model.pt"
     trained.parent.mkdir(parents=True)

@@ -43,7 +43,7 @@ def check_shapes(configs: BundleConfigs) -> Iterator[Finding]:
 
 
 def check_weights(configs: BundleConfigs) -> Iterator[Finding]:
-    """What inference would load: names, shapes, finite values, and the fingerprint beside it."""
+    """What inference would load: names, shapes, finite values, and the fingerprint next to it."""
     try:
         with quiet():
             path = find_weights(configs.folder, configs.value("inference", "ckpt_dir"))
@@ -58,7 +58,7 @@ def check_weights(configs: BundleConfigs) -> Iterator[Finding]:
         yield warning("weights", f"'{path.with_name('card.json')}' is missing: nobody can tell which cases were seen.")
     served = min((file.name for file in path.parent.glob("*.pt")), key=len)
     if served != path.name and len(served) < len(path.name):
-        yield warning("weights", f"MONAI Label would serve '{served}' beside it (the shortest name); move it away.")
+        yield warning("weights", f"MONAI Label would serve '{served}' instead of it (the shortest name); move it away.")
     if not faults:
         yield ok("weights", f"'{path}' fits the network; trained on {', '.join(domains)}")
 
