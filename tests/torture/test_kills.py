@@ -47,7 +47,7 @@ def lidc(folder: Path) -> None:
     for number in (1, 2):
         chest = Chest(shape=(40, 40, 16), uid=f"1.2.{number}", patient=f"LIDC-IDRI-000{number}")
         scan = folder / f"scan{number}"
-        chest.write(scan, chest.ball(chest.middle(), 5))
+        chest.write(scan, chest.ball(chest.middle(), 4 + number))
         square = [(15, 15), (25, 15), (25, 25), (15, 25), (15, 15)]
         drawn = Drawn([Roi(slice_, square) for slice_ in (7, 8, 9)], malignancy=4 * number - 3)
         chest.write_xml(scan / "reading.xml", [drawn], [drawn])

@@ -210,7 +210,7 @@ def test_nothing_calls_home(task, trained, data, shell, place):
         "predict": (MED3D, ["predict", trained, "scans", "--output", "out"]),
         "prepare": (MED3D, ["prepare", "lits", "data", "--output", "out"]),
         "evaluate": (MED3D, ["evaluate", "data/labelsTr", "data/labelsTr"]),
-        "check": (MED3D, ["check", trained]),
+        "check": (MED3D, ["check", trained, "--dataset_dir", data["pretrain_3dseg8"]]),
         "pack": (MED3D, ["zoo", "pack", trained, "zoo"]),
         "fetch": (MED3D, ["zoo", "fetch", "own", "--source", "zoo", "--output", "out"]),
     }
