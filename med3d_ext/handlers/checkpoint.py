@@ -26,6 +26,7 @@ from med3d_ext.run.overrides import truth
 from med3d_ext.run.provenance import versions
 from med3d_ext.run.rank import rank, wait_for_all
 from med3d_ext.run.start import effective_config
+from med3d_ext.weights.files import fit
 from med3d_ext.weights.labelling import SERVER
 
 logger = logging.getLogger(__name__)
@@ -299,9 +300,8 @@ class ResumableCheckpoint:
 
     def _restore(self, state: dict[str, Any], engine: Any) -> None:
         network = unwrapped(self.network)
-        expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-        if expected != {key: tuple(value.shape) for key, value in state["model"].items()}:
-            raise self._refusal("is of another network")
+        if faults := fit(state["model"], network.state_dict()):
+            raise self._refusal(f"is of another network: it {faults[0]}")
         network.load_state_dict(state["model"])
         try:
             self.optimizer.load_state_dict(state["optimizer"])

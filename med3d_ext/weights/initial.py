@@ -15,7 +15,7 @@ from med3d_ext.errors import InputError
 from med3d_ext.io.files import read_json, write_atomically
 from med3d_ext.run.overrides import truth
 from med3d_ext.run.rank import rank
-from med3d_ext.weights.files import check_sha256, download_weights, read_checkpoint, write_state
+from med3d_ext.weights.files import check_sha256, download_weights, fit, read_checkpoint, write_state
 from med3d_ext.weights.labelling import weights_to_continue
 from med3d_ext.weights.loading import adapt_stem, encoder_of, load_encoder, read_weights
 from med3d_ext.weights.report import LoadReport
@@ -183,14 +183,13 @@ def load_network(network: nn.Module, path: str | os.PathLike) -> None:
     Raises:
         InputError: they are of another network.
     """
-    try:
-        network.load_state_dict(read_checkpoint(path)[0])
-    except RuntimeError as error:
-        fault = " ".join(str(error).split()[:40])
+    state, _ = read_checkpoint(path)
+    if faults := fit(state, network.state_dict()):
         raise InputError(
-            f"'{path}' is of another network ({fault} ...); set network_name and its other options in "
+            f"'{path}' is of another network: it {faults[0]}; set network_name and its other options in "
             "configs/train.json as they were in its training."
-        ) from error
+        )
+    network.load_state_dict(state)
 
 
 def initial_weights_path(
