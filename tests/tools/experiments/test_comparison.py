@@ -173,7 +173,7 @@ def test_what_a_bundle_lacks_is_said_in_one_sentence(make, bundle, name) -> None
         ({"options": {"initial_weights::scratch_learning_rate": "fast"}}, "rate of bundle 'small' must"),
         ({"inits": ["med3d"]}, "inits must hold scratch"),
         ({"inits": ["scratch", "kinetics"]}, "init 'kinetics' needs a file"),
-        ({"inits": ["scratch", "missing.pt"]}, "'missing.pt' is no file"),
+        ({"inits": ["scratch", "missing.pt"]}, "'missing.pt' is not a file"),
         ({"inits": ["scratch", "a b=missing.pt"]}, "the name of letters and digits"),
         ({"inits": ["scratch", "x=scratch"]}, "must give weights as NAME=PATH, got 'x=scratch'"),
         ({"inits": ["scratch", "scratch"]}, "inits must have different names, got 'scratch' twice"),
