@@ -101,7 +101,7 @@ class Shell:
     def __post_init__(self) -> None:
         env = {**environment(), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, str(TORTURE / "template.py")]
-        self.process = subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=env)
+        self.process = subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=env, start_new_session=True)
         self.answer()
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
