@@ -106,6 +106,7 @@ class Shell:
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Send a request to the template process."""
+        assert self.process.poll() is None, f"the template process has ended with {self.process.returncode}"
         self.process.stdin.write(json.dumps(request) + "\n")  # type: ignore[union-attr]
         self.process.stdin.flush()  # type: ignore[union-attr]
         return self.answer()
