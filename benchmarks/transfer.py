@@ -34,9 +34,9 @@ from med3d_ext.data.splits import split_cases
 from med3d_ext.engines import computes_bfloat16
 from med3d_ext.errors import InputError
 from med3d_ext.handlers.freeze import stop_statistics
-from med3d_ext.networks import DenseASPPSegmenter
+from med3d_ext.networks import DenseASPP, ResNetEncoder, SegmentationNetwork
 from med3d_ext.transforms import LoadVolumed, MergeLabelsd, PercentileNormalized, RandTargetCropd, ResampleToGridd
-from med3d_ext.weights.initial import InitialWeights, encoder_of
+from med3d_ext.weights.initial import InitialWeights
 
 
 @dataclass(frozen=True)
@@ -169,10 +169,10 @@ def run(task: Task, arm: Arm, fold: int, folds: int, seed: int, steps: Sequence[
     """Train one network, and yield the part of a row that each of ``steps`` measures."""
     torch.manual_seed(seed)
     training, test = task.fold(fold, folds)
-    network = DenseASPPSegmenter(num_classes=task.num_classes)
+    encoder = ResNetEncoder("resnet10")
+    network = SegmentationNetwork(encoder, DenseASPP(encoder.channels[-1]), task.num_classes, dropout=0.1)
     initial = InitialWeights(network, arm.init, learning_rate=arm.learning_rate)
     network = network.to(memory_format=torch.channels_last_3d)
-    encoder = encoder_of(network)
     rate = arm.learning_rate * arm.encoder_multiplier
     optimizer = torch.optim.AdamW(initial.parameter_groups(rate, 1 / arm.encoder_multiplier), weight_decay=0.01)
     loss_function = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)

@@ -72,7 +72,7 @@ def test_a_path_is_not_taken_for_the_name_at_its_end(make) -> None:
 
 def test_a_folder_without_metadata_is_named_as_such(make, tmp_path) -> None:
     (tmp_path / "work" / "lits_corse").mkdir()
-    with pytest.raises(InputError, match="'lits_corse' is no bundle, it has no configs/metadata.json; the nearest is"):
+    with pytest.raises(InputError, match="'lits_corse' is not a bundle, it has no configs/metadata.json; the nearest"):
         find_bundle("lits_corse")
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from med3d_ext.data.fingerprint import sha256
-from med3d_ext.data.prepare import PreparedData
+from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.errors import InputError
 from med3d_ext.handlers.card import WeightsCard
 from med3d_ext.networks import Segmenter

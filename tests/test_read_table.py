@@ -26,7 +26,7 @@ def test_a_quoted_cell_may_hold_commas(tmp_path):
         (b"", "has no column 'x'; its first line must name x, y"),
         (b"x,z\n1,2\n", "has no column 'y'"),
         (b"x,y\n", "has no rows"),
-        (b"x,y\n\xff\xfe,1\n", "is no table in UTF-8"),
+        (b"x,y\n\xff\xfe,1\n", "is not a table in UTF-8"),
     ],
 )
 def test_what_is_no_such_table_is_refused_by_name(content, message, tmp_path):

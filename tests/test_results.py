@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
-RECORDS = sorted((DOCS / "results").glob("*.json"))
+TRANSFER = DOCS / "results" / "transfer_search.json"
+RECORDS = sorted(path for path in (DOCS / "results").glob("*.json") if path != TRANSFER)
 PAGE = (DOCS / "results.md").read_text(encoding="utf-8")
 
 
@@ -36,3 +38,24 @@ def test_the_records_means_are_those_of_its_cases(path: Path):
             values = [row[name] for row in record["cases"] if row["domain"] == domain and row[name] == row[name]]
             assert len(values) == facts["n"]
             assert sum(values) / len(values) == pytest.approx(facts["mean"], abs=2e-4)
+
+
+def test_the_table_of_transfer_says_what_its_rows_say():
+    page = (DOCS / "pretraining.md").read_text(encoding="utf-8")
+    rows = json.loads(TRANSFER.read_text(encoding="utf-8"))["rows"]
+    table = re.findall(r"^\| (\w+) \| (\S+) \| (\d+) \| (\d+) \| ([\d. |]+) \|$", page, re.MULTILINE)
+    assert table
+    for task, arm, runs, cases, figures in table:
+        own = [row for row in rows if (row["task"], row["arm"]) == (task, arm)]
+        means = {
+            step: [row["mean"] for row in own if row["step"] == step] for step in sorted({row["step"] for row in own})
+        }
+        assert figures.split(" | ") == [three(sum(each) / len(each)) for each in means.values()]
+        assert {len(each) for each in means.values()} == {int(runs)}
+        assert len({case for row in own for case in row["dice"]}) == int(cases)
+
+
+def test_the_rows_of_transfer_are_the_means_of_their_cases():
+    for row in json.loads(TRANSFER.read_text(encoding="utf-8"))["rows"]:
+        values = [value for case in row["dice"].values() for value in case if value is not None]
+        assert sum(values) / len(values) == pytest.approx(row["mean"], abs=2e-4)

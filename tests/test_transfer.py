@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from med3d_ext.errors import InputError
+from med3d_ext.networks import ResNetEncoder
 from med3d_ext.tools.phantoms.dataset import phantom_dataset
 
 FILE = Path(__file__).parents[1] / "benchmarks" / "transfer.py"
@@ -81,24 +82,21 @@ def test_other_weights_or_settings_under_a_name_are_measured_anew(transfer, data
 
 
 def test_frozen_statistics_and_a_frozen_encoder_leave_it_as_it_was(transfer, data, tmp_path, monkeypatch):
-    from med3d_ext.networks import DenseASPPSegmenter
-    from med3d_ext.weights.initial import encoder_of
-
     made = []
 
-    class Kept(DenseASPPSegmenter):
-        def __init__(self, **options):
-            super().__init__(**options)
+    class Kept(ResNetEncoder):
+        def __init__(self, name):
+            super().__init__(name)
             made.append(self)
 
-    start = DenseASPPSegmenter()
-    torch.save(encoder_of(start).state_dict(), tmp_path / "encoder.pt")
-    monkeypatch.setattr(transfer, "DenseASPPSegmenter", Kept)
+    start = ResNetEncoder("resnet10")
+    torch.save(start.state_dict(), tmp_path / "encoder.pt")
+    monkeypatch.setattr(transfer, "ResNetEncoder", Kept)
     arm = transfer.Arm(init=str(tmp_path / "encoder.pt"), heads_first=1, statistics="frozen")
     task = transfer.Task("phantom", data, tmp_path / "work")
-    before = encoder_of(start).state_dict()
+    before = start.state_dict()
     for row in transfer.run(task, arm, 0, 2, 0, [1, 2]):
-        now = encoder_of(made[0]).state_dict()
+        now = made[0].state_dict()
         same = {name for name in before if torch.equal(before[name], now[name])}
         statistics = {name for name in before if "running" in name or "tracked" in name}
         assert same == (set(before) if row["step"] == 1 else statistics)

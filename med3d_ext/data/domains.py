@@ -193,7 +193,7 @@ def label_values(domain: Mapping[str, Any], num_classes: int | None = None) -> d
     """Class of the network to its values in the label files, the lowest first, which predictions carry.
 
     Args:
-        domain: the facts beside the weights.
+        domain: the facts next to the weights.
         num_classes: see :func:`label_map_of`.
     """
     values: dict[str, list[int]] = {"0": [0]}

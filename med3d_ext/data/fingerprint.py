@@ -47,7 +47,7 @@ def read_header(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def label_map(case: Mapping[str, Any]) -> str | None:
-    """The file of a case's label map: its label, or where that is a class its ``mask``; None where there is none."""
+    """The file of a case's label map: its label, or where that is a class its ``mask``; None if there is none."""
     return case["label"] if isinstance(case.get("label"), str) else case.get("mask")
 
 
@@ -134,7 +134,7 @@ def scan_cases(
         known: cases of an earlier fingerprint.
         channel: channel of 4D images.
         foreground: refuse labels without foreground.
-        progress: called with one line as the pass goes on.
+        progress: called with one line as the pass proceeds.
         faults: collects what is wrong with a case.
         workers: volumes read at once; each needs about five times its float32 size.
 
@@ -177,7 +177,7 @@ def summarize(cases: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def weights_domains(weights: str | os.PathLike) -> dict[str, dict[str, Any]]:
-    """The facts of every domain that weights were trained on, from the ``fingerprint.json`` beside them.
+    """The facts of every domain that weights were trained on, from the ``fingerprint.json`` next to them.
 
     Args:
         weights: the weights' file.

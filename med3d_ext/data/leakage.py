@@ -21,7 +21,7 @@ def seen_cases(card: str | os.PathLike) -> dict[str, str]:
     """SHA-256 of every image that weights were trained on or chosen by, with a name to print.
 
     Args:
-        card: the ``card.json`` beside the weights, or a ``fingerprint.json``, whose test cases do not count.
+        card: the ``card.json`` next to the weights, or a ``fingerprint.json``, whose test cases do not count.
 
     Raises:
         InputError: when the file is neither.
@@ -34,7 +34,7 @@ def seen_cases(card: str | os.PathLike) -> dict[str, str]:
         domains = content["domains"].items()
         entries = [(case.get("split", "training"), name, case) for name, domain in domains for case in domain["cases"]]
     else:
-        raise InputError(f"'{card}' is neither a card.json nor a fingerprint.json; give the one beside the weights.")
+        raise InputError(f"'{card}' is neither a card.json nor a fingerprint.json; give the one next to the weights.")
     for split, domain, case in entries:
         if split == "test":
             continue
@@ -78,7 +78,7 @@ def leakage(card: str, datalist: str) -> str:
     same scan in a file that was written anew is not recognized.
 
     Args:
-        card: `card.json` or `fingerprint.json` beside the weights.
+        card: `card.json` or `fingerprint.json` next to the weights.
         datalist: a list of cases in the Decathlon's format.
     """
     seen, cases = seen_cases(card), listed_cases(datalist)
@@ -103,7 +103,7 @@ class Evaluated:
     """What must be known before the figures of an evaluation: cases that its weights have seen, classes of other names.
 
     Args:
-        weights: the weights' file; the card and the facts beside it tell what they have seen and segment.
+        weights: the weights' file; the card and the facts next to it tell what they have seen and segment.
         data: the prepared data that is evaluated.
         num_classes: classes from this number on are not compared: a network of one target of LiTS's two. Defaults to
             None: all are.
@@ -177,7 +177,7 @@ def unseen(items: list[dict[str, Any]], weights: str | os.PathLike, split: str =
 
     Args:
         items: dataset items with ``sha256``.
-        weights: the weights' file; the card beside it tells what they have seen. Without a card nothing is checked.
+        weights: the weights' file; the card next to it tells what they have seen. Without a card nothing is checked.
         split: what is evaluated; only "test" is checked.
 
     Raises:

@@ -28,4 +28,5 @@ def scans_without_target(folder: str | None, domain: str) -> list[dict[str, Any]
     for image in images:
         if Path(image).is_dir():
             raise InputError(f"negatives must be image files, and '{image}' is a DICOM series; convert it to NIfTI.")
-    return [{"image": image, "label": None, "domain": domain, "sha256": sha256(image)} for image in images]
+    facts = {"label": None, "domain": domain, "label_sha256": ""}  # the keys of other items, or they make no batch
+    return [{"image": image, **facts, "sha256": sha256(image)} for image in images]

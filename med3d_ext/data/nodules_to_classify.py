@@ -16,7 +16,6 @@ from med3d_ext.data.datalists import list_images
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import read_table
 from med3d_ext.io.image_files import read_header
-from med3d_ext.tools.phantoms.dataset import phantom_dataset
 from med3d_ext.transforms.cubes import point_from_corner
 from med3d_ext.transforms.load import is_dicom_input, load_volume
 
@@ -59,6 +58,8 @@ class NodulesToClassify:
         if point_space not in SPACES:
             raise InputError(f"point_space must be one of {', '.join(SPACES)}, got {point_space!r}.")
         if dataset_dir is None:
+            from med3d_ext.tools.phantoms.dataset import phantom_dataset  # no one else needs it
+
             dataset_dir = str(phantom_dataset("nodules"))
             logger.warning(f"no --dataset_dir given: classifying the generated phantoms in {dataset_dir}")
         self.skip_bad = skip_bad

@@ -211,8 +211,8 @@ def _portable(path: str, root: Path, inside: bool) -> str:
 def changed_files(folder: Path, items: Sequence[Mapping[str, Any]]) -> list[str]:
     """Files whose content is not what it was when a folder was prepared: those of some items, lists of cases, masks.
 
-    Files with the size, times and inode of then are not read. A list or mask that is gone does not count: a prepared
-    folder may be moved without its source.
+    Files with the size, times and inode of then are not read. One that is gone does not count: a prepared folder may be
+    moved without its source, and images and labels are refused where they are read.
 
     Args:
         folder: the prepared folder.
@@ -225,9 +225,10 @@ def changed_files(folder: Path, items: Sequence[Mapping[str, Any]]) -> list[str]
             stamps |= zip(files, case.get("stamp", [])[-len(files) :])
     sources = {str(folder / path): digest for path, digest in read_json(folder / DATALIST).get("sources", {}).items()}
     stated = {path: digest for item in items for _, path, digest in stated_files(item) if digest is not None}
-    stated |= {path: digest for path, digest in sources.items() if Path(path).is_file()}
     return [
-        path for path, digest in stated.items() if stamps.get(path) != file_stamp(path) and file_digest(path) != digest
+        path
+        for path, digest in (stated | sources).items()
+        if os.path.isfile(path) and stamps.get(path) != file_stamp(path) and file_digest(path) != digest
     ]
 
 

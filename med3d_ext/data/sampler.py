@@ -15,7 +15,7 @@ class BalancedSampler(DistributedSampler):
     """Bring every domain to the same number of samples per epoch by repeating its cases (paper, section 4.1).
 
     The order of an epoch depends on (seed, epoch) alone. Within a domain no case comes again before all others came,
-    also across epochs: where an epoch is smaller than the domain, the next one goes on with the cases that are left.
+    also across epochs: where an epoch is smaller than the domain, the next one continues with the cases that are left.
     A repeat of a case within an epoch has an index of its own, ``repeat * cases + case``, from which
     :class:`med3d_ext.data.SeededDataset` draws another augmentation. Domains come mixed.
 

@@ -1,4 +1,4 @@
-"""What lies beside the weights: the fingerprint that inference reads, and the card that says what the weights saw."""
+"""What is next to the weights: the fingerprint that inference reads, and the card that says what the weights saw."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ignite.engine import Events
 
 import med3d_ext
 from med3d_ext.data.fingerprint import sha256
-from med3d_ext.data.prepare import PreparedData
+from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.data.prepared_files import change_paths
 from med3d_ext.io.files import case_name, write_json
 from med3d_ext.transforms.sampling import size_of

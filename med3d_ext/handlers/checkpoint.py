@@ -26,6 +26,7 @@ from med3d_ext.run.overrides import truth
 from med3d_ext.run.provenance import versions
 from med3d_ext.run.rank import rank, wait_for_all
 from med3d_ext.run.start import effective_config
+from med3d_ext.weights.files import fit
 from med3d_ext.weights.labelling import SERVER
 
 logger = logging.getLogger(__name__)
@@ -299,9 +300,8 @@ class ResumableCheckpoint:
 
     def _restore(self, state: dict[str, Any], engine: Any) -> None:
         network = unwrapped(self.network)
-        expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-        if expected != {key: tuple(value.shape) for key, value in state["model"].items()}:
-            raise self._refusal("is of another network")
+        if faults := fit(state["model"], network.state_dict()):
+            raise self._refusal(f"is of another network: it {faults[0]}")
         network.load_state_dict(state["model"])
         try:
             self.optimizer.load_state_dict(state["optimizer"])
@@ -332,9 +332,11 @@ class ResumableCheckpoint:
             setattr(self.lr_scheduler, name, length)
             if rank() == 0:
                 logger.info(f"the learning rate now falls within {length} epochs, not {former}")
-            if self.lr_scheduler.last_epoch >= former and hasattr(self.lr_scheduler, "_get_closed_form_lr"):
+            is_function = isinstance(self.lr_scheduler, torch.optim.lr_scheduler.LambdaLR)
+            name_of_rates = "get_lr" if is_function else "_get_closed_form_lr"
+            if self.lr_scheduler.last_epoch >= former and hasattr(self.lr_scheduler, name_of_rates):
                 # At the end of a schedule the rate is 0, and the recursion would leave it there.
-                rates = self.lr_scheduler._get_closed_form_lr()
+                rates = getattr(self.lr_scheduler, name_of_rates)()
                 for group, rate in zip(self.optimizer.param_groups, rates):
                     group["lr"] = rate
                 self.lr_scheduler._last_lr = rates

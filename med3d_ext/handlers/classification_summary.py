@@ -14,7 +14,7 @@ from ignite.engine import Events
 from monai.utils import string_list_all_gather
 
 from med3d_ext.data.leakage import Evaluated
-from med3d_ext.data.prepare import PreparedData
+from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.handlers.summary import doubts, write_evaluation
 from med3d_ext.io.files import told_apart
 from med3d_ext.metrics.classification import THRESHOLD, draw_reliability, draw_roc, measure_classes, size_baseline

@@ -30,7 +30,7 @@ class Curves:
         output_dir: folder of the four files, made where missing.
         evaluator: the engine that validates. Defaults to none.
         metrics: names of the metrics in the second picture. Defaults to none: all with "dice" in their name, or the key
-            metric where there is none.
+            metric if there is none.
         redraw_seconds: least time between two drawings during training. Defaults to 10.
         picture: name of the second picture without its suffix. Defaults to "dice".
     """

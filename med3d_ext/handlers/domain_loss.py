@@ -52,7 +52,7 @@ class DomainLoss:
 class EncoderExport:
     """Remove the decoder: write the encoder's own state dict when training completes (paper, section 3.2).
 
-    The encoder is that of ``model.pt``, the best validation, where there is one.
+    The encoder is that of ``model.pt``, the best validation, if there is one.
 
     Args:
         ckpt_dir: folder of the weights; the file is ``encoder.pt``.

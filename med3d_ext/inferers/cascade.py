@@ -38,7 +38,7 @@ class CascadeInferer(Inferer):
 
     Args:
         margin_mm: margin around the coarse box on each side. Defaults to 20.
-        coarse_size: grid to which the whole volume is resized for the coarse network, None where there is no trained
+        coarse_size: grid to which the whole volume is resized for the coarse network, None if there is no trained
             coarse network: the fine one then sees the whole volume. Defaults to 128 x 128 x 64.
         fine_size: grid to which the region is resized for the fine network. Defaults to None: the volume's own grid.
         maximum_voxels: largest region that the fine network takes in one piece on its own grid; windows slide over a

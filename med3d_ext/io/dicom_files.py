@@ -18,7 +18,7 @@ Vector = tuple[float, ...]
 Tags = dict[str, str]
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
-# What is no image of a scan, by modality, and objects without pixels by their class; in the first bytes of a file.
+# What is not an image of a scan, by modality, and objects without pixels by their class; in the first bytes of a file.
 _OTHER_MODALITIES = (
     *("SEG", "SR", "KO", "PR", "REG", "DOC", "PLAN", "FID", "AU", "ECG", "SMR", "ANN"),
     *("RTDOSE", "RTSTRUCT", "RTPLAN", "RTRECORD", "RTIMAGE"),
@@ -162,7 +162,7 @@ class DicomSeries:
 def read_tags(reader: Any, path: Path) -> Tags:
     """The header of one image, tag ("0020|000e") to text; empty for what is not DICOM.
 
-    Of an object that is no image of a scan (:func:`other_kind`) it may be the modality alone.
+    Of an object that is not an image of a scan (:func:`other_kind`) it may be the modality alone.
 
     Raises:
         InputError: the file is DICOM and damaged, or an image without a series UID.

@@ -207,7 +207,7 @@ def read_table(path: str | os.PathLike, columns: Sequence[str]) -> list[tuple[in
     except OSError as error:
         raise InputError(f"'{path}' cannot be read ({error.strerror}); check the path.") from error
     except (ValueError, csv.Error) as error:
-        raise InputError(f"'{path}' is no table in UTF-8 ({error}); save it as CSV.") from error
+        raise InputError(f"'{path}' is not a table in UTF-8 ({error}); save it as CSV.") from error
     for column in columns:
         if column not in names:
             raise InputError(f"'{path}' has no column '{column}'; its first line must name {', '.join(columns)}.")

@@ -229,7 +229,7 @@ def _nifti_header(path: str | os.PathLike, image: Any) -> Header:
     codes = [int(image.header[name]) for name in ("qform_code", "sform_code") if name in image.header]
     affine = np.asarray(_as_monai(image).affine, dtype=float)
     spacing = [float(value) for value in affine_to_spacing(affine, suppress_zeros=False)]
-    # nibabel turns a voxel size of 0 into 1 as it reads: whether there is one stands in the bytes alone.
+    # nibabel turns a voxel size of 0 into 1 as it reads: whether there is one is in the bytes alone.
     stored = _stored_sizes(path, image)
     spacing = [value if size else 0.0 for value, size in zip(spacing, stored)]
     return Header(_without_ones(image.dataobj.shape), affine, spacing, any(codes))

@@ -13,7 +13,7 @@ from monai.utils import evenly_divisible_all_gather, string_list_all_gather
 
 
 class DomainDice(Metric):
-    """Mean over domains of the mean Dice over cases; the domains' own means stand beside it as ``<name>/<domain>``.
+    """Mean over domains of the mean Dice over cases; the domains' own means stand next to it as ``<name>/<domain>``.
 
     A case's Dice is the mean over the classes that its label holds; a class that it lacks does not count. The per-case
     values are kept as metric details for :class:`med3d_ext.handlers.summary.EvaluationSummary`.

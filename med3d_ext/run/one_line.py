@@ -69,7 +69,7 @@ def is_command() -> bool:
 
 
 def input_error_message(error: BaseException | None) -> str | None:
-    """The message of the InputError behind ``error``; None where there is none.
+    """The message of the InputError behind ``error``; None if there is none.
 
     MONAI wraps what goes wrong in components and transforms, and worker processes pass exceptions on as text.
     """
@@ -123,9 +123,7 @@ def user_message(error: BaseException | None) -> str | None:
         text = str(cause)
         if isinstance(cause, OSError) and cause.errno in _OF_FILES:
             what = f"'{cause.filename}'" if cause.filename else "A file"
-            return (
-                f"{what} cannot be used ({cause.strerror}); {_OF_FILES[cause.errno]}. What was saved before is whole."
-            )
+            return f"{what} cannot be used ({cause.strerror}); {_OF_FILES[cause.errno]}."
         if isinstance(cause, MemoryError) or "can't allocate memory" in text:
             return "RAM is full; lower batch_size, spatial_size or num_workers."
         if type(cause).__name__ == "OutOfMemoryError":

@@ -31,6 +31,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _are_sizes(value: Any) -> bool:
+    sizes = value if isinstance(value, list | tuple) else [value]
+    return len(sizes) in (1, 3) and all(_is_number(size) and size > 0 for size in sizes)
+
+
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -103,6 +108,11 @@ OPTIONS: dict[str, Option] = {
     "accumulate": COUNT,
     "val_interval": COUNT,
     "samples_per_domain": _whole(1, optional=True),
+    "crop_spacing": Option(
+        "a voxel size in mm, three of them or a table of them by domain",
+        lambda value: isinstance(value, dict) or _are_sizes(value),
+        optional=True,
+    ),
     "num_workers": _whole(0, 1024),
     "seed": _whole(0, 2**32 - 1),
     "seeds": _row("a list of whole numbers of at least 0", lambda value: all(_is_whole(v) and v >= 0 for v in value)),

@@ -124,7 +124,7 @@ def texts(config: Any) -> Iterator[tuple[str, str]]:
 
 
 def _child(node: Any, key: str) -> Any:
-    """The item of a dictionary or list, KeyError where there is none."""
+    """The item of a dictionary or list, KeyError if there is none."""
     if isinstance(node, list) and key.isdigit() and int(key) < len(node):
         return node[int(key)]
     if isinstance(node, dict):

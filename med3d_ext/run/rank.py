@@ -15,6 +15,6 @@ def rank() -> int:
 
 
 def wait_for_all() -> None:
-    """Let every rank reach this line before any goes on; nothing where nothing is distributed."""
+    """Let every rank reach this line before any continues; nothing where nothing is distributed."""
     if dist.is_available() and dist.is_initialized():
         dist.barrier()

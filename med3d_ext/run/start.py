@@ -14,6 +14,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from med3d_ext.errors import InputError
+from med3d_ext.run.moved import refuse_moved
 from med3d_ext.run.one_line import one_line_errors
 from med3d_ext.run.options import as_meant, check_options
 from med3d_ext.run.overrides import (
@@ -39,10 +40,10 @@ _RUN_ARGUMENTS = {
 class StartRun:
     """First entry of a config's ``initialize`` and ``run``: what was asked for is checked before anything is built.
 
-    ``{"_target_": "med3d_ext.run.start.StartRun"}``. From here on errors are one line. Overrides, keywords of a workflow
+    ``{"_target_": "med3d_ext.run.StartRun"}``. From here on errors are one line. Overrides, keywords of a workflow
     and the keys of further config files must have an effect, options must be in their range
-    (:mod:`med3d_ext.run.options`), and the run must run something. In the config, words such as ``false`` become what they
-    mean and paths are expanded.
+    (:mod:`med3d_ext.run.options`), and the run must run something. In the config, words such as ``false`` become
+    what they mean and paths are expanded.
 
     Raises:
         InputError: an id has no effect, an option is out of its range, or ``run_id`` names nothing to run.
@@ -54,6 +55,7 @@ class StartRun:
         files, overrides = run_arguments()
         if arguments:
             one_line_errors()
+            refuse_moved(_read(files), _names(files))
             if arguments.get("tracking") is not None:
                 overrides = {key: value for key, value in overrides.items() if key not in TRACKING_SETTINGS}
             check_overrides(_read(files), {k: v for k, v in overrides.items() if k != "debug"}, _names(files))

@@ -100,7 +100,7 @@ def _text(configs: BundleConfigs, trainer: Any, timer: StepTimer) -> str:
     device, shape = torch.device(trainer.state.device), training_shape(configs)
     step, wait = timer.figures()
     epochs, length = trainer.state.max_epochs, trainer.state.epoch_length
-    half = configs.value("train", "train::trainer::iteration_update").amp and computes_bfloat16(device)
+    half = trainer.amp and computes_bfloat16(device)
     what = [
         str(configs.merged("train")["network_name"]),
         " x ".join(map(str, shape)),

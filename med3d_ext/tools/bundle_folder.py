@@ -17,8 +17,8 @@ def find_bundle(name_or_path: str | os.PathLike) -> Path:
     """The folder of a bundle.
 
     Args:
-        name_or_path: the path of its folder, or its name: looked for in ``./bundles``, then beside this package,
-            which lies beside ``bundles`` in a checkout and inside the bundle in a packed one.
+        name_or_path: the path of its folder, or its name: looked for in ``./bundles``, then next to this package,
+            which is next to ``bundles`` in a checkout and inside the bundle in a packed one.
 
     Returns:
         the folder as it was found: relative where it was given so.
@@ -33,7 +33,7 @@ def find_bundle(name_or_path: str | os.PathLike) -> Path:
     if path.name == str(name_or_path) and path.name in known:
         return known[path.name]
     if path.is_dir():
-        fault = f"'{path}' is no bundle, it has no {MARK.as_posix()}"
+        fault = f"'{path}' is not a bundle, it has no {MARK.as_posix()}"
     else:
         fault = f"There is no bundle '{name_or_path}'"
     nearest = difflib.get_close_matches(path.name, known, n=1, cutoff=0.0)
@@ -45,7 +45,7 @@ def find_bundle(name_or_path: str | os.PathLike) -> Path:
 
 
 def _known_bundles() -> dict[str, Path]:
-    """Name to folder; what lies in ``./bundles`` comes before what lies beside this package."""
+    """Name to folder; what lies in ``./bundles`` comes before what is next to this package."""
     beside = PACKAGE.parent
     folders = [*_inside(Path("bundles")), *_inside(beside / "bundles"), beside]
     found: dict[str, Path] = {}

@@ -48,7 +48,7 @@ class Verb:
 
 
 VERBS = {
-    "prepare": Verb("med3d_ext.tools.layouts.verb:prepare", "a source folder becomes a datalist and a fingerprint"),
+    "prepare": Verb("med3d_ext.tools.layouts.prepare:prepare", "a source folder becomes a datalist and a fingerprint"),
     "phantoms": Verb(
         "med3d_ext.tools.phantoms.dataset:phantom_dataset", "generated patients as a data set to try things on"
     ),
@@ -91,11 +91,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(_overview(VERBS))
-        return 0
     try:
-        return _run(words)
+        if not words or words[0] in ("-h", "--help", "help"):
+            print(_overview(VERBS))
+            return _flushed(0)
+        return _flushed(_run(words))
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
@@ -110,6 +110,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1 if isinstance(error, FaultyCases) else 2
 
 
+def _flushed(code: int) -> int:
+    """The code, once all is written: at the process's end a closed pipe could no longer be told from a fault."""
+    sys.stdout.flush()
+    return code
+
+
 def _run(words: list[str]) -> int:
     name = _find(words)
     if name not in VERBS:
@@ -122,7 +128,7 @@ def _run(words: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     result = function(*call[0], **call[1])
     if result is not None:
-        print(result, flush=True)
+        print(result)
     return 0
 
 

@@ -29,8 +29,8 @@ OF_THE_WEIGHTS = re.compile(r"@(weights|ckpt_dir|bundle_root)\b")
 def export(bundle: str, out: str, *, part: str = "", overwrite: bool = False, **overrides: Any) -> str:
     """Write network and weights as TorchScript (`.ts`) or ONNX (`.onnx`) and compare its output with the network's.
 
-    A `.ts` also holds the metadata and an inference.json that needs no file beside it, as MONAI Deploy reads them; keep
-    its name. An `.onnx` is for the grid that the weights were trained on, with any batch size.
+    A `.ts` also holds the metadata and an inference.json that needs no file next to it, as MONAI Deploy reads them;
+    keep its name. An `.onnx` is for the grid that the weights were trained on, with any batch size.
 
     Args:
         bundle: a bundle's folder or name; its trained, else its released weights are taken.
@@ -73,9 +73,9 @@ def _network(configs: BundleConfigs, part: str) -> nn.Module:
         weights = configs.value("inference", "weights")
     network = configs.value("inference", "network_def")
     load_network(network, weights)
-    if part and part not in dict(network.named_children()):
-        names = ", ".join(name for name, _ in network.named_children())
-        raise InputError(f"part must be one of {names}, got '{part}'.")
+    parts = [name for name, child in network.named_children() if any(True for _ in child.parameters())]
+    if part and part not in parts:
+        raise InputError(f"part must be one of {', '.join(parts)}, got '{part}'.")
     return (getattr(network, part) if part else network).float().eval()
 
 

@@ -1,4 +1,4 @@
-"""A trained first stage put into the two-stage network, with what must travel beside the weights (section 3.3)."""
+"""A trained first stage put into the two-stage network, with what must travel next to the weights (section 3.3)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from med3d_ext.errors import InputError
 from med3d_ext.io.files import read_json
 from med3d_ext.networks.med3d import TwoStageSegmenter
 from med3d_ext.run.rank import rank
-from med3d_ext.weights.files import read_checkpoint
+from med3d_ext.weights.files import fit, read_checkpoint
 from med3d_ext.weights.labelling import weights_to_continue
 from med3d_ext.weights.loading import encoder_of
 from med3d_ext.weights.sources import describe_weights
@@ -34,14 +34,14 @@ NO_COARSE_STAGE = (
 class CoarseStage:
     """Load a coarse network into ``network.coarse`` and freeze it: no gradient, no optimizer, no moving statistics.
 
-    The coarse network's grid is a fact that inference needs, and its cases were seen by the cascade: both go beside the
-    new weights. Its intensity window must be the fine network's, because the cascade windows an image once.
+    The coarse network's grid is a fact that inference needs, and its cases were seen by the cascade: both go next to
+    the new weights. Its intensity window must be the fine network's, because the cascade windows an image once.
 
     Args:
         network: the two-stage network.
-        weights: a weights file of the coarse network or of a whole cascade; the name of a bundle beside this one, whose
-            trained, else released weights are taken where they fit; or None for no coarse stage. In a labelling server
-            the coarse network is that of the weights which are served.
+        weights: a weights file of the coarse network or of a whole cascade; the name of a bundle next to this one,
+            whose trained, else released weights are taken where they fit; or None for no coarse stage. In a labelling
+            server the coarse network is that of the weights which are served.
         hu_window: the fine network's intensity window (HU).
         bundle_root: this bundle's folder. Defaults to the working directory.
         test_items: items that nothing may be trained on; the log tells where the coarse network has seen some.
@@ -79,7 +79,7 @@ class CoarseStage:
         elif path.is_file():
             self._load(path)
         elif path.name != str(path) or path.suffix:
-            raise InputError(f"coarse_weights must be a file, a bundle's name or null, and '{weights}' is no file.")
+            raise InputError(f"coarse_weights must be a file, a bundle's name or null, and '{weights}' is not a file.")
         else:
             self._load_from_bundle(Path(bundle_root).resolve().parent / path)
 
@@ -121,7 +121,7 @@ class CoarseStage:
 
 
 class CoarseRestart:
-    """Puts the coarse weights in again after a training was continued, so that they fit the facts written beside them.
+    """Puts the coarse weights in again after a training was continued, so that they fit the facts written next to them.
 
     List it after the handler that restores the training.
 
@@ -160,7 +160,7 @@ def read_coarse(path: str | os.PathLike, expected: Mapping[str, Tensor], hu_wind
     """Read the coarse network from a file of its own or of a whole cascade, and check that it fits.
 
     Args:
-        path: the weights file, ``fingerprint.json`` beside it.
+        path: the weights file, ``fingerprint.json`` next to it.
         expected: the state dict that its tensors must fit.
         hu_window: the window (HU) that the cascade gives both networks.
 
@@ -179,23 +179,16 @@ def read_coarse(path: str | os.PathLike, expected: Mapping[str, Tensor], hu_wind
     size = domain.get("coarse_size") if inside else domain.get("spatial_size")
     if size is None:
         raise InputError(f"'{path}' holds no trained coarse network; give the weights of lits_coarse.")
-    _check_tensors(inside or state, expected, path)
+    tensors = inside or state
+    if faults := fit(tensors, expected):
+        raise InputError(
+            f"'{path}' ({describe_weights(tensors)}) does not fit the coarse network: it {faults[0]}; set "
+            "--coarse_network_name or give other weights."
+        )
     card = Path(path).with_name("card.json")
     cases = read_json(card).get("cases", {}) if card.is_file() else {}
     if inside:  # of a cascade, what its coarse network has seen
         cases = {name.removeprefix("coarse_"): each for name, each in cases.items() if name.startswith("coarse_")}
     stride = domain.get("coarse_output_stride" if inside else "output_stride", 8)
     facts = {"coarse_size": size, "coarse_output_stride": stride}
-    return CoarseWeights(inside or state, facts, {f"coarse_{name}": cases[name] for name in cases})
-
-
-def _check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Any) -> None:
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    wanted = {name: tuple(tensor.shape) for name, tensor in expected.items()}
-    wrong = sorted(name for name in {*shapes, *wanted} if shapes.get(name) != wanted.get(name))
-    if wrong:
-        theirs, ours = shapes.get(wrong[0], "missing"), wanted.get(wrong[0], "not known")
-        raise InputError(
-            f"'{path}' ({describe_weights(tensors)}) does not fit the coarse network: {wrong[0]} is {theirs} there and "
-            f"{ours} here; set --coarse_network_name or give other weights."
-        )
+    return CoarseWeights(tensors, facts, {f"coarse_{name}": cases[name] for name in cases})

@@ -43,14 +43,14 @@ def read_checkpoint(path: str | os.PathLike, sha256: str | None = None) -> tuple
         sha256: hash that the file must have. Defaults to None, any.
 
     Returns:
-        the state dict under the file's own names, and the keys of the checkpoint around it (empty where there is none).
+        the state dict under the file's own names, and the keys of the checkpoint around it (empty if there is none).
 
     Raises:
         InputError: no such file, another hash, damaged, holding code, or without tensors.
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"'{path}' is no file; give the path of a weights file.")
+        raise InputError(f"'{path}' is not a file; give the path of a weights file.")
     if sha256 is not None:
         check_sha256(path, sha256)
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
@@ -58,6 +58,29 @@ def read_checkpoint(path: str | os.PathLike, sha256: str | None = None) -> tuple
     if not state:
         raise InputError(f"'{path}' holds no tensors by name; give a file that holds a state dict.")
     return state, keys
+
+
+def fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """What keeps a state dict from being loaded into a network, in words; empty if it fits.
+
+    Args:
+        state: tensors by name.
+        expected: the network's own state dict, on any device (``meta`` too).
+    """
+    faults = []
+    missing, more = [sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())]
+    shapes = [name for name in expected if name in state and state[name].shape != expected[name].shape]
+    broken = [name for name, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    if missing:
+        faults.append(f"lacks {len(missing)} of the network's {len(expected)} tensors, {missing[0]} first")
+    if more:
+        faults.append(f"holds {len(more)} tensors that the network lacks, {more[0]} first")
+    if shapes:
+        theirs, ours = (tuple(tensors[shapes[0]].shape) for tensors in (state, expected))
+        faults.append(f"has {len(shapes)} tensors of other shapes: {shapes[0]} is {theirs}, the network's is {ours}")
+    if broken:
+        faults.append(f"holds values that are not finite in {broken[0]}")
+    return faults
 
 
 def check_sha256(path: str | os.PathLike, sha256: str) -> None:

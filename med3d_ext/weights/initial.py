@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import nn
 
+import med3d_ext
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import read_json, write_atomically
 from med3d_ext.run.overrides import truth
 from med3d_ext.run.rank import rank
-from med3d_ext.tools.bundle_folder import PACKAGE
-from med3d_ext.weights.files import check_sha256, download_weights, read_checkpoint, write_state
+from med3d_ext.weights.files import check_sha256, download_weights, fit, read_checkpoint, write_state
 from med3d_ext.weights.labelling import weights_to_continue
 from med3d_ext.weights.loading import adapt_stem, encoder_of, load_encoder, read_weights
 from med3d_ext.weights.report import LoadReport
@@ -77,7 +77,7 @@ class InitialWeights:
         network: an encoder or a network with one, see :func:`encoder_of`.
         init: `scratch`; `med3d`, the released encoder; `kinetics`, which has no released file and is refused with a
             sentence; or the path of a weights file.
-        bundle_root: the bundle's folder; the released encoder is looked for beside it, then in the checkout that this
+        bundle_root: the bundle's folder; the released encoder is looked for next to it, then in the checkout that this
             package lies in. Defaults to None.
         released: the released encoder's file, where it lies elsewhere. Defaults to None.
         report_path: where :meth:`write_report` writes the report as JSON. Defaults to None, nowhere.
@@ -93,7 +93,7 @@ class InitialWeights:
         path: the weights' file, None from scratch.
         report: the load report, None from scratch.
         learning_rate: the one to train with.
-        seen: ``initial_weights``, the cases that they have seen by the card beside them; nothing without a card. Cases
+        seen: ``initial_weights``, the cases that they have seen by the card next to them; nothing without a card. Cases
             of weights that a labelling server serves are the run's own.
 
     Raises:
@@ -168,7 +168,7 @@ class InitialWeights:
 
 
 def seen_by(weights: Path) -> dict[str, list[dict[str, Any]]]:
-    """The cases of the card beside a weights file, each once, under ``initial_weights``."""
+    """The cases of the card next to a weights file, each once, under ``initial_weights``."""
     card = weights.with_name("card.json")
     if not card.is_file():
         return {}
@@ -183,14 +183,13 @@ def load_network(network: nn.Module, path: str | os.PathLike) -> None:
     Raises:
         InputError: they are of another network.
     """
-    try:
-        network.load_state_dict(read_checkpoint(path)[0])
-    except RuntimeError as error:
-        fault = " ".join(str(error).split()[:40])
+    state, _ = read_checkpoint(path)
+    if faults := fit(state, network.state_dict()):
         raise InputError(
-            f"'{path}' is of another network ({fault} ...); set network_name and its other options in "
+            f"'{path}' is of another network: it {faults[0]}; set network_name and its other options in "
             "configs/train.json as they were in its training."
-        ) from error
+        )
+    network.load_state_dict(state)
 
 
 def initial_weights_path(
@@ -209,13 +208,15 @@ def initial_weights_path(
         return _released_encoder(bundle_root, released)
     if Path(init).expanduser().is_file():
         return Path(init).expanduser()
-    raise InputError(f"init must be scratch, med3d, kinetics or the path of a weights file, and '{init}' is no file.")
+    raise InputError(
+        f"init must be scratch, med3d, kinetics or the path of a weights file, and '{init}' is not a file."
+    )
 
 
 def _released_encoder(bundle_root: str | os.PathLike | None, released: str | os.PathLike | None) -> Path:
     bundle = Path(bundle_root or ".").resolve()
     pretraining = bundle.parent / PRETRAINING
-    checkout = PACKAGE.parent / "bundles" / PRETRAINING
+    checkout = Path(med3d_ext.__file__).resolve().parents[1] / "bundles" / PRETRAINING
     if not pretraining.is_dir() and checkout.is_dir():
         pretraining = checkout  # a user's own bundle lies anywhere
     path = Path(released) if released is not None else pretraining / "weights" / "model.pt"

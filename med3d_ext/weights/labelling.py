@@ -10,13 +10,13 @@ SERVER = "MONAI_LABEL_APP_DIR"
 
 
 def weights_to_continue(bundle_root: str | os.PathLike | None) -> Path | None:
-    """The weights that a labelling server serves; its training goes on from them, with their normalization.
+    """The weights that a labelling server serves; its training starts from them, with their normalization.
 
     Args:
         bundle_root: the bundle's folder.
 
     Returns:
-        ``models/model.pt`` where a fingerprint lies beside it; None without either, and outside a server.
+        ``models/model.pt`` where a fingerprint is next to it; None without either, and outside a server.
     """
     if SERVER not in os.environ or bundle_root is None:
         return None

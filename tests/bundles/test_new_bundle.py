@@ -75,7 +75,7 @@ def test_its_metadata_and_texts_name_the_users_classes_and_no_path(tmp_path, kid
     texts = {path: path.read_text() for path in bundle.rglob("*") if path.is_file()}
     assert not [path for path, text in texts.items() if str(tmp_path) in text or str(kidneys.parent) in text]
     own = "\n".join(text for path, text in texts.items() if path.name != "LICENSE")
-    assert "lung" not in own.replace("LungSegmenter", "").lower()
+    assert "lung" not in own.replace("LungDecoder", "").lower()
     assert "Segments kidney, cyst in CT" in texts[bundle / "docs" / "README.md"]
 
 

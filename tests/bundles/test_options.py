@@ -49,6 +49,7 @@ EFFECTS = {
     "heads_first_epochs": (2, lambda get: handler(get, "FreezeEncoder").epochs),
     "val_interval": (4, lambda get: handler(get, "EpochValidation").interval),
     "samples_per_domain": (5, lambda get: get("train::sampler").samples_per_domain),
+    "crop_spacing": ([2.0, 2.0, 3.0], lambda get: list(get("train::random_transforms::0").spacing)),
     "accumulate": (2, lambda get: get("train::trainer").accumulation_steps),
     "max_gradient_norm": (1.5, lambda get: get("train::trainer::iteration_update").max_gradient_norm),
     "share": (0.5, lambda get: get("data").share),

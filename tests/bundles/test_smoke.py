@@ -17,9 +17,9 @@ from monai.data import MetaTensor
 from monai.utils import set_determinism
 
 from med3d_ext.handlers.card import public_case
+from med3d_ext.io.label_maps import read_label_names
 from med3d_ext.networks import Segmenter
 from med3d_ext.networks.resnet import ResNetEncoder
-from med3d_ext.tools.predict import read_label_names
 from med3d_ext.weights.initial import InitialWeights
 
 PNG = b"\x89PNG"

@@ -15,8 +15,8 @@ from med3d_ext.tools.check.network import (
     check_initial_weights,
     check_shapes,
     check_weights,
-    state_faults,
 )
+from med3d_ext.weights.files import fit
 
 
 @pytest.fixture
@@ -83,8 +83,8 @@ def test_a_file_that_a_labelling_server_would_take_instead_is_told(configs, weig
 
 def test_what_keeps_a_state_from_being_loaded():
     expected = {"a": torch.zeros(2), "b": torch.zeros(3)}
-    assert state_faults({"a": torch.zeros(2).half(), "b": torch.zeros(3)}, expected) == []
-    found = state_faults({"a": torch.tensor([1.0]), "c": torch.tensor([torch.nan])}, expected)
+    assert fit({"a": torch.zeros(2).half(), "b": torch.zeros(3)}, expected) == []
+    found = fit({"a": torch.tensor([1.0]), "c": torch.tensor([torch.nan])}, expected)
     assert [fault.split()[0] for fault in found] == ["lacks", "holds", "has", "holds"]
     assert "a is (1,), the network's is (2,)" in found[2]
 

@@ -13,9 +13,9 @@ import pytest
 from monai.apps import DecathlonDataset
 from tiny_domains import write_domain
 
-from med3d_ext.data.prepare import prepare_3dseg8
 from med3d_ext.errors import InputError
 from med3d_ext.tools.layouts.download import download_tasks
+from med3d_ext.tools.layouts.prepare import prepare_3dseg8
 
 TASKS = ("Task04_Hippocampus", "Task09_Spleen")
 

@@ -13,9 +13,10 @@ import pytest
 
 from med3d_ext.data import splits as splits_module
 from med3d_ext.data.fingerprint import sha256
-from med3d_ext.data.prepare import PREPARE, PreparedData, images_to_segment
+from med3d_ext.data.prepared_data import PreparedData, images_to_segment
 from med3d_ext.data.splits import SPLITS, split_cases
 from med3d_ext.errors import InputError
+from med3d_ext.tools.layouts.prepare import PREPARE
 
 
 def relist(folder, **lists):
@@ -167,8 +168,12 @@ def test_a_case_that_is_listed_twice_counts_once_with_a_warning(liver_folder, tm
 def test_one_image_with_two_labels_is_refused_by_name(liver_folder, tmp_path):
     folder = liver_folder(cases=4)
     cases = entries(folder)
-    relist(folder, training=[*cases, {"image": cases[0]["image"], "label": cases[1]["label"]}])
-    with pytest.raises(InputError, match="liver_0.nii.gz': one image with two different labels .*liver_1.nii.gz"):
+    other = nibabel.load(folder / cases[0]["label"])
+    voxels = np.asarray(other.dataobj).copy()
+    voxels[voxels > 0] = 2
+    nibabel.save(nibabel.Nifti1Image(voxels, other.affine, other.header), folder / "labelsTr" / "other.nii.gz")
+    relist(folder, training=[*cases, {"image": cases[0]["image"], "label": "labelsTr/other.nii.gz"}])
+    with pytest.raises(InputError, match="liver_0.nii.gz': one image with two different labels .*other.nii.gz"):
         PREPARE["lits"](folder, tmp_path / "out")
 
 

@@ -16,9 +16,9 @@ from monai.transforms import Compose, RandScaleIntensityd, ScaleIntensityRanged
 from med3d_ext.data import dataset as module
 from med3d_ext.data.dataset import SeededDataset
 from med3d_ext.data.identity import changed_cases, digests, item_digest
-from med3d_ext.data.prepare import PREPARE, PreparedData
+from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.errors import InputError
-from med3d_ext.tools.layouts.verb import prepare
+from med3d_ext.tools.layouts.prepare import PREPARE, prepare
 from med3d_ext.transforms import LoadVolumed, MergeLabelsd
 
 
@@ -74,6 +74,8 @@ def test_stated_hashes_stand_for_the_files_and_are_no_further_content(liver_fold
     stated = {**item, "sha256": "0" * 64, "label_sha256": "1" * 64}
     assert item_digest(stated) != item_digest(item)
     assert item_digest({**stated, "label_sha256": "2" * 64}) != item_digest(stated)
+    gone = {**stated, "image": "gone.nii", "label": "gone_label.nii"}  # stated content counts without the file, too
+    assert item_digest(gone) == item_digest(stated) != item_digest({**gone, "sha256": "3" * 64})
     rated = {"image": item["image"], "label": 1, "mask": item["label"], "sha256": "0" * 64, "label_sha256": "1" * 64}
     assert item_digest({**rated, "label_sha256": "2" * 64}) != item_digest(rated)
     assert item_digest({**rated, "label": 0}) != item_digest(rated)

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from dicom_files import write_series
+from monai.data import list_data_collate
 
 from med3d_ext.data.negatives import scans_without_target
+from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.errors import InputError
 from med3d_ext.transforms import LoadVolumed
 
@@ -34,6 +36,13 @@ def test_each_image_is_an_item_with_its_hash_and_no_label(folder):
         content = (folder / item["image"]).read_bytes()
         assert item["sha256"] == hashlib.sha256(content).hexdigest()
         assert item["label"] is None and item["domain"] == "liver"
+
+
+def test_their_keys_are_those_of_prepared_items_so_that_both_make_a_batch(folder, liver_folder, tmp_path):
+    data = PreparedData("lits", str(liver_folder()), str(tmp_path / "run"))
+    items = [*data.training, *scans_without_target(str(folder), "Task03_Liver")]
+    assert len({tuple(sorted(item)) for item in items}) == 1
+    list_data_collate([{**item, "image": torch.zeros(1), "label": torch.zeros(1)} for item in items])
 
 
 def test_a_folder_without_images_is_refused_by_name(tmp_path):

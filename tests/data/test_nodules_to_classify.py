@@ -7,7 +7,6 @@ import logging
 import numpy as np
 import pytest
 
-from med3d_ext.data import nodules_to_classify
 from med3d_ext.data.nodules_to_classify import NodulesToClassify, read_points
 from med3d_ext.errors import InputError
 
@@ -55,7 +54,7 @@ def test_a_damaged_cube_is_skipped_and_counted_only_where_the_user_says_so(nodul
 
 def test_without_a_folder_phantoms_are_announced(nodule_folder, monkeypatch, caplog):
     source = nodule_folder(ratings=(1, 5))
-    monkeypatch.setattr(nodules_to_classify, "phantom_dataset", lambda kind: source)
+    monkeypatch.setattr("med3d_ext.tools.phantoms.dataset.phantom_dataset", lambda kind: source)
     with caplog.at_level(logging.WARNING):
         assert len(NodulesToClassify(None).items) == 2
     assert any("generated phantoms" in record.message for record in caplog.records)

@@ -12,11 +12,11 @@ import pytest
 from monai.data import load_decathlon_datalist
 from monai.transforms import Compose, ScaleIntensityRanged
 
-from med3d_ext.data import prepare
-from med3d_ext.data.prepare import PreparedData, images_to_segment, prepare_lits
+from med3d_ext.data.prepared_data import PreparedData, images_to_segment
 from med3d_ext.errors import FaultyCases, InputError
 from med3d_ext.io.files import read_json
 from med3d_ext.tools import cli
+from med3d_ext.tools.layouts.prepare import prepare_lits
 from med3d_ext.tools.layouts.prepare_3dseg8 import prepare_3dseg8
 from med3d_ext.tools.phantoms.dataset import phantom_dataset
 from med3d_ext.transforms import LoadVolumed, ResampleToGridd
@@ -181,7 +181,7 @@ def test_the_identity_changes_with_the_cases_that_are_trained_on(liver_folder, t
 
 def test_without_a_folder_phantoms_are_announced(liver_folder, tmp_path, monkeypatch, caplog):
     source = liver_folder()
-    monkeypatch.setattr(prepare, "phantom_dataset", lambda kind: source)
+    monkeypatch.setattr("med3d_ext.tools.phantoms.dataset.phantom_dataset", lambda kind: source)
     with caplog.at_level(logging.WARNING):
         assert PreparedData("lits", None, str(tmp_path / "run")).training
         assert len(images_to_segment(None, "lits")) == 3
@@ -194,7 +194,7 @@ def test_without_a_folder_phantoms_are_announced(liver_folder, tmp_path, monkeyp
 
 def test_of_phantoms_of_several_domains_the_first_is_segmented(tmp_path, monkeypatch):
     folder = phantom_dataset("3dseg8", tmp_path / "phantoms", 1)
-    monkeypatch.setattr(prepare, "phantom_dataset", lambda kind: folder)
+    monkeypatch.setattr("med3d_ext.tools.phantoms.dataset.phantom_dataset", lambda kind: folder)
     (item,) = images_to_segment(None, "3dseg8")
     assert item["image"].startswith(str(folder / "Task01_BrainTumour" / "imagesTr"))
 

@@ -14,10 +14,10 @@ from tiny_domains import SPACING, change_dataset, write_domain
 from med3d_ext.data import PreparedData
 from med3d_ext.data.datalists import read_source
 from med3d_ext.data.fingerprint import read_header, sha256
-from med3d_ext.data.prepare import prepare_3dseg8
 from med3d_ext.data.splits import split_cases
 from med3d_ext.errors import InputError
 from med3d_ext.tools.cli import main
+from med3d_ext.tools.layouts.prepare import prepare_3dseg8
 from med3d_ext.transforms import LoadVolumed, MergeLabelsd
 
 

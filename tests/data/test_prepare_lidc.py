@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from lidc_files import Chest, drawn
 
-from med3d_ext.data.prepare import PreparedData
+from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.io.files import read_json
 from med3d_ext.tools.cli import main
 from med3d_ext.tools.layouts.prepare_nodules import CUBE_MM
@@ -18,7 +18,7 @@ RATINGS = ((1, 2), (5, 4), (2, 2), (5, 5), (3, 4))  # the last lies between the 
 def write_patients(src: Path) -> Path:
     for number, ratings in enumerate(RATINGS, start=1):
         chest = Chest(uid=f"1.2.{number}", patient=f"LIDC-IDRI-000{number}")
-        ball = chest.ball(chest.middle(), 6)
+        ball = chest.ball(chest.middle(), 6 + number)  # one image in several patients is refused
         folder = chest.write(src / chest.patient / "series", ball)
         chest.write_xml(folder / "069.xml", *([drawn(ball, rating)] for rating in ratings))
     return src

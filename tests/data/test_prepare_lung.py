@@ -11,11 +11,11 @@ from lung_folders import save, write_decathlon, write_totalsegmentator, write_vi
 from monai.data import load_decathlon_datalist
 
 from med3d_ext.data.leakage import seen_cases
-from med3d_ext.data.prepare import PreparedData
+from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.errors import FaultyCases, InputError
 from med3d_ext.io.files import read_json
+from med3d_ext.tools.layouts.prepare import prepare
 from med3d_ext.tools.layouts.prepare_lung import prepare_lung
-from med3d_ext.tools.layouts.verb import prepare
 
 WRITERS = {"decathlon": write_decathlon, "visceral": write_visceral, "totalsegmentator": write_totalsegmentator}
 
@@ -114,8 +114,8 @@ def test_a_second_fold_reads_no_voxel(tmp_path, monkeypatch):
     root = write_visceral(tmp_path / "v", 1)
     options = {"num_classes": 2, "folds": 4}
     PreparedData("lung", str(root), str(tmp_path / "run"), options={**options, "fold": 0})
-    for module in ("fingerprint.read_voxels", "lung_labels.load_volume"):
-        monkeypatch.setattr(f"med3d_ext.data.{module}", None)
+    for module in ("data.fingerprint.read_voxels", "tools.layouts.lung_labels.load_volume"):
+        monkeypatch.setattr(f"med3d_ext.{module}", None)
     PreparedData("lung", str(root), str(tmp_path / "run"), options={**options, "fold": 1})
 
 
@@ -188,7 +188,7 @@ def test_options_that_cannot_be_are_refused(options, message, tmp_path):
 
 
 def test_a_folder_prepared_for_another_task_is_refused(tmp_path):
-    from med3d_ext.data.prepare import prepare_lits
+    from med3d_ext.tools.layouts.prepare import prepare_lits
 
     root = write_decathlon(tmp_path / "Lung", lungs=1)
     prepared = prepare_lits(root, tmp_path / "lits")

@@ -12,11 +12,12 @@ import pytest
 from monai.data import load_decathlon_datalist
 
 from med3d_ext.data.leakage import leakage
-from med3d_ext.data.prepare import PreparedData, prepare_lits
+from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.errors import InputError
 from med3d_ext.handlers.card import public_case
 from med3d_ext.io.files import read_json
 from med3d_ext.tools.cli import main
+from med3d_ext.tools.layouts.prepare import prepare_lits
 from med3d_ext.tools.layouts.prepare_nodules import prepare_nodules
 
 MANY = tuple(1 + number % 5 for number in range(40))
@@ -84,7 +85,11 @@ def test_the_cube_is_32_mm_or_what_the_images_hold(nodule_folder, nifti, tmp_pat
     assert domain_of(prepare_nodules(source, tmp_path / "b", cube_mm=10))["cube_mm"] == 10.0
     for number in range(2):
         for part in ("images", "masks"):
-            nifti(source / part / f"n{number}.nii.gz", np.ones((20, 20, 20), np.uint8), np.diag([3.0, 3, 3, 1]))
+            nifti(
+                source / part / f"n{number}.nii.gz",
+                np.full((20, 20, 20), number + 1, np.uint8),
+                np.diag([3.0, 3, 3, 1]),
+            )
     assert domain_of(prepare_nodules(source, tmp_path / "c"))["cube_mm"] == 32.0
     with pytest.raises(InputError, match="cube_mm must be above 0, got -1"):
         prepare_nodules(source, tmp_path / "d", cube_mm=-1)

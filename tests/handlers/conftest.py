@@ -14,6 +14,7 @@ from ignite.metrics import Metric
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import LrScheduleHandler, ValidationHandler
+from monai.optimizers import WarmupCosineSchedule
 from monai.transforms import RandGaussianNoised
 
 from med3d_ext.handlers.checkpoint import ResumableCheckpoint
@@ -69,7 +70,7 @@ def make_training(
     handlers: Callable[[Any], Sequence[Any]] = lambda evaluator: (),
     num_workers: int = 0,
     distributed: bool = False,
-    cosine: bool = False,
+    cosine: bool | str = False,
     **checkpoint_arguments: Any,
 ) -> Training:
     """A trainer with seeding, validation, a scheduler and checkpoints; 3 iterations an epoch."""
@@ -87,6 +88,8 @@ def make_training(
     scheduler: Any = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
     if cosine:
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
+    if cosine == "warm-up":
+        scheduler = WarmupCosineSchedule(optimizer, warmup_steps=1, t_total=epochs, warmup_multiplier=0.1)
     wrapped = torch.nn.parallel.DistributedDataParallel(network) if distributed else network
     metric = Scores(scores)
     evaluator = SupervisedEvaluator(

@@ -20,6 +20,8 @@ from med3d_ext.handlers.checkpoint import MODEL_NAME, PREVIOUS_NAME, STATE_NAME,
 from med3d_ext.handlers.training_options import training_options
 from med3d_ext.run.overrides import set_by_id, split_id
 
+each_cosine = pytest.mark.parametrize("cosine", ["cosine", "warm-up"])
+
 
 def equal(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
@@ -102,17 +104,18 @@ def test_a_continued_training_says_so_in_one_line(new_training, kill, tmp_path, 
     ]
 
 
+@each_cosine
 def test_a_training_that_is_continued_for_fewer_epochs_ends_with_its_learning_rate_at_zero(
-    new_training, kill, tmp_path, caplog
+    new_training, kill, tmp_path, caplog, cosine
 ):
-    first = new_training(tmp_path, epochs=6, cosine=True)
+    first = new_training(tmp_path, epochs=6, cosine=cosine)
     with pytest.raises(kill(first, 8)):
         first.trainer.run()
-    shorter = new_training(tmp_path, epochs=4, cosine=True)
+    shorter = new_training(tmp_path, epochs=4, cosine=cosine)
     with caplog.at_level(logging.INFO, logger="med3d_ext"):
         shorter.trainer.run()
     assert len(shorter.losses) == 2 * 3
-    assert shorter.learning_rates[0] == first.learning_rates[-1]
+    assert shorter.learning_rates[0] == first.learning_rates[-1] or cosine == "warm-up"
     assert shorter.trainer.optimizer.param_groups[0]["lr"] < 1e-9
     assert "within 4 epochs, not 6" in caplog.text
 
@@ -131,13 +134,14 @@ def test_a_finished_training_is_lengthened_bit_for_bit(new_training, tmp_path):
     assert not (tmp_path / "parts" / PREVIOUS_NAME).exists()
 
 
-def test_a_lengthened_cosine_schedule_goes_on_as_that_of_the_longer_training(new_training, tmp_path, caplog):
-    whole = new_training(tmp_path / "whole", epochs=6, cosine=True)
+@each_cosine
+def test_a_lengthened_cosine_schedule_goes_on_as_that_of_the_longer_training(new_training, tmp_path, caplog, cosine):
+    whole = new_training(tmp_path / "whole", epochs=6, cosine=cosine)
     whole.trainer.run()
-    first = new_training(tmp_path / "parts", epochs=3, cosine=True)
+    first = new_training(tmp_path / "parts", epochs=3, cosine=cosine)
     first.trainer.run()
     assert first.trainer.optimizer.param_groups[0]["lr"] < 1e-9
-    longer = new_training(tmp_path / "parts", epochs=6, cosine=True)
+    longer = new_training(tmp_path / "parts", epochs=6, cosine=cosine)
     with caplog.at_level(logging.INFO, logger="med3d_ext"):
         longer.trainer.run()
     assert longer.learning_rates == pytest.approx(whole.learning_rates[9:])

@@ -13,7 +13,7 @@ from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Activationsd, Compose
 
-from med3d_ext.data.prepare import PreparedData
+from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.handlers import ClassificationSummary
 from med3d_ext.handlers.classification_summary import mask_volume, size_only
 from med3d_ext.metrics import measure_classes

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from med3d_ext.data import prepare as preparation
-from med3d_ext.data.prepare import PreparedData, prepare_folder
+from med3d_ext.data import prepared_data as preparation
+from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.errors import InputError
 from med3d_ext.handlers.checkpoint import LOCK_NAME, STATE_NAME
 from med3d_ext.io import files
 from med3d_ext.io.files import hold, lock_elsewhere
+from med3d_ext.tools.layouts.prepare import prepare_folder
 from med3d_ext.tools.zoo.fetch import fetch
 
 HOLDER = """

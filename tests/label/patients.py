@@ -22,7 +22,7 @@ def install_bundle(name: str, app: Path) -> Path:
     folder = app / "model" / name
     ignore = shutil.ignore_patterns("models", "eval", "weights", "__pycache__")
     shutil.copytree(REPOSITORY / "bundles" / name, folder, ignore=ignore)
-    shutil.copytree(REPOSITORY / "med3d_ext", folder / "med3d_ext", ignore=ignore)
+    shutil.copytree(REPOSITORY / "med3d_ext", folder / "med3d_ext", ignore=shutil.ignore_patterns("__pycache__"))
     if name == "pretrain_3dseg8":
         for path in (folder / "configs" / "inference.json", folder / "configs" / "train.json"):
             path.write_text(json.dumps({**json.loads(path.read_text()), "branch": BRANCH}))

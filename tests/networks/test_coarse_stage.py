@@ -130,7 +130,7 @@ def test_a_cascade_without_a_trained_coarse_stage_is_refused(trained):
 
 @pytest.mark.parametrize("weights", ["nowhere.pt", "folder/model"])
 def test_a_path_without_a_file_is_refused(weights):
-    with pytest.raises(InputError, match=f"'{weights}' is no file"):
+    with pytest.raises(InputError, match=f"'{weights}' is not a file"):
         CoarseStage(two_stages(), weights, WINDOW)
 
 

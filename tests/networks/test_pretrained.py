@@ -390,13 +390,13 @@ def test_one_process_of_many_tells(encoder, tmp_path, caplog, monkeypatch):
 
 
 def test_init_without_weights_is_refused_with_a_way_out(tmp_path, monkeypatch):
-    monkeypatch.setattr("med3d_ext.weights.initial.PACKAGE", tmp_path / "packed" / "med3d_ext")
+    monkeypatch.setattr("med3d_ext.__file__", str(tmp_path / "packed" / "med3d_ext" / "__init__.py"))
     network, bundle = nn.Identity(), tmp_path / "lung_segmentation"
     with pytest.raises(InputError, match="no released encoder at .*packed bundle use --init PATH"):
         InitialWeights(network, "med3d", bundle)
     with pytest.raises(InputError, match="init 'kinetics' needs a file.*--init PATH"):
         InitialWeights(network, "kinetics")
-    with pytest.raises(InputError, match="init must be scratch, med3d, kinetics or the path .*'2024' is no file"):
+    with pytest.raises(InputError, match="init must be scratch, med3d, kinetics or the path .*'2024' is not a file"):
         InitialWeights(network, 2024)
     trained = tmp_path / "pretrain_3dseg8" / "models" / "model.pt"
     trained.parent.mkdir(parents=True)

@@ -121,7 +121,7 @@ def test_a_torchscript_archive_is_named(tmp_path):
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     for path in (tmp_path, tmp_path / "a.pt"):
-        with pytest.raises(InputError, match="is no file"):
+        with pytest.raises(InputError, match="is not a file"):
             read_checkpoint(path)
 
 

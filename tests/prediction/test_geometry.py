@@ -10,7 +10,8 @@ import pytest
 from perfect import PerfectNetwork, body, random_weights, segmentation_bundles, with_network
 from scipy.spatial.transform import Rotation
 
-from med3d_ext.tools.predict import BundlePredictor, write_label_map
+from med3d_ext.io.label_maps import write_label_map
+from med3d_ext.tools.predict import BundlePredictor
 from med3d_ext.transforms.load import load_volume
 
 FORMATS = (".nii.gz", ".nii", ".mha", ".nrrd")

@@ -12,7 +12,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import SaveImage
 
-from med3d_ext.tools.predict import LabelMapWriter, read_label_names, write_label_map
+from med3d_ext.io.label_maps import LabelMapWriter, read_label_names, write_label_map
 
 LABELS = np.random.default_rng(0).integers(0, 3, (5, 6, 7)).astype(np.int32)
 NAMES = {1: "liver & bile <duct>", 2: "Tumör"}

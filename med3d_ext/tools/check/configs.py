@@ -15,6 +15,7 @@ from monai.utils import BundleProperty, BundlePropertyConfig
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import read_json
 from med3d_ext.run import options
+from med3d_ext.run.moved import refuse_moved
 from med3d_ext.run.overrides import check_overrides, set_by_id, split_id, walk
 from med3d_ext.tools.check.binding import components, expressions, lost_references, unknown_names, wrong_components
 from med3d_ext.tools.check.findings import Finding, error, ok, warning
@@ -156,6 +157,11 @@ def _missing_properties(workflow: ConfigWorkflow) -> list[str]:
 def check_classes(configs: BundleConfigs, command: str) -> Iterator[Finding]:
     """Every ``_target_`` with its arguments, every expression with its names."""
     config = configs.merged(command)
+    try:
+        refuse_moved(config, command)
+    except InputError as fault:
+        yield error("classes", str(fault))
+        return
     wrong = wrong_components(config)
     for name, fault in wrong.items():
         yield error("classes", f"{command}: '{name}' is {fault}; correct the name or the arguments.")

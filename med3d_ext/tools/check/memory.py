@@ -57,7 +57,7 @@ def parameter_bytes(network: nn.Module) -> int:
 
 
 def inference_bytes(network: nn.Module, shape: Sequence[int]) -> int:
-    """Most bytes that one forward pass keeps beside the network.
+    """Most bytes that one forward pass keeps besides the network.
 
     Args:
         network: on the meta device.
@@ -70,7 +70,7 @@ def inference_bytes(network: nn.Module, shape: Sequence[int]) -> int:
 
 
 def training_bytes(network: nn.Module, shape: Sequence[int]) -> int:
-    """Most bytes that forward pass, cross-entropy and backward pass keep beside the network, gradients included.
+    """Most bytes that forward pass, cross-entropy and backward pass keep besides the network, gradients included.
 
     Args:
         network: on the meta device.

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from monai.bundle import verify_net_in_out
-from torch import Tensor, nn
+from torch import nn
 
 from med3d_ext.data.fingerprint import weights_domains
 from med3d_ext.errors import InputError
 from med3d_ext.tools.check.configs import BundleConfigs, quiet
 from med3d_ext.tools.check.findings import Finding, error, ok, warning
-from med3d_ext.weights.files import read_checkpoint
+from med3d_ext.weights.files import fit, read_checkpoint
 from med3d_ext.weights.initial import find_weights, initial_weights_path
 from med3d_ext.weights.loading import check_share, encoder_of, fit_weights, read_weights
 from med3d_ext.weights.sources import encoder_tensors
@@ -43,14 +43,14 @@ def check_shapes(configs: BundleConfigs) -> Iterator[Finding]:
 
 
 def check_weights(configs: BundleConfigs) -> Iterator[Finding]:
-    """What inference would load: names, shapes, finite values, and the fingerprint beside it."""
+    """What inference would load: names, shapes, finite values, and the fingerprint next to it."""
     try:
         with quiet():
             path = find_weights(configs.folder, configs.value("inference", "ckpt_dir"))
     except InputError as fault:
         yield warning("weights", f"no inference yet: {fault}")
         return
-    faults = state_faults(read_checkpoint(path)[0], build_network(configs).state_dict())
+    faults = fit(read_checkpoint(path)[0], build_network(configs).state_dict())
     for fault_text in faults:
         yield error("weights", f"'{path}' {fault_text}; train with these options or give other weights.")
     domains = weights_domains(path)  # refuses where it is missing
@@ -58,27 +58,9 @@ def check_weights(configs: BundleConfigs) -> Iterator[Finding]:
         yield warning("weights", f"'{path.with_name('card.json')}' is missing: nobody can tell which cases were seen.")
     served = min((file.name for file in path.parent.glob("*.pt")), key=len)
     if served != path.name and len(served) < len(path.name):
-        yield warning("weights", f"MONAI Label would serve '{served}' beside it (the shortest name); move it away.")
+        yield warning("weights", f"MONAI Label would serve '{served}' instead of it (the shortest name); move it away.")
     if not faults:
         yield ok("weights", f"'{path}' fits the network; trained on {', '.join(domains)}")
-
-
-def state_faults(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """What keeps a state dict from being loaded into a network, in words; empty where it fits."""
-    faults = []
-    missing, more = [sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())]
-    shapes = [name for name in expected if name in state and state[name].shape != expected[name].shape]
-    broken = [name for name, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
-    if missing:
-        faults.append(f"lacks {len(missing)} of the network's {len(expected)} tensors, {missing[0]} first")
-    if more:
-        faults.append(f"holds {len(more)} tensors that the network lacks, {more[0]} first")
-    if shapes:
-        theirs, ours = (tuple(tensors[shapes[0]].shape) for tensors in (state, expected))
-        faults.append(f"has {len(shapes)} tensors of other shapes: {shapes[0]} is {theirs}, the network's is {ours}")
-    if broken:
-        faults.append(f"holds values that are not finite in {broken[0]}")
-    return faults
 
 
 def check_initial_weights(configs: BundleConfigs) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from monai.bundle import ConfigParser
 
 from med3d_ext.data.fingerprint import sha256
 from med3d_ext.data.leakage import seen_cases
-from med3d_ext.data.prepare import PreparedData
+from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import case_name
 from med3d_ext.run.overrides import check_overrides, split_id

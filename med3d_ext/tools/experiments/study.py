@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 
-from med3d_ext.data.prepare import PreparedData
+from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.data.subsets import choose_domains, nested_share
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import write_json

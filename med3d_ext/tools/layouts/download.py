@@ -19,7 +19,7 @@ logger = logging.getLogger("med3d_ext.prepare")
 def download_tasks(folder: str | os.PathLike, tasks: Iterable[str]) -> None:
     """Bring tasks of the Medical Segmentation Decathlon into a folder; those that are there already stay as they are.
 
-    Each archive is checked by MONAI's MD5 sum and unpacked beside its place, so that an interrupted call leaves no
+    Each archive is checked by MONAI's MD5 sum and unpacked next to its place, so that an interrupted call leaves no
     half-filled task; a complete archive is not fetched again.
 
     Args:

@@ -35,6 +35,6 @@ def read_left_atrium(folder: Path) -> Source:
             files = {"image": str(existing_file(image)), "label": str(existing_file(labels[0]))}
             cases.append({**files, "subject": image.parent.name})
     if not cases:
-        raise InputError(f"'{folder}' has lgemri files and no laendo file beside any of them; add the labels.")
+        raise InputError(f"'{folder}' has lgemri files and no laendo file next to any of them; add the labels.")
     # The challenge's labels are 0 and 255; copies with 0 and 1 exist.
     return Source(folder.name, {0: "background", 1: "left atrium", 255: "left atrium"}, {0: "MRI"}, cases)

@@ -28,8 +28,9 @@ def prepare_lung(
     """Prepare a lung data set (paper, section 4.2): each modality gives its share of training and test cases.
 
     Args:
-        src: a Decathlon folder, VISCERAL's or TotalSegmentator's data set (see :mod:`med3d_ext.tools.layouts.lung_layouts`), or
-            a folder that this has prepared before, for another split or other classes.
+        src: a Decathlon folder, VISCERAL's or TotalSegmentator's data set, see
+            :mod:`med3d_ext.tools.layouts.lung_layouts`, or a folder that this has prepared before, for another split or
+            other classes.
         output: folder for ``datalist.json`` and ``fingerprint.json``, and for ``labels/`` where masks are merged.
         seed: seed of the split.
         num_classes: 2 for background and lung, 3 for background, right and left lung.

@@ -34,9 +34,10 @@ def prepare_nodules(
 ) -> Path:
     """Prepare nodules for classification, see :func:`med3d_ext.tools.layouts.nodules.read_nodules` for the layouts.
 
-    LIDC-IDRI as it is published is first made into such a folder, the output: :func:`med3d_ext.tools.lidc.prepare.read_lidc`.
+    LIDC-IDRI as it is published is first made into such a folder, the output, see
+    :func:`med3d_ext.tools.lidc.prepare.read_lidc`.
 
-    The split is by patient (else scan, else content of the image) and by class. Where a mask lies beside an image, its
+    The split is by patient (else scan, else content of the image) and by class. Where a mask is next to an image, its
     voxel count goes into the fingerprint: the evaluation's size-only baseline is made of it.
 
     Args:

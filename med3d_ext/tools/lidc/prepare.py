@@ -1,7 +1,7 @@
 """``prepare lidc``: LIDC-IDRI as it is published (DICOM series, readers' XML) becomes a folder of rated nodules.
 
 One scan is in memory at a time, and of it only the slices around one nodule. Each finished scan is remembered in the
-output, so that an interrupted call goes on where it stopped.
+output, so that an interrupted call resumes where it stopped.
 """
 
 from __future__ import annotations

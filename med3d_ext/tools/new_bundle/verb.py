@@ -13,7 +13,8 @@ from pathlib import Path
 from med3d_ext.data.domains import Domain, channel_number, merge_classes
 from med3d_ext.data.fingerprint import read_header
 from med3d_ext.errors import InputError
-from med3d_ext.io.files import read_json
+from med3d_ext.io.files import read_json, write_json
+from med3d_ext.run.moved import renewed
 from med3d_ext.tools.bundle_folder import find_bundle
 from med3d_ext.tools.layouts.prepare_3dseg8 import Found, find_domains
 from med3d_ext.tools.new_bundle.configs import TEMPLATE, own_configs
@@ -23,17 +24,22 @@ from med3d_ext.tools.zoo.stage import METADATA, check_name
 COPIED = ("LICENSE", "large_files.yml", "configs/logging.conf")
 
 
-def new_bundle(name: str, *, dataset_dir: str, output: str = ".") -> str:
-    """Write a bundle for a folder of labelled volumes, with its classes and modality, and tell the next commands.
+def new_bundle(name: str, *, dataset_dir: str = "", output: str = ".", update: bool = False) -> str:
+    """Write a bundle for a folder of labelled volumes, with its classes and modality, and print the next commands.
 
-    Nothing is trained. The training starts from the released encoder, and no path of this machine stands in the
-    bundle, so that it can be shared.
+    Nothing is trained. The training starts from the released encoder, and no path of this machine is in the bundle, so
+    that it can be shared.
 
     Args:
-        name: the bundle's name: letters, digits and _.
+        name: the bundle's name: letters, digits and _; with `--update` its folder.
         dataset_dir: a folder in the Decathlon's layout: dataset.json, imagesTr, labelsTr.
         output: the folder that the bundle's folder is made in. Defaults to the current one.
+        update: rewrite the configs of a bundle that an earlier version wrote, where they name what has moved since.
     """
+    if update:
+        return update_bundle(find_bundle(name))
+    if not dataset_dir:
+        raise InputError("new-bundle: --dataset_dir is missing; give the folder of the labelled volumes.")
     check_name(name)
     folder = Path(output).expanduser() / name
     if folder.exists():
@@ -46,6 +52,18 @@ def new_bundle(name: str, *, dataset_dir: str, output: str = ".") -> str:
         _write(draft, find_bundle(TEMPLATE), found.settings, classes)
         os.replace(draft, folder)
     return _next_steps(folder, dataset_dir, classes)
+
+
+def update_bundle(bundle: Path) -> str:
+    """Give a bundle's configs the names of today; each file is replaced as a whole, or stays as it is."""
+    changed = []
+    for path in sorted((bundle / "configs").glob("*.json")):
+        before = read_json(path)
+        after = renewed(before)
+        if after != before:
+            write_json(path, after)
+            changed.append(path.name)
+    return f"'{bundle}': rewrote {', '.join(changed)}." if changed else f"'{bundle}' names nothing that has moved."
 
 
 def _one_domain(dataset_dir: str) -> Found:

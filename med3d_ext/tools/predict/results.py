@@ -129,7 +129,7 @@ def write_results(
     write_segmentation: Callable[[Path], None] | None = None,
     sources: Mapping[int, Sequence[int]] | None = None,
 ) -> None:
-    """Write a case's files beside their places and move them there, the label map last.
+    """Write a case's files as temporary neighbors of their places and move them there, the label map last.
 
     A map in its place thus says that the case is complete.
 
@@ -139,7 +139,7 @@ def write_results(
         result: its label map.
         image: its image, for the picture.
         names: label value to name.
-        facts: what its JSON holds beside shape, spacing and orientation.
+        facts: what its JSON holds besides shape, spacing and orientation.
         write_segmentation: writes the DICOM segmentation to a path. Defaults to None.
         sources: see :func:`write_label_map`.
     """

@@ -37,7 +37,7 @@ def predict(
     """Segment images with a bundle: label maps on the images' own grids, pictures, and volumes in ml.
 
     A case that fails does not stop the others. The exit code is 0 when every case has its result, 1 when one has not,
-    2 when nothing was begun. A case that has its result is left out, so that the same command goes on after a stop.
+    2 when nothing was begun. A case that has its result is left out, so that the same command resumes after a stop.
 
     Args:
         bundle: a bundle's name or the path of its folder.
@@ -46,7 +46,7 @@ def predict(
         output: folder for the results.
         overwrite: replace results that are there.
         dicom_seg: write a DICOM segmentation, too, where the input is a DICOM series (needs highdicom).
-        device: as cpu or cuda:0. Defaults to the bundle's choice: a GPU where there is one.
+        device: as cpu or cuda:0. Defaults to the bundle's choice: a GPU if there is one.
         options: further options of the bundle's inference.json, as `--network_name resnet50`.
     """
     if not inputs:

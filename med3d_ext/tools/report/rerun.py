@@ -31,7 +31,7 @@ def rerun(manifest: str, *, output: str | None = None) -> str:
 
     Args:
         manifest: the run.json of a completed training.
-        output: where the second run writes. Defaults to the folder rerun beside run.json.
+        output: where the second run writes. Defaults to the folder rerun next to run.json.
     """
     path = Path(manifest).expanduser()
     record = read_json(path)
@@ -59,7 +59,7 @@ def compare_runs(first: Path, second: Path) -> list[dict[str, Any]]:
     """What two runs have in common: a row for the data, the losses and each figure, with both and whether they agree.
 
     Args:
-        first: the first run's record; without ``loss.csv`` beside it the losses are not compared.
+        first: the first run's record; without ``loss.csv`` next to it the losses are not compared.
         second: the second run's.
     """
     one, two = read_json(first), read_json(second)

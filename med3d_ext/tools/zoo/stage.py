@@ -7,7 +7,6 @@ import logging
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +18,7 @@ import med3d_ext
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import read_json, write_json
 from med3d_ext.tools.weights.release import BESIDE, saved
-from med3d_ext.weights.files import read_checkpoint, write_state
+from med3d_ext.weights.files import fit, read_checkpoint, write_state
 
 logger = logging.getLogger("med3d_ext.zoo")
 
@@ -187,26 +186,12 @@ def check_network(bundle: Path, weights: str) -> None:
     parser.update({"device": torch.device("cpu")})
     expected = parser.get_parsed_content("network_def").state_dict()
     state, _ = read_checkpoint(bundle / "models" / "model.pt")
-    if fault := _misfit(state, expected):
+    if faults := fit(state, expected):
         network = dict(parser.get("network_def"))
         values = {name: parser.get(value[1:], value) for name, value in network.items() if str(value).startswith("@")}
         shown = {"network": network.pop("_target_").rpartition(".")[2], **network, **values}
         arguments = ", ".join(f"{name} {value}" for name, value in shown.items() if isinstance(value, str | int))
         raise InputError(
-            f"{weights} does not fit the network of {INFERENCE} ({arguments}): {fault}; give other weights or set the "
-            "network's arguments there."
+            f"{weights} does not fit the network of {INFERENCE} ({arguments}): it {faults[0]}; give other weights or "
+            "set the network's arguments there."
         )
-
-
-def _misfit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
-    lacking = [name for name in expected if name not in state]
-    beyond = [name for name in state if name not in expected]
-    for fault, names in (("lacks", lacking), ("has beyond it", beyond)):
-        if names:
-            return f"it {fault} {len(names)} tensors, {names[0]} first"
-    for name, tensor in expected.items():
-        if state[name].shape != tensor.shape:
-            return f"{name} is {tuple(state[name].shape)}, the network's is {tuple(tensor.shape)}"
-        if state[name].is_floating_point() and not torch.isfinite(state[name]).all():
-            return f"{name} holds values that are not finite"
-    return None

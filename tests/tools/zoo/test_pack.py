@@ -217,18 +217,18 @@ def test_addresses_and_examples_are_no_paths_of_machines(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("state", "said"),
     [
-        ({"weight": torch.zeros(2, 1, 3, 3, 3)}, "it lacks 1 tensors, bias first"),
+        ({"weight": torch.zeros(2, 1, 3, 3, 3)}, "it lacks 1 of the network's 2 tensors, bias first"),
         (
             {"weight": torch.zeros(2, 1, 3, 3, 3), "bias": torch.zeros(2), "more": torch.zeros(1)},
-            "it has beyond it 1 tensors, more first",
+            "it holds 1 tensors that the network lacks, more first",
         ),
         (
             {"weight": torch.zeros(3, 1, 3, 3, 3), "bias": torch.zeros(3)},
-            "weight is (3, 1, 3, 3, 3), the network's is (2, 1, 3, 3, 3)",
+            "it has 2 tensors of other shapes: weight is (3, 1, 3, 3, 3), the network's is (2, 1, 3, 3, 3)",
         ),
         (
             {"weight": torch.full((2, 1, 3, 3, 3), torch.nan), "bias": torch.zeros(2)},
-            "weight holds values that are not finite",
+            "it holds values that are not finite in weight",
         ),
     ],
 )

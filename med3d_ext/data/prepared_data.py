@@ -1,104 +1,36 @@
-"""``prepare``: a source folder becomes a datalist with a seeded split and a fingerprint; a bare run prepares itself."""
+"""The data of a run: what ``prepare`` wrote, or what the run prepares for itself, as items and facts."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from med3d_ext.data.datalists import named_images, read_source
-from med3d_ext.data.domains import label_map_of, merge_classes
-from med3d_ext.data.fingerprint import label_map, summarize
+from med3d_ext.data.datalists import named_images
+from med3d_ext.data.domains import label_map_of
+from med3d_ext.data.fingerprint import label_map
 from med3d_ext.data.identity import digests, file_digest
 from med3d_ext.data.prepared_files import (
     DATALIST,
     FINGERPRINT,
     change_paths,
     changed_files,
-    fingerprint_domain,
-    known_cases,
-    left_out,
     prepared_with,
-    write_prepared,
 )
-from med3d_ext.data.splits import SPLITS, split_cases
+from med3d_ext.data.splits import SPLITS
 from med3d_ext.data.subsets import choose_domains, nested_share
-from med3d_ext.errors import Faults, InputError
+from med3d_ext.errors import InputError
 from med3d_ext.io.files import hold, read_json
-from med3d_ext.tools.layouts.prepare_3dseg8 import prepare_3dseg8
-from med3d_ext.tools.layouts.prepare_lung import prepare_lung
-from med3d_ext.tools.layouts.prepare_nodules import prepare_nodules
-from med3d_ext.tools.phantoms.dataset import phantom_dataset
 from med3d_ext.weights.labelling import weights_to_continue
 
 logger = logging.getLogger("med3d_ext.prepare")
-LITS_WINDOW = (-200.0, 250.0)  # paper, section 4.3
-
-
-def prepare_lits(
-    src: str | os.PathLike,
-    output: str | os.PathLike,
-    seed: int = 0,
-    hu_window: Sequence[float] | None = None,
-    skip_bad: bool = False,
-) -> Path:
-    """Prepare a liver data set: Decathlon's Task03 or LiTS's own volumes; tumor voxels count as liver in training.
-
-    Args:
-        src: the source folder.
-        output: folder for ``datalist.json`` and ``fingerprint.json``.
-        seed: seed of the split.
-        hu_window: intensity window (HU). Defaults to the paper's [-200, 250], narrowed to what the images hold: a CT
-            that was cut at -125 HU gives other inputs under [-200, 250] than the same CT uncut.
-        skip_bad: leave out faulty cases instead of refusing them all.
-
-    Returns:
-        the output folder.
-    """
-    faults = Faults(skip_bad)
-    source = read_source(src, faults=faults)
-    domain = fingerprint_domain(source, known_cases(output), foreground=True, faults=faults)
-    faults.settle(len(domain["cases"]) + len(faults.sentences), logger)
-    domain["classes"], domain["label_map"] = merge_classes(source.classes, {})
-    split_cases({source.name: domain["cases"]}, seed)
-    domain.update(summarize(domain["cases"]))
-    low, high = domain["intensity_observed"]
-    domain["hu_window"] = list(hu_window) if hu_window else [max(LITS_WINDOW[0], low), min(LITS_WINDOW[1], high)]
-    write_prepared({source.name: domain}, Path(src), Path(output), seed, left_out(faults))
-    return Path(output)
-
-
-PREPARE: dict[str, Callable[..., Path]] = {
-    "3dseg8": prepare_3dseg8,
-    "lits": prepare_lits,
-    "lung": prepare_lung,
-    "nodules": prepare_nodules,
-    "lidc": prepare_nodules,
-}
 LOCK_NAME = ".prepare.lock"
-
-
-def prepare_folder(kind: str, src: str | os.PathLike, output: str | os.PathLike, seed: int, **options: Any) -> Path:
-    """Prepare a folder while no other process does, see :data:`PREPARE`; in vain, it leaves nothing behind."""
-    path = Path(output).expanduser() / LOCK_NAME
-    was_there = path.parent.is_dir(), path.exists()
-    try:
-        with hold(path):
-            return PREPARE[kind](src, output, seed, **options)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            if not was_there[1]:
-                path.unlink()
-            if not was_there[0]:
-                path.parent.rmdir()  # unless label maps were merged into it
-        raise
 
 
 class PreparedData:
@@ -141,7 +73,7 @@ class PreparedData:
             dataset_dir = str(self.served.parent)
         if dataset_dir is None:
             _check_phantoms(phantoms)
-            dataset_dir = str(phantom_dataset(kind))
+            dataset_dir = str(_phantoms(kind))
             logger.warning(
                 f"no --dataset_dir given: running on generated phantoms ({dataset_dir}); "
                 "figures say nothing about patients"
@@ -155,7 +87,7 @@ class PreparedData:
         if not ready:
             self.folder = Path(output_dir) / "prepared" / source.resolve().name
             with hold(self.folder / LOCK_NAME):  # read inside, and once: another run may prepare the folder again
-                PREPARE[kind](source, self.folder, seed, **(options or {}))
+                _prepare(kind, source, self.folder, seed, options or {})
                 self._read()
         else:
             self._read()
@@ -253,7 +185,7 @@ class PreparedData:
 
     @property
     def seen(self) -> dict[str, list[dict[str, Any]]]:
-        """Cases that the weights have seen which a labelling server's training goes on from; by split, as in a card."""
+        """Cases that the weights have seen which a labelling server's training starts from; by split, as in a card."""
         card = self.served.with_name("card.json") if self.served else None
         return read_json(card).get("cases", {}) if card is not None and card.is_file() else {}
 
@@ -323,8 +255,23 @@ def images_to_segment(dataset_dir: str | None, kind: str, phantoms: bool = True)
     if dataset_dir is not None:
         return named_images([dataset_dir])[0]
     _check_phantoms(phantoms)
-    folder = phantom_dataset(kind)
+    folder = _phantoms(kind)
     # Of several domains the first, whose branch answers by default.
     folder = next((path.parent for path in sorted(folder.glob("*/dataset.json"))), folder)
     logger.warning(f"no --dataset_dir given: segmenting the generated phantoms in {folder}")
     return named_images([folder])[0]
+
+
+# The doors to the tools: inference on images of a user needs neither layouts nor phantoms.
+
+
+def _prepare(kind: str, src: Path, output: Path, seed: int, options: Mapping[str, Any]) -> None:
+    from med3d_ext.tools.layouts.prepare import PREPARE
+
+    PREPARE[kind](src, output, seed, **options)
+
+
+def _phantoms(kind: str) -> Path:
+    from med3d_ext.tools.phantoms.dataset import phantom_dataset
+
+    return phantom_dataset(kind)

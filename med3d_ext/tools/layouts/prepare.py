@@ -1,0 +1,141 @@
+"""``prepare``: a source folder becomes a datalist with a seeded split and a fingerprint."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from med3d_ext.data.datalists import read_source
+from med3d_ext.data.domains import merge_classes
+from med3d_ext.data.fingerprint import summarize
+from med3d_ext.data.prepared_data import LOCK_NAME
+from med3d_ext.data.prepared_files import fingerprint_domain, known_cases, left_out, write_prepared
+from med3d_ext.data.splits import split_cases
+from med3d_ext.errors import Faults, InputError
+from med3d_ext.io.files import hold
+from med3d_ext.tools.layouts.prepare_3dseg8 import prepare_3dseg8
+from med3d_ext.tools.layouts.prepare_lung import prepare_lung
+from med3d_ext.tools.layouts.prepare_nodules import prepare_nodules
+
+logger = logging.getLogger("med3d_ext.prepare")
+LITS_WINDOW = (-200.0, 250.0)  # paper, section 4.3
+
+
+def prepare_lits(
+    src: str | os.PathLike,
+    output: str | os.PathLike,
+    seed: int = 0,
+    hu_window: Sequence[float] | None = None,
+    skip_bad: bool = False,
+) -> Path:
+    """Prepare a liver data set: Decathlon's Task03 or LiTS's own volumes; tumor voxels count as liver in training.
+
+    Args:
+        src: the source folder.
+        output: folder for ``datalist.json`` and ``fingerprint.json``.
+        seed: seed of the split.
+        hu_window: intensity window (HU). Defaults to the paper's [-200, 250], narrowed to what the images hold: a CT
+            that was cut at -125 HU gives other inputs under [-200, 250] than the same CT uncut.
+        skip_bad: leave out faulty cases instead of refusing them all.
+
+    Returns:
+        the output folder.
+    """
+    faults = Faults(skip_bad)
+    source = read_source(src, faults=faults)
+    domain = fingerprint_domain(source, known_cases(output), foreground=True, faults=faults)
+    faults.settle(len(domain["cases"]) + len(faults.sentences), logger)
+    domain["classes"], domain["label_map"] = merge_classes(source.classes, {})
+    split_cases({source.name: domain["cases"]}, seed)
+    domain.update(summarize(domain["cases"]))
+    low, high = domain["intensity_observed"]
+    domain["hu_window"] = list(hu_window) if hu_window else [max(LITS_WINDOW[0], low), min(LITS_WINDOW[1], high)]
+    write_prepared({source.name: domain}, Path(src), Path(output), seed, left_out(faults))
+    return Path(output)
+
+
+PREPARE: dict[str, Callable[..., Path]] = {
+    "3dseg8": prepare_3dseg8,
+    "lits": prepare_lits,
+    "lung": prepare_lung,
+    "nodules": prepare_nodules,
+    "lidc": prepare_nodules,
+}
+
+
+def prepare_folder(kind: str, src: str | os.PathLike, output: str | os.PathLike, seed: int, **options: Any) -> Path:
+    """Prepare a folder while no other process does, see :data:`PREPARE`; in vain, it leaves nothing behind."""
+    path = Path(output).expanduser() / LOCK_NAME
+    was_there = path.parent.is_dir(), path.exists()
+    try:
+        with hold(path):
+            return PREPARE[kind](src, output, seed, **options)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            if not was_there[1]:
+                path.unlink()
+            if not was_there[0]:
+                path.parent.rmdir()  # unless label maps were merged into it
+        raise
+
+
+def prepare(
+    kind: str,
+    src: str,
+    *,
+    output: str | None = None,
+    seed: int = 0,
+    domains: str | None = None,
+    domains_file: str | None = None,
+    download: bool = False,
+    hu_window: str | None = None,
+    num_classes: int | None = None,
+    folds: int | None = None,
+    fold: int | None = None,
+    cube_mm: float | None = None,
+    ties: str | None = None,
+    skip_bad: bool = False,
+) -> str:
+    """Turn a source folder into `datalist.json` (with a seeded split) and `fingerprint.json`.
+
+    Args:
+        kind: 3dseg8, lits, lung, nodules or lidc.
+        src: the source folder.
+        output: where to write. Defaults to the source folder.
+        seed: seed of the split.
+        domains: 3dseg8: the domains to prepare, joined by commas, or how many. Defaults to all.
+        domains_file: 3dseg8: JSON with domains of your own. Defaults to `domains.json` in the source folder.
+        download: 3dseg8: fetch the Decathlon's tasks that the source folder lacks.
+        hu_window: lits: lowest and highest HU, as -200,250. Defaults to the paper's, narrowed to what the images hold.
+        num_classes: lung: 2 for lung, 3 for right and left lung. Defaults to 2.
+        folds: lung, nodules: test on one of so many equal parts instead of a tenth.
+        fold: lung, nodules: which part, from 0 on.
+        cube_mm: nodules: edge of the network's cube in mm. Defaults to 32, narrowed to what the images hold.
+        ties: nodules: a median rating between 3 and 4 is left out (exclude), benign or malignant. Defaults to exclude.
+        skip_bad: leave out faulty cases (nodules, lidc: scans, marks and nodules), name and count them.
+    """
+    if kind not in PREPARE:
+        raise InputError(f"prepare: KIND must be one of {', '.join(sorted(PREPARE))}, got '{kind}'.")
+    options: dict[str, Any] = {"domains": domains, "domains_file": domains_file, "download": download or None}
+    options["hu_window"] = None if hu_window is None else _window(hu_window)
+    options |= {"num_classes": num_classes, "folds": folds, "fold": fold}
+    options |= {"cube_mm": cube_mm, "ties": ties, "skip_bad": skip_bad or None}
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in given:
+        if name not in inspect.signature(PREPARE[kind]).parameters:
+            raise InputError(f"prepare: --{name} is no option of {kind}; leave it out.")
+    folder = prepare_folder(kind, src, output or src, seed, **given)
+    return f"datalist.json and fingerprint.json are in {folder}"
+
+
+def _window(text: str) -> list[float]:
+    try:
+        low, high = (float(part) for part in text.strip("[]()").split(","))
+    except ValueError:
+        raise InputError(f"prepare: --hu_window must be two numbers as -200,250, got '{text}'.") from None
+    return [low, high]
