@@ -139,3 +139,13 @@ def test_a_case_that_comes_again_is_named_once(bundle, server, items):
     card.write_card(Engine())
     cases = json.loads((bundle / "new" / "card.json").read_text())["cases"]["training"]
     assert [case["image"] for case in cases] == ["liver_0.nii.gz", "liver_1.nii.gz"]
+
+
+def test_the_grid_is_that_of_the_served_weights(bundle, monkeypatch, liver_folder, tmp_path):
+    """The phantoms' small grid, a default without data, would silently become that of the new weights."""
+    facts = {**FACTS, "spatial_size": [160, 160, 96]}
+    (bundle / "models" / "fingerprint.json").write_text(json.dumps({"domains": {"Task03_Liver": facts}}))
+    own = PreparedData("lits", str(liver_folder(cases=4)), str(tmp_path / "run"), bundle_root=bundle)
+    assert own.grid([64, 64, 48]) == [64, 64, 48]
+    monkeypatch.setenv("MONAI_LABEL_APP_DIR", str(tmp_path))
+    assert prepared(bundle).grid([64, 64, 48]) == [160, 160, 96]

@@ -60,7 +60,7 @@ def read_source(
     root = root.resolve()
     if (root / "dataset.json").is_file():
         return _read_decathlon(root, faults)
-    if any(root.rglob("volume-*.nii*")):
+    if _files(root, "volume-*.nii*"):
         return _read_lits(root, classes or {0: "background", 1: "liver", 2: "tumor"}, faults)
     content = "is empty" if not any(root.iterdir()) else "holds neither dataset.json nor volume-*.nii[.gz] files"
     raise InputError(f"dataset_dir '{folder}' {content}; give a Decathlon folder or the folder of the LiTS volumes.")
@@ -141,24 +141,39 @@ def listed_entries(
 def _read_lits(root: Path, classes: dict[int, str], faults: Faults | None) -> Source:
     cases = []
     found = faults or Faults()
-    for image in sorted(root.rglob("volume-*.nii*"), key=lambda path: (len(path.name), path.name)):
+    for image in sorted(_files(root, "volume-*.nii*"), key=lambda path: (len(path.name), path.name)):
         number = image.name.removeprefix("volume-")
-        labels = list(root.rglob(f"segmentation-{number.split('.')[0]}.nii*"))
+        labels = _files(root, f"segmentation-{number.split('.')[0]}.nii*")
+        if len(labels) > 1:  # several parts may count from 0, each with its labels
+            labels = [label for label in labels if label.parent == image.parent] or labels
         with found.caught():
             if not labels:
                 raise InputError(
                     f"'{image}' has no segmentation-{number} next to it; add the label or remove the volume."
+                )
+            if len(labels) > 1:
+                raise InputError(
+                    f"'{image}' has several labels, '{labels[0]}' and '{labels[1]}'; put its own next to it."
                 )
             cases.append({"image": str(existing_file(image)), "label": str(existing_file(labels[0]))})
     _check_found(found, cases, faults)
     return Source(name=root.name, classes=classes, modality={0: "CT"}, cases=cases)
 
 
+def _files(root: Path, pattern: str) -> list[Path]:
+    """Files in any depth; Kaggle and some unzippers put volume-0.nii into a folder of that name."""
+    return sorted(path for path in root.rglob(pattern) if not path.is_dir())
+
+
 def existing_file(path: Path, listed_in: Path | None = None) -> Path:
     """The file itself, also where a symbolic link was unpacked as a text file that holds the link's target.
 
-    Git without symbolic links, zip archives and some network drives write such text files.
+    Git without symbolic links, zip archives and some network drives write such text files. A folder with the name of an
+    image, as some unzippers make, stands for the one image in it.
     """
+    if path.is_dir():
+        inside = [file for file in path.iterdir() if is_image_name(file)]
+        path = inside[0] if len(inside) == 1 else path
     if not path.is_file():
         where = f" (listed in '{listed_in}')" if listed_in else ""
         raise InputError(f"'{path}'{where} does not exist; restore the file or remove the entry.")

@@ -217,6 +217,10 @@ class PreparedData:
         own = {str(number): number for number in sorted(set(found.values()))} if self.served else {}
         return {**found, **own}
 
+    def grid(self, spatial_size: Sequence[int]) -> list[int]:
+        """The grid to train on: that of the weights that a labelling server serves, else ``spatial_size``."""
+        return list(self.domain["spatial_size"] if self.served is not None else spatial_size)
+
     @property
     def domain(self) -> dict[str, Any]:
         """The only domain's facts: spacing, classes, intensity window."""

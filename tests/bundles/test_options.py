@@ -106,7 +106,7 @@ def test_every_option_has_an_effect(bundle, folders, phantoms):
     config = merged(bundle, "train")
     literal = {name for name, value in config.items() if not isinstance(value, dict)}
     literal -= {"imports", "initialize", "run", "finalize"}
-    derived = {"domain", "network", "default_domain", "grids"}
+    derived = {"domain", "network", "default_domain", "grid", "grids"}
     assert literal - derived <= EFFECTS.keys() | REFUSED.keys() | ELSEWHERE, "an option without a probe"
     mine = {name: value for name, (value, _) in EFFECTS.items() if name in literal}
     source = str(phantoms(bundle))

@@ -113,6 +113,34 @@ def test_a_lits_volume_without_segmentation_is_named(liver_folder, tmp_path):
         read_source(folder)
 
 
+def test_a_folder_with_the_name_of_an_image_stands_for_the_image_in_it(liver_folder, tmp_path):
+    decathlon, lits = liver_folder(cases=2), as_lits(liver_folder(cases=2), tmp_path / "LiTS")
+    plain = {"decathlon": read_source(decathlon), "lits": read_source(lits)}
+    for file in [*decathlon.rglob("*.nii.gz"), *lits.rglob("*.nii.gz")]:
+        content = file.read_bytes()
+        file.unlink()
+        file.mkdir()
+        (file / file.name).write_bytes(content)
+    for folder, before in ((decathlon, plain["decathlon"]), (lits, plain["lits"])):
+        expected = [{key: f"{case[key]}/{Path(case[key]).name}" for key in ("image", "label")} for case in before.cases]
+        assert read_source(folder).cases == expected
+
+
+def test_parts_that_count_from_0_each_keep_their_own_labels(liver_folder, tmp_path):
+    lits = as_lits(liver_folder(cases=2), tmp_path / "LiTS")
+    for kind in ("volume", "segmentation"):
+        (lits / "batch1" / f"{kind}-1.nii.gz").rename(lits / "batch1" / f"{kind}-0.nii.gz")
+    cases = read_source(lits).cases
+    assert sorted(Path(case["image"]).parent.name for case in cases) == ["batch0", "batch1"]
+    assert all(Path(case["image"]).parent == Path(case["label"]).parent for case in cases)
+
+    (lits / "batch0" / "segmentation-0.nii.gz").rename(lits / "segmentation-0.nii.gz")
+    (lits / "labels").mkdir()
+    (lits / "batch1" / "segmentation-0.nii.gz").rename(lits / "labels" / "segmentation-0.nii.gz")
+    with pytest.raises(InputError, match="several labels"):
+        read_source(lits)
+
+
 def test_json_files_at_fault_are_named(tmp_path):
     (tmp_path / "torn.json").write_text('{"a": ')
     (tmp_path / "list.json").write_text("[1]")

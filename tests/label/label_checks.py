@@ -135,5 +135,5 @@ def check_facts(before, after):
     """New weights are normalized as those that they come from, not as the phantoms would be."""
     assert after.keys() == before.keys()
     for name, facts in before.items():
-        for fact in ("hu_window", "intensity_range", "spacing_mean", "classes"):
+        for fact in ("hu_window", "intensity_range", "spacing_mean", "classes", "spatial_size"):
             assert after[name].get(fact) == facts.get(fact), f"{name}: {fact}"

@@ -159,8 +159,8 @@ def check_classes(configs: BundleConfigs, command: str) -> Iterator[Finding]:
     config = configs.merged(command)
     try:
         refuse_moved(config, command)
-    except InputError as fault:
-        yield error("classes", str(fault))
+    except InputError as moved:
+        yield error("classes", str(moved))
         return
     wrong = wrong_components(config)
     for name, fault in wrong.items():
