@@ -64,7 +64,7 @@ class SeededDataset(PersistentDataset):
 
     def before_random(self, index: int) -> dict[str, Any]:
         """An item as the deterministic transforms leave it, from the cache or into it."""
-        return dict(self._cachecheck(self.data[index]))
+        return self._before_random(index)
 
     def _transform(self, index: int) -> Any:
         state = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)

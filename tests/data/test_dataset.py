@@ -138,3 +138,14 @@ def test_a_cache_file_that_cannot_be_written_whole_leaves_nothing(tmp_path, monk
             _ = dataset[0]
     assert list(tmp_path.iterdir()) == []
     np.testing.assert_array_equal(plain(dataset, 0), plain(make(), 0))
+
+
+def test_a_look_before_the_random_transforms_uses_the_same_file_of_the_cache(tmp_path):
+    dataset = make(tmp_path / "cache")
+    looked = [dataset.before_random(index)["image"] for index in range(6)]
+    calls, files = Make.calls, sorted((tmp_path / "cache").iterdir())
+    drawn = make(tmp_path / "cache")
+    assert len(files) == 6
+    for index in range(6):
+        assert plain(drawn, index).shape == tuple(looked[index].shape)
+    assert (Make.calls, sorted((tmp_path / "cache").iterdir())) == (calls, files)

@@ -101,11 +101,12 @@ class Shell:
     def __post_init__(self) -> None:
         env = {**environment(), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, str(TORTURE / "template.py")]
-        self.process = subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=env)
+        self.process = subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=env, start_new_session=True)
         self.answer()
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Send a request to the template process."""
+        assert self.process.poll() is None, f"the template process has ended with {self.process.returncode}"
         self.process.stdin.write(json.dumps(request) + "\n")  # type: ignore[union-attr]
         self.process.stdin.flush()  # type: ignore[union-attr]
         return self.answer()

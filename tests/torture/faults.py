@@ -24,6 +24,8 @@ def moment(event: str, arguments: tuple, root: str) -> tuple[str, str] | None:
         return None
     if event == "open" and not _is_write(arguments):
         return None
+    if event != "open" and arguments[-1] != -1:
+        return None  # relative to an open folder: a scratch folder that is being removed
     path = arguments[1] if event == "os.rename" else arguments[0]
     if isinstance(path, bytes):
         path = os.fsdecode(path)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 VOLATILE = re.compile(
-    r"second|time|date|started|finished|elapsed|duration|created|written|hours|minutes|memory|command|argv|^stamp$"
+    r"second|time|date|started|finished|elapsed|duration|created|written|hours|minutes|memory|command|argv|^stamp$|^earlier$"
 )
 IGNORED = re.compile(
     r"tfevents|\.lock$|\.log$|\.png$|\.html$|\.out$|\.err$|/cache/|initial_weights|training_state\.pt$"

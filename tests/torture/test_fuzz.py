@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import io
 import json
+import logging
 import os
 import resource
 import shutil
@@ -43,6 +44,7 @@ def fuzz(place: Path, record_property: Any) -> Callable[[st.SearchStrategy, Call
     """Runs a check on examples until the time is over, each in an empty folder, within bounds of time and memory."""
 
     def fuzz(strategy: st.SearchStrategy, check: Callable[[Path, Any], None]) -> None:
+        logging.disable()  # nibabel reports each oddity
         typed("--help")
         importlib.import_module("monai.bundle")  # seconds that are no example's
         end, count = time.monotonic() + SECONDS, 0
@@ -54,6 +56,7 @@ def fuzz(place: Path, record_property: Any) -> Callable[[st.SearchStrategy, Call
                 count += _round(strategy, check, place / "example", end, SEED + count)
         finally:
             resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+            logging.disable(logging.NOTSET)
         record_property("examples", count)
         record_property("minutes", round(SECONDS / 60, 2))
 

@@ -21,6 +21,8 @@ from results import differing, results
 
 SEED = int(os.environ.get("TORTURE_SEED", "0"))
 KILLED = -signal.SIGKILL
+MOST = 30  # kills of one command
+OF_THE_LAST_CALL = ("out/summary.json",)  # of predict: it counts what it found done
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,8 @@ def torment(task: Task, shell: Shell, place: Path, subtests: Any, title: str) ->
         size = next((size for file, size in sizes.items() if file in name), 0)
         if event == "open" and size > 64:
             kills.append((f"inside {name} #{count}", "tear_at", (name, count, size // 2)))
+    if len(kills) > MOST:  # an archive has a moment for each of its files
+        kills = sorted(random.Random(f"{SEED} {title}").sample(kills, MOST))
     remains: dict[str, list[str]] = {}
     for moment, kind, arguments in kills:
         fresh(source, folder)
@@ -122,7 +126,7 @@ def torment(task: Task, shell: Shell, place: Path, subtests: Any, title: str) ->
                 remains[moment] = [path.name for path in left]
                 for path in left:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-            assert differing(results(folder), expected) == []
+            assert [name for name in differing(results(folder), expected) if name not in OF_THE_LAST_CALL] == []
     with subtests.test(f"{title}: what a killed call leaves behind is removed by the next"):
         assert remains == {}
 

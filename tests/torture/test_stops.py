@@ -148,20 +148,19 @@ def test_a_damaged_checkpoint_is_recognized(damage, halfway, shell, data, place,
         assert done.code == 0, done
     found = results(place)
     found.pop("models/model_previous.pt", None)
-    assert differing(found, quiet) == []
+    assert [name for name in differing(found, quiet) if name != "eval/run.json"] == []  # which states --resume false
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 def test_a_damaged_cache_entry_is_made_again(damage, halfway, shell, data, place, quiet):
     shutil.copytree(halfway, place, dirs_exist_ok=True, copy_function=link)
-    entries = sorted(
-        path for path in (place / "eval" / "cache").rglob("*") if path.is_file() and path.stat().st_size > 4096
-    )
+    entries = [path for path in (place / "eval" / "cache").rglob("*") if path.is_file()]
     assert entries, "no cache"
-    content = entries[0].read_bytes()
-    entries[0].unlink()
-    entries[0].write_bytes(content)
-    damage(entries[0])
+    for path in entries:
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content)
+        damage(path)
     done = shell.run(MONAI, *train_words(BUNDLE, data[BUNDLE], place), folder=place)
     assert not (place / "ran").exists(), "code of the file was run"
     assert done.code == 0, done
