@@ -48,7 +48,7 @@ class Verb:
 
 
 VERBS = {
-    "prepare": Verb("med3d_ext.tools.layouts.prepare:prepare", "a source folder becomes a datalist and a fingerprint"),
+    "prepare": Verb("med3d_ext.tools.layouts.prepare:prepare", "a source folder becomes a datalist and its facts"),
     "phantoms": Verb(
         "med3d_ext.tools.phantoms.dataset:phantom_dataset", "generated patients as a data set to try things on"
     ),

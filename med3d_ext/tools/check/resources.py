@@ -83,8 +83,8 @@ def _volumes(configs: BundleConfigs) -> dict[str, list[int]]:
     data = configs.value("train", "data")
     sizes = {
         case["sha256"]: math.prod(case["shape"])
-        for domain in data.fingerprint["domains"].values()
-        for case in domain["cases"]
+        for cases in data.cases.values()
+        for case in cases
         if "shape" in case
     }
     splits = {"training": data.training, "validation": data.validation}
