@@ -209,7 +209,7 @@ class PreparedData:
         for name, domain in self.domains.items():
             if fact not in domain:
                 raise InputError(
-                    f"'{self.folder / FACTS}' has no '{fact}' of domain '{name}'; prepare the folder for this task again."
+                    f"'{self.folder / FACTS}' has no '{fact}' of domain '{name}'; prepare it for this task again."
                 )
         return {name: domain[fact] for name, domain in self.domains.items()}
 

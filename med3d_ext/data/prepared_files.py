@@ -1,4 +1,4 @@
-"""The two files that ``prepare`` writes: the facts of each domain, and the list of cases with all that is known of them."""
+"""The two files that ``prepare`` writes: the facts of each domain, and the cases with all that is known of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from med3d_ext.data.datalists import Source
-from med3d_ext.data.fingerprint import label_map, read_header, repair_spacing, scan_cases
+from med3d_ext.data.fingerprint import read_header, repair_spacing, scan_cases
 from med3d_ext.data.identity import FILES, file_digest, stated_files
 from med3d_ext.data.splits import SPLITS
 from med3d_ext.errors import Faults, FaultyCases, InputError
@@ -168,14 +168,16 @@ def read_prepared(folder: Path) -> Prepared:
     scan = lists.get("scan")
     if scan is None:
         scan = {name: {case.get("sha256"): case for case in former} for name, former in former_cases(folder).items()}
-    cases: dict[str, list[dict[str, Any]]] = {name: [] for name in domains}
+    listed: dict[tuple, dict[str, Any]] = {}
     for split in SPLITS:
         for item in lists.get(split, []):
-            found = scan.get(item.get("domain"), {}).get(item.get("sha256"))
-            if found is not None and item["domain"] in cases:
-                digest = item.get("label_sha256") or found.get("label_sha256")
-                own = {**located(item, folder), "label_sha256": digest, "split": split}
-                cases[item["domain"]].append({**found, **own})
+            listed[item.get("domain"), item.get("sha256")] = {**located(item, folder), "split": split}
+    cases: dict[str, list[dict[str, Any]]] = {name: [] for name in domains}
+    for name in domains:
+        for digest, found in scan.get(name, {}).items():
+            if own := listed.get((name, digest)):
+                of_label = own.get("label_sha256") or found.get("label_sha256")
+                cases[name].append({**found, **own, "label_sha256": of_label})
     return Prepared(domains, lists, cases)
 
 
@@ -294,7 +296,6 @@ def other_option(domains: Mapping[str, Mapping[str, Any]], options: Mapping[str,
     for facts in domains.values():
         stated = {**facts, **facts.get("options", {})}
         for name, value in wanted.items():
-            value = list(value) if isinstance(value, tuple) else value
-            if stated.get(name, value) != value:
+            if name in stated and stated[name] != (list(value) if isinstance(value, tuple) else value):
                 return name, stated[name], value
     return None

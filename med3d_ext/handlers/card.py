@@ -103,8 +103,9 @@ class WeightsCard:
     @cached_property
     def _own_cases(self) -> dict[str, list[dict[str, Any]]]:
         """What was trained on and what was chosen by, without what was also trained on."""
-        dataset = getattr(getattr(self.evaluator, "data_loader", None), "dataset", None)
-        validated = self.data.items("validation") if dataset is None else dataset.data
+        loader = getattr(self.evaluator, "data_loader", None)  # in a labelling server, its items are the server's
+        validated = getattr(getattr(loader, "dataset", None), "data", None)
+        validated = self.data.items("validation") if validated is None else validated
         cases: dict[str, list[dict[str, Any]]] = {}
         known: set[tuple] = set()
         for split, items in {"training": self.dataset.data, "validation": validated}.items():

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any

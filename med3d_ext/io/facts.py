@@ -1,4 +1,4 @@
-"""The facts of domains: a few kB next to weights, or next to a prepared list of cases, which inference and plans read."""
+"""The facts of domains, a few kB next to weights and next to prepared lists: what inference and planning need."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def read_facts(folder: str | os.PathLike) -> dict[str, Any]:
     """
     path = facts_path(folder)
     if path is None:
-        raise InputError(f"'{Path(folder) / FACTS}' is missing: it holds spacing, classes and intensities; put it back.")
+        raise InputError(
+            f"'{Path(folder) / FACTS}' is missing: it holds spacing, classes and intensities; put it back."
+        )
     content = read_json(path)
     domains = content.get("domains")
     if not domains or not isinstance(domains, dict) or not all(isinstance(each, dict) for each in domains.values()):

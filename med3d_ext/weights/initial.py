@@ -168,7 +168,7 @@ class InitialWeights:
 
 
 def seen_by(weights: Path, as_listed: bool = False) -> dict[str, list[dict[str, Any]]]:
-    """The cases of the card next to a weights file: each once, under ``initial_weights``, or in the card's own lists."""
+    """The cases of the card next to a weights file: each once, under ``initial_weights``, or in its lists."""
     card = weights.with_name("card.json")
     if not card.is_file():
         return {}

@@ -30,7 +30,7 @@ def trained(tmp_path):
         path.parent.mkdir(parents=True)
         torch.save(network.state_dict(), path)
         domain = {"hu_window": WINDOW, "spatial_size": [48, 40, 16], **facts}
-        path.with_name("fingerprint.json").write_text(json.dumps({"domains": {"Task03_Liver": domain}}))
+        path.with_name("facts.json").write_text(json.dumps({"domains": {"Task03_Liver": domain}}))
         cases = {"training": [{"image": "a.nii", "sha256": "a" * 64}], "validation": [{"image": "b", "sha256": "b"}]}
         if "coarse_size" in facts:
             cases = {**cases, "coarse_training": [{"image": "c", "sha256": "c"}]}

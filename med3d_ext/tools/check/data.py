@@ -78,7 +78,8 @@ def _inference_reader(configs: BundleConfigs) -> LoadVolumed:
 
 def _check_domain(data: Any, name: str, facts: Mapping[str, Any]) -> Iterator[Finding]:
     counts = {split: sum(item["domain"] == name for item in data.items(split)) for split in SPLITS}
-    yield ok("data", f"{name}: {sum(counts.values())} cases, " + ", ".join(f"{n} {split}" for split, n in counts.items()))
+    parts = ", ".join(f"{n} {split}" for split, n in counts.items())
+    yield ok("data", f"{name}: {sum(counts.values())} cases, {parts}")
     if counts["training"] == 0:
         yield error("data", f"{name} has no training case; give more labelled cases.")
     if counts["validation"] == 0:

@@ -12,7 +12,6 @@ from typing import Any
 from med3d_ext.data.datalists import Source, existing_file, read_source
 from med3d_ext.data.prepared_files import DATALIST, read_prepared
 from med3d_ext.errors import Faults, FaultyCases, InputError
-from med3d_ext.io.files import read_json
 from med3d_ext.tools.layouts.lung_labels import LEFT, LUNGS, RIGHT, merge_masks
 
 logger = logging.getLogger("med3d_ext.prepare")
