@@ -133,6 +133,16 @@ def test_a_prepared_folder_is_prepared_again_for_another_fold_and_left_as_it_is(
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_a_prepared_folder_that_moved_with_its_data_is_prepared_again_for_another_fold(nodule_folder, tmp_path):
+    source = nodule_folder()
+    prepare_nodules(source, source)
+    (source / "nodules.csv").unlink()  # as LIDC's folder, which has none of its own
+    moved = source.rename(tmp_path / "moved")
+    data = PreparedData("nodules", str(moved), str(tmp_path / "run"), options={"folds": 3, "fold": 1})
+    assert len(data.test) == 4 and data.folder == tmp_path / "run" / "prepared" / "moved"
+    assert all(item["image"].startswith(str(moved)) for item in data.training)
+
+
 def test_tied_nodules_that_a_prepared_folder_left_out_are_not_pretended(nodule_folder, tmp_path):
     source = nodule_folder(ratings=(1, 5, "3;4", 2, 4, 5))
     prepare_nodules(source, tmp_path / "out")
