@@ -84,9 +84,9 @@ def _read_prepared(root: Path) -> Source:
         raise InputError(f"'{root}' was not prepared for the lung bundle; give the source folder.")
     cases = []
     for case in found.cases[name]:
-        kept = {key: case[key] for key in ("modality", "subject", "stratum", "given", "fold") if key in case}
+        known = {key: case[key] for key in ("modality", "subject", "stratum", "given", "fold") if key in case}
         files = {key: str(existing_file(Path(case[key]), root / DATALIST)) for key in ("image", "label")}
-        cases.append({**kept, **files})
+        cases.append(known | files)
     return _with_modality(Source(name, {int(k): v for k, v in domain["label_names"].items()}, {0: "image"}, cases))
 
 
