@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -107,11 +108,42 @@ def test_evaluation_and_inference_run_the_cascade_on_the_own_grid(bundle, organs
     assert len(list((tmp_path / "found").glob("*_seg.nii.gz"))) == 6
 
 
+def test_a_labelling_server_trains_the_fine_stage_of_the_weights_it_serves(
+    bundle, organs, trained, tmp_path, monkeypatch, clean_process
+):
+    """It sends items and leaves ``dataset_dir`` at its default."""
+    served = tmp_path / "organs"
+    shutil.copytree(bundle, served)
+    shutil.copytree(trained / "models", served / "models", ignore=shutil.ignore_patterns("coarse", "training_state.pt"))
+    monkeypatch.setenv("MONAI_LABEL_APP_DIR", str(tmp_path))
+    pairs = zip(sorted((organs / "imagesTr").iterdir()), sorted((organs / "labelsTr").iterdir()))
+    items = [{"image": str(image), "label": str(label)} for image, label in pairs][:3]
+    data = {"train::dataset::data": items, "validate::dataset::data": items[:1], "train::trainer::max_epochs": 1}
+    run_bundle(served, "train", **data, **SMALL, bundle_root=str(served))
+    before, after = weights(trained), weights(served.parent / "organs")
+    assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("coarse."))
+    assert any(not torch.equal(after[name], before[name]) for name in before if name.startswith("fine."))
+    assert not (served / "models" / "coarse").exists()
+
+
+def test_a_finished_model_is_where_a_training_with_new_cases_starts(bundle, organs, trained, tmp_path, clean_process):
+    """Both stages with their heads: at a learning rate of nothing every parameter stays."""
+    start = {"init": str(trained / "models" / "model.pt"), "init_head": True, "learning_rate": 1e-12}
+    train(bundle, organs, tmp_path, **start, epochs=1, **{"coarse::epochs": 1})
+    before, after = weights(trained), weights(tmp_path)
+    learned = [name for name in before if name.endswith(("weight", "bias"))]
+    assert any(name.startswith("coarse.head") for name in learned) and any("fine.head" in name for name in learned)
+    for name in learned:
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-6)
+
+
 def test_every_reference_of_the_first_stage_is_in_its_section_or_shared(bundle):
     config = merged(bundle, "train")
     text = json.dumps(config["coarse"])
+    assert text.count("@train::dataset::data") == text.count("@validate::dataset::data") == 1  # what a server exchanges
+    own = text.replace("@train::dataset::data", "").replace("@validate::dataset::data", "")
     for name in ("optimizer", "loss", "lr_scheduler", "initial_weights", "validate", "epochs", "spatial_size"):
-        assert f"@{name}" not in text, name
+        assert f"@{name}" not in own, name
     assert "@train::preprocessing_transforms" in text  # what is decoded once serves both
     assert "@train::trainer" not in text.replace("@coarse::train::trainer", "")
 

@@ -193,7 +193,6 @@ def _coarse(template: dict[str, Any], plan: Plan) -> dict[str, Any]:
     train, validate = template["train"], template["validate"]
     train["random_transforms"] = [WHOLE, ANY_TARGET]
     train["preprocessing"]["transforms"] = RECIPE["train::preprocessing::transforms"]
-    train["dataset"]["data"] = "$@data.training"
     train["handlers"] = [each for each in train["handlers"] if each["_target_"].rpartition(".")[2] in TRAINS + WRITES]
     train["sampler"].pop("samples_per_domain")
     train.pop("preprocessing_transforms")
@@ -230,8 +229,8 @@ def _coarse(template: dict[str, Any], plan: Plan) -> dict[str, Any]:
         "stage": {"_target_": "med3d_ext.engines.FirstStage", "trainer": "@coarse::train::trainer"}
         | {"checkpoint": "@coarse::checkpoint"},
     }
-    section["train"]["dataset"]["cache_dir"] = "$@output_dir + '/cache'"
-    section["initial_weights"]["with_head"] = False
+    section["train"]["dataset"] |= {"data": "@train::dataset::data", "cache_dir": "$@output_dir + '/cache'"}
+    section["validate"]["dataset"]["data"] = "@validate::dataset::data"
     return section
 
 
