@@ -79,8 +79,7 @@ class PreparedData:
         self.seed, self.share = seed, share
         served = weights_to_continue(bundle_root) if dataset_dir is None else None
         if served is not None:
-            self.folder = served.parent
-            found = Prepared(read_facts(self.folder)["domains"], {}, {})
+            found = Prepared(served.parent, read_facts(served.parent)["domains"])
         else:
             if dataset_dir is None:
                 _check_phantoms(phantoms)
@@ -90,19 +89,23 @@ class PreparedData:
                     "figures say nothing about patients"
                 )
             found = self._prepared(kind, Path(dataset_dir).expanduser(), Path(output_dir), options or {})
-        self.lists = found.lists
+        self.folder, self.lists = found.folder, found.lists
         chosen = choose_domains(found.domains, domains)
         self.domains = {name: found.domains[name] for name in chosen}
         self.cases = {name: found.cases.get(name, []) for name in chosen}
 
     def _prepared(self, kind: str, source: Path, output_dir: Path, options: Mapping[str, Any]) -> Prepared:
         """What was prepared by hand, if it is as this run wants it; else the run prepares it for itself."""
-        self.folder = source
         if (source / DATALIST).is_file():
             found = read_prepared(source)
             other = other_option(found.domains, options)
             # What it prepares for itself, a run looks at again.
-            self._check_unchanged(kind, found, () if other else SPLITS)
+            if changed := changed_files(found, () if other else SPLITS):
+                more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+                raise InputError(
+                    f"'{changed[0]}'{more} changed after '{source}' was prepared; prepare it again: "
+                    f"`python -m med3d_ext prepare {kind} SOURCE --output '{source}'`."
+                )
             if other is None:
                 return found
             if not any("options" in facts for facts in found.domains.values()):
@@ -110,10 +113,10 @@ class PreparedData:
                     f"'{source}' was prepared with {other[0]} {other[1]}, the run asks for {other[2]}; give the source "
                     "folder, or prepare it again."
                 )
-        self.folder = output_dir / "prepared" / source.resolve().name
-        with hold(self.folder / LOCK_NAME):  # read inside, and once: another run may prepare the folder again
-            _prepare(kind, source, self.folder, self.seed, options)
-            return read_prepared(self.folder)
+        folder = output_dir / "prepared" / source.resolve().name
+        with hold(folder / LOCK_NAME):  # read inside, and once: another run may prepare the folder again
+            _prepare(kind, source, folder, self.seed, options)
+            return read_prepared(folder)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -139,16 +142,6 @@ class PreparedData:
         path = label_map(item)
         known = item.get("label_sha256")
         return {**item, "label_sha256": known or (file_digest(path) if path and os.path.isfile(path) else "")}
-
-    def _check_unchanged(self, kind: str, found: Prepared, splits: Sequence[str]) -> None:
-        """What a folder that was prepared by hand was made of must be as it was then."""
-        items = [self._complete(item) for split in splits for item in found.lists.get(split, [])]
-        if changed := changed_files(found, self.folder, items):
-            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-            raise InputError(
-                f"'{changed[0]}'{more} changed after '{self.folder}' was prepared; prepare it again: "
-                f"`python -m med3d_ext prepare {kind} SOURCE --output '{self.folder}'`."
-            )
 
     @property
     def training(self) -> list[dict[str, Any]]:

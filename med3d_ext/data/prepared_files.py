@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from med3d_ext.data.fingerprint import read_header, repair_spacing, scan_cases
 from med3d_ext.data.identity import FILES, file_digest, stated_files
 from med3d_ext.data.splits import SPLITS
 from med3d_ext.errors import Faults, FaultyCases, InputError
-from med3d_ext.io.facts import FACTS, facts_path, former_cases, read_facts, write_facts
+from med3d_ext.io.facts import FACTS, former_cases, read_facts, write_facts
 from med3d_ext.io.files import file_stamp, read_json, write_json
 from med3d_ext.transforms.load import load_volume
 
@@ -147,15 +147,17 @@ class Prepared:
     """A prepared folder, also one of version 0.1.
 
     Args:
+        folder: its place.
         domains: name to facts.
         lists: ``datalist.json``.
         cases: name of a domain to its scanned cases: files with absolute paths, ``split``, hashes, and what the scan
             has found: ``shape``, ``spacing``, ``orientation``, ``intensity``, ``labels``, ``target_box``, ``stamp``.
     """
 
+    folder: Path
     domains: dict[str, dict[str, Any]]
-    lists: dict[str, Any]
-    cases: dict[str, list[dict[str, Any]]]
+    lists: dict[str, Any] = field(default_factory=dict)
+    cases: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 def read_prepared(folder: Path) -> Prepared:
@@ -178,7 +180,7 @@ def read_prepared(folder: Path) -> Prepared:
             if own := listed.get((name, digest)):
                 of_label = own.get("label_sha256") or found.get("label_sha256")
                 cases[name].append({**found, **own, "label_sha256": of_label})
-    return Prepared(domains, lists, cases)
+    return Prepared(folder, domains, lists, cases)
 
 
 def located(item: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -189,9 +191,10 @@ def located(item: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def known_cases(output: str | os.PathLike, channel: int | None = None) -> list[dict[str, Any]]:
     """Cases of the folder that was prepared in ``output`` before, of the domains that took the same channel."""
-    if not (Path(output) / DATALIST).is_file() or facts_path(output) is None:
-        return []
-    known = read_prepared(Path(output))
+    try:
+        known = read_prepared(Path(output))
+    except InputError:
+        return []  # nothing was, or it is damaged: all is read anew
     same = [known.cases[name] for name, facts in known.domains.items() if facts.get("channel") == channel]
     return [case for cases in same for case in cases]
 
@@ -262,17 +265,18 @@ def _portable(path: str, root: Path, inside: bool) -> str:
     return f"./{os.path.relpath(path, root)}" if inside or Path(path).is_relative_to(root) else path
 
 
-def changed_files(prepared: Prepared, folder: Path, items: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Files whose content is not what it was when a folder was prepared: those of some items, lists of cases, masks.
+def changed_files(prepared: Prepared, splits: Sequence[str]) -> list[str]:
+    """Files whose content is not what it was when a folder was prepared: of some splits, lists of cases, merged masks.
 
     Files with the size, times and inode of then are not read. One that is gone does not count: a prepared folder may be
     moved without its source, and images and labels are refused where they are read.
 
     Args:
         prepared: the prepared folder.
-        folder: its place.
-        items: its items, with absolute paths.
+        splits: those whose images and labels are looked at.
     """
+    folder = prepared.folder
+    items = [located(item, folder) for split in splits for item in prepared.lists.get(split, [])]
     known: dict[str, str | None] = {}
     for case in (case for cases in prepared.cases.values() for case in cases):
         known |= zip(map(str, case.get("stamp", [])[1:]), (case.get("sha256"), case.get("label_sha256")))

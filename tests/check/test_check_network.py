@@ -69,7 +69,7 @@ def test_weights_of_another_network_are_an_error(configs, weights):
     assert "lacks" in found[0].text
 
 
-def test_weights_without_fingerprint_are_an_error_and_without_card_a_warning(configs, weights):
+def test_weights_without_facts_are_an_error_and_without_card_a_warning(configs, weights):
     weights.with_name("card.json").unlink()
     assert [finding.level for finding in check_weights(configs())] == ["warning", "ok"]
     weights.with_name("facts.json").unlink()
