@@ -68,6 +68,9 @@ VERBS = {
     "weights join": Verb("med3d_ext.tools.weights.verbs:join", "the two networks of the LiTS cascade to one file"),
     "weights convert": Verb("med3d_ext.tools.weights.verbs:convert", "any known weights file to a flat encoder"),
     "weights release": Verb("med3d_ext.tools.weights.release:release", "weights as small as they are released"),
+    "zoo describe": Verb(
+        "med3d_ext.tools.zoo.describe:describe", "what released weights are, written into metadata and README"
+    ),
     "zoo pack": Verb("med3d_ext.tools.zoo.pack:pack", "a bundle as a zip archive that runs anywhere"),
     "zoo index": Verb("med3d_ext.tools.zoo.pack:index", "models/model_info.json over a folder of archives"),
     "zoo publish": Verb(
