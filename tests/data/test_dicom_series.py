@@ -176,7 +176,7 @@ def test_what_is_no_slice_of_the_scan_is_set_aside_with_a_warning(kind, uid, tmp
     facts = {"SeriesInstanceUID": uid, "SOPInstanceUID": "1.9", "ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}
     write_slice(tmp_path / "other", VOXELS[:, :, 0], {**facts, "ImagePositionPatient": [0, 0, 0], **tags}, sop_class)
     (sentence,) = warned(tmp_path, caplog)
-    assert f"set aside: {kind} ('other')" in sentence
+    assert f"ignored: {kind} ('other')" in sentence
     alone = tmp_path / "alone"
     alone.mkdir()
     (tmp_path / "other").rename(alone / "other")

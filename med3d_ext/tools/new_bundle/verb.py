@@ -25,7 +25,7 @@ COPIED = ("LICENSE", "large_files.yml", "configs/logging.conf")
 
 
 def new_bundle(name: str, *, dataset_dir: str = "", output: str = ".", update: bool = False) -> str:
-    """Write a bundle for a folder of labelled volumes, with its classes and modality, and print the next commands.
+    """Write a bundle for a folder of labeled volumes, with its classes and modality, and print the next commands.
 
     Nothing is trained. The training starts from the released encoder, and no path of this machine is in the bundle, so
     that it can be shared.
@@ -33,13 +33,13 @@ def new_bundle(name: str, *, dataset_dir: str = "", output: str = ".", update: b
     Args:
         name: the bundle's name: letters, digits and _; with `--update` its folder.
         dataset_dir: a folder in the Decathlon's layout: dataset.json, imagesTr, labelsTr.
-        output: the folder that the bundle's folder is made in. Defaults to the current one.
+        output: where the bundle's folder is made. Defaults to the current folder.
         update: rewrite the configs of a bundle that an earlier version wrote, where they name what has moved since.
     """
     if update:
         return update_bundle(find_bundle(name))
     if not dataset_dir:
-        raise InputError("new-bundle: --dataset_dir is missing; give the folder of the labelled volumes.")
+        raise InputError("new-bundle: --dataset_dir is missing; give the folder of the labeled volumes.")
     check_name(name)
     folder = Path(output).expanduser() / name
     if folder.exists():

@@ -30,7 +30,7 @@ def publish(
 ) -> str:
     """Prepare folders to upload; nothing is sent anywhere.
 
-    OUT/github/NAME_vVERSION holds the files of a release, SHA256SUMS and RELEASE_NOTES.md; OUT/huggingface/NAME is a
+    OUT/github/NAME_vVERSION has the files of a release, SHA256SUMS and RELEASE_NOTES.md; OUT/huggingface/NAME is a
     repository with its model card.
 
     Args:
@@ -38,8 +38,8 @@ def publish(
         out: where the folders are written.
         form: github, huggingface or both.
         weights: as for `zoo pack`.
-        url: the address under which the release's files will be; large_files.yml, which a pull request to MONAI's
-            model zoo has in place of the weights, is then written next to them.
+        url: the future address of the release's files; then large_files.yml is written, too, which replaces the weights
+            in a pull request to MONAI's model zoo.
         overwrite: replace existing folders.
     """
     forms = FORMS if form == "both" else (form,)
