@@ -276,7 +276,7 @@ def test_mixed_orientations_and_grids_are_refused(tmp_path: Path) -> None:
 def test_a_tilted_gantry_is_refused(tmp_path: Path) -> None:
     tilted = np.array([[1, 0, 0], [0, 1, 0.3], [0, 0, 1.0]])
     write_series(tmp_path, VOXELS, SPACING, ORIGIN, tilted)
-    assert "is sheared: '0.dcm' and '6.dcm' are 4.50 mm aside" in refusal(tmp_path)
+    assert "is sheared: '0.dcm' and '6.dcm' are 4.50 mm out of line" in refusal(tmp_path)
 
 
 def test_files_without_position_or_with_a_senseless_one_are_refused(tmp_path: Path) -> None:

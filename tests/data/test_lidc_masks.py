@@ -111,7 +111,7 @@ RING = outline(disk((9, 9), 3))
     ("contours", "words"),
     [
         ([contour(99, RING, z=41.0)], "outside the volume, at z = 41 mm (slice '1.2.3.99')"),
-        ([contour(99, RING, z=7.0)], "the slices are at 0 to 12 mm"),
+        ([contour(99, RING, z=7.0)], "the slices are from 0 to 12 mm"),
         ([contour(99, RING)], "at z = nan mm"),
         ([contour(3, [(21, 3), (24, 5), (21, 7)])], "x 21 to 24 and y 3 to 7 in a slice of 24x20 ('3.dcm')"),
         ([contour(3, [(5, -1), (7, 3), (3, 3)])], "outside the volume: x 3 to 7 and y -1 to 3"),

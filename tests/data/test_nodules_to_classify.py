@@ -139,8 +139,8 @@ def test_formats_that_itk_reads_and_series_folders_are_scans_too(scan, table, tm
         ("x,y\n1,2\n", "has no column 'z'; its first line must name x, y, z"),
         ("x,y,z\n", "has no rows"),
         ("name,x,y,z\na,1,2,three\n", "point 'a' .line 2 of .* a coordinate that is not a number"),
-        ("x,y,z\n1,2,nan\n", "point '1' .* no number"),
-        ("x,y,z\n1,2\n", "point '1' .* no number"),
+        ("x,y,z\n1,2,nan\n", "point '1' .* not a number"),
+        ("x,y,z\n1,2\n", "point '1' .* not a number"),
     ],
 )
 def test_a_table_without_points_is_refused(text, message, table):

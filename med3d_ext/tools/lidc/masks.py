@@ -84,7 +84,7 @@ def _slice_number(mark: Mark, contour: Contour, series: DicomSeries) -> int:
             return nearest
     raise InputError(
         f"{mark} has an outline outside the volume, at z = {contour.z:g} mm (slice '{contour.sop_uid}'), and the "
-        f"slices lie from {heights.min():g} to {heights.max():g} mm; restore the slice or remove the outline."
+        f"slices are from {heights.min():g} to {heights.max():g} mm; restore the slice or remove the outline."
     )
 
 
