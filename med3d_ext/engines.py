@@ -13,6 +13,7 @@ from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys
 
 from med3d_ext.handlers.checkpoint import ResumableCheckpoint
+from med3d_ext.run.rank import wait_for_all
 from med3d_ext.weights.labelling import SERVER
 
 # MONAI's trainer makes a gradient scaler of its own, which bfloat16 has no use for, and torch warns on a CPU.
@@ -95,6 +96,7 @@ class FirstStage:
         """Train, unless this very training is finished."""
         if os.environ.get(SERVER) is None and not self.checkpoint.is_done(self.trainer):
             self.trainer.run()
+            wait_for_all()  # rank 0 may still be writing what the next stage reads
 
 
 class DomainBatch:
