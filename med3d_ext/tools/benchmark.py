@@ -69,14 +69,14 @@ class StepTimer:
 
 
 def benchmark(bundle: str, *, iterations: int = 10, **overrides: Any) -> str:
-    """Time some steps of a bundle's training on this machine, and tell how long the whole training would take.
+    """Time some steps of a bundle's training on this machine, and estimate how long the whole training would take.
 
-    The data, the network and the step are the training's own, and what it would write goes to a temporary folder.
-    Run it alone: other work on the machine is in the figures.
+    Data, network and steps are those of the real training; everything that it writes goes to a temporary folder.
+    Run nothing else at the same time: it would be included in the figures.
 
     Args:
         bundle: a bundle's folder or name.
-        iterations: number of steps, 3 at least.
+        iterations: number of steps, at least 3.
         overrides: options of the training, such as `--dataset_dir /data/Task03_Liver --network_name resnet50`.
     """
     if iterations < FEWEST:
@@ -112,7 +112,7 @@ def _text(configs: BundleConfigs, trainer: Any, timer: StepTimer) -> str:
         [
             ", ".join(what),
             f"training step      {step:.3f} s, {shape[0] / step:.2f} volumes a second (median)",
-            f"waiting for data   {wait:.3f} s a step; less once every volume was read, in the second epoch",
+            f"waiting for data   {wait:.3f} s per step; less from the second epoch on, when every volume has been read",
             f"peak memory        {_peak(device) / 1e9:.2f} GB",
             f"an epoch           {length} steps, {timedelta(seconds=round(step * length))}",
             f"the whole training {epochs} epochs, {whole}, without waiting and validation",
