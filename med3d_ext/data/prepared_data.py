@@ -238,7 +238,8 @@ def _check_options(folder: Path, domains: dict[str, dict[str, Any]], options: di
         given.pop("fold", None)  # a fold of nothing
     for domain in domains.values():
         for name, value in given.items():
-            if name in domain and domain[name] != (list(value) if isinstance(value, tuple) else value):
+            known = name in domain and name not in domain.get("options", {})  # those were compared before
+            if known and domain[name] != (list(value) if isinstance(value, tuple) else value):
                 raise InputError(
                     f"'{folder}' was prepared with {name} {domain[name]}, the run asks for {value}; give the source "
                     "folder, or prepare it again."

@@ -238,4 +238,9 @@ def prepared_with(folder: Path, options: Mapping[str, Any]) -> bool:
     if "folds" not in wanted and wanted.get("fold") == 0:
         del wanted["fold"]  # the default, which means nothing alone
     stated = [domain.get("options", {}) for domain in read_json(folder / FINGERPRINT).get("domains", {}).values()]
-    return all(facts.get(key, value) == value for facts in stated for key, value in wanted.items())
+    return all(_agrees(facts.get(key, value), value) for facts in stated for key, value in wanted.items())
+
+
+def _agrees(stated: Any, wanted: Any) -> bool:
+    """Whether an option is what it was; a channel is stated by number and name."""
+    return stated == wanted or (isinstance(stated, list) and str(wanted).lower() in [str(v).lower() for v in stated])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import namedtuple
 from types import SimpleNamespace
 
@@ -189,3 +190,16 @@ def test_a_gpu_that_is_not_there_is_an_error_and_one_that_is_too_small_too(run, 
     assert found_resources(run(device="cuda"))["GPU"].level == "error"
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (64 * GIB, 64 * GIB))
     assert found_resources(run(device="cuda"))["GPU"].level == "ok"
+
+
+@pytest.mark.parametrize("names", [("images", "labels"), ("imagesTr", "labelsTr")])
+def test_images_with_labels_are_checked_as_a_training_and_images_alone_as_inference(
+    configs, liver_folder, tmp_path, names
+):
+    source = liver_folder(cases=12)
+    for before, now in zip(("imagesTr", "labelsTr"), names):
+        shutil.copytree(source / before, tmp_path / "x" / now)
+    made = {"dataset_dir": str(tmp_path / "x"), "output_dir": str(tmp_path / "eval")}
+    assert texts(check_data(configs(**made))) == ["ok x: 12 cases, 10 training, 1 validation, 1 test"]
+    shutil.rmtree(tmp_path / "x" / names[1])
+    assert "12 images without labels" in texts(check_data(configs(**made)))[-1]

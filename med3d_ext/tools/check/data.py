@@ -8,16 +8,16 @@ from typing import Any
 
 from med3d_ext.data.datalists import list_images, named_images
 from med3d_ext.data.leakage import seen_cases
-from med3d_ext.data.prepared_files import absent_classes
+from med3d_ext.data.prepared_files import DATALIST, absent_classes
 from med3d_ext.data.splits import SPLITS
 from med3d_ext.errors import InputError
 from med3d_ext.run.one_line import heard_warnings
 from med3d_ext.tools.check.configs import BundleConfigs, quiet
 from med3d_ext.tools.check.findings import Finding, error, ok, warning
+from med3d_ext.tools.layouts.table import layout_of
+from med3d_ext.tools.lidc.xml import is_lidc
 from med3d_ext.transforms.load import LoadVolumed
 from med3d_ext.weights.initial import find_weights
-
-LABELLED = ("dataset.json", "datalist.json", "*/dataset.json", "labels*", "**/volume-*", "*.csv")
 
 
 def check_data(configs: BundleConfigs) -> Iterator[Finding]:
@@ -41,7 +41,8 @@ def check_data(configs: BundleConfigs) -> Iterator[Finding]:
 def is_unlabelled(dataset_dir: Any) -> bool:
     """Whether a folder holds images and nothing that names or holds labels: it is for inference alone."""
     folder = Path(str(dataset_dir)).expanduser()
-    if any(next(folder.glob(pattern), None) for pattern in LABELLED):
+    inside = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    if (folder / DATALIST).is_file() or any(map(layout_of, [folder, *inside])) or is_lidc(folder):
         return False
     try:
         return bool(list_images(folder))

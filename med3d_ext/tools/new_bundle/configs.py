@@ -31,7 +31,6 @@ SET: dict[str, dict[str, Any]] = {
     "inference": {
         "dataset::data::kind": "3dseg8",
         "dataset::data::phantoms": False,
-        "preprocessing::transforms::0::channel": "$@domain.get('channel')",
         "preprocessing::transforms::1::intensity_range": "$@domain['intensity_range']",
     },
     "multi_gpu_train": {},
@@ -39,12 +38,13 @@ SET: dict[str, dict[str, Any]] = {
 }
 
 
-def own_configs(template: Path, classes: int) -> dict[str, dict[str, Any]]:
+def own_configs(template: Path, classes: int, channel: str | None) -> dict[str, dict[str, Any]]:
     """The configs by name.
 
     Args:
         template: the folder of the bundle ``TEMPLATE``.
         classes: number of classes, background counted, of a network that has no weights yet.
+        channel: the channel that is taken of images that have several.
     """
     configs = {name: read_json(template / "configs" / f"{name}.json") for name in SET}
     for name, changes in SET.items():
@@ -53,7 +53,8 @@ def own_configs(template: Path, classes: int) -> dict[str, dict[str, Any]]:
     train, evaluate = configs["train"], configs["evaluate"]
     for config in (train, evaluate):
         del config["folds"], config["fold"]
-    del train["data"]["options"], train["train"]["preprocessing_transforms"][0]["require_foreground"]
+    train["channel"], train["data"]["options"] = channel, {"channel": "@channel"}
+    del train["train"]["preprocessing_transforms"][0]["require_foreground"]
     del evaluate["data::seed"], evaluate["validate::handlers"][1]["group_by"]
     configs["inference"]["num_classes"]["default"] = classes
     return configs

@@ -17,7 +17,7 @@ section 3.3).
 
 ## Data
 
-The data set {folder}, in the Decathlon's layout. A run splits its cases by content into training, validation and test.
+The data set {folder}. A run splits its cases by content into training, validation and test.
 
 ## Training configuration
 

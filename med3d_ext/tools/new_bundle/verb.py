@@ -10,8 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from med3d_ext.data.domains import Domain, channel_number, merge_classes
-from med3d_ext.data.fingerprint import read_header
+from med3d_ext.data.domains import merge_classes
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import read_json, write_json
 from med3d_ext.run.moved import renewed
@@ -24,7 +23,9 @@ from med3d_ext.tools.zoo.stage import METADATA, check_name
 COPIED = ("LICENSE", "large_files.yml", "configs/logging.conf")
 
 
-def new_bundle(name: str, *, dataset_dir: str = "", output: str = ".", update: bool = False) -> str:
+def new_bundle(
+    name: str, *, dataset_dir: str = "", output: str = ".", channel: str | None = None, update: bool = False
+) -> str:
     """Write a bundle for a folder of labelled volumes, with its classes and modality, and print the next commands.
 
     Nothing is trained. The training starts from the released encoder, and no path of this machine is in the bundle, so
@@ -32,8 +33,9 @@ def new_bundle(name: str, *, dataset_dir: str = "", output: str = ".", update: b
 
     Args:
         name: the bundle's name: letters, digits and _; with `--update` its folder.
-        dataset_dir: a folder in the Decathlon's layout: dataset.json, imagesTr, labelsTr.
+        dataset_dir: a folder of labelled volumes: the Decathlon's or nnU-Net's layout, images/ with labels/ and others.
         output: the folder that the bundle's folder is made in. Defaults to the current one.
+        channel: name or number of the channel to take of images that have several.
         update: rewrite the configs of a bundle that an earlier version wrote, where they name what has moved since.
     """
     if update:
@@ -44,12 +46,12 @@ def new_bundle(name: str, *, dataset_dir: str = "", output: str = ".", update: b
     folder = Path(output).expanduser() / name
     if folder.exists():
         raise InputError(f"'{folder}' exists; choose another name, or remove it.")
-    found = _one_domain(dataset_dir)
+    found = _one_domain(dataset_dir, channel)
     classes, _ = merge_classes(found.source.classes, found.settings.merge)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}.") as scratch:
         draft = Path(scratch) / name
-        _write(draft, find_bundle(TEMPLATE), found.settings, classes)
+        _write(draft, find_bundle(TEMPLATE), found, classes)
         os.replace(draft, folder)
     return _next_steps(folder, dataset_dir, classes)
 
@@ -66,29 +68,31 @@ def update_bundle(bundle: Path) -> str:
     return f"'{bundle}': rewrote {', '.join(changed)}." if changed else f"'{bundle}' names nothing that has moved."
 
 
-def _one_domain(dataset_dir: str) -> Found:
+def _one_domain(dataset_dir: str, channel: str | None) -> Found:
     """The data set's cases and settings.
 
     Raises:
         InputError: there is none or several, only one class, or no channel that is chosen.
     """
-    domains = find_domains(Path(dataset_dir).expanduser())
+    domains = find_domains(Path(dataset_dir).expanduser(), channel=channel)
     if len(domains) > 1:
         raise InputError(f"dataset_dir '{dataset_dir}' holds several data sets ({', '.join(domains)}); give one.")
     found = next(iter(domains.values()))
     if len(found.source.classes) < 2:
         raise InputError(f"'{found.folder / 'dataset.json'}' names one class; name the background and what to segment.")
-    first = found.source.cases[0]["image"]
-    channel_number(found.settings, found.source.modality, read_header(first)["channels"], first)
     return found
 
 
-def _write(bundle: Path, template: Path, settings: Domain, classes: Mapping[str, str]) -> None:
+def _write(bundle: Path, template: Path, found: Found, classes: Mapping[str, str]) -> None:
+    settings, channel = found.settings, found.source.chosen
     for name in ("configs", "docs"):
         (bundle / name).mkdir(parents=True)
     for name in COPIED:
         shutil.copyfile(template / name, bundle / name)
-    files = {f"configs/{name}.json": config for name, config in own_configs(template, len(classes)).items()}
+    files = {
+        f"configs/{name}.json": config
+        for name, config in own_configs(template, len(classes), channel and channel[1]).items()
+    }
     files[METADATA] = own_metadata(read_json(template / METADATA), bundle.name, settings, classes)
     texts = {name: json.dumps(content, indent=4) + "\n" for name, content in files.items()}
     texts["docs/README.md"] = own_readme(settings, classes)
