@@ -66,7 +66,7 @@ def existing_file(path: Path, listed_in: Path | None = None) -> Path:
     if path.stat().st_size < _LINK_BYTES:
         content = path.read_bytes()
         if content and content.isascii() and b"\0" not in content:
-            target = path.parent / content.decode().strip()
+            target = path.resolve().parent / content.decode().strip()
             if os.path.isfile(target):  # unlike Path.is_file, no error for a text that is no path at all
                 return target.resolve()
     return path

@@ -97,7 +97,7 @@ def test_decathlon_tasks_that_are_not_in_3dseg8_are_data_like_any_other(tmp_path
         ("missing", "is not a folder; give the folder that holds"),
         ("several", r"holds several data sets \(A, B\); give one."),
         ("one class", "names one class; name the background and what to segment."),
-        ("channels", r"has 2 channels \(0: T1, 1: T2\) and none is 'None'; name the channel"),
+        ("channels", r"has 2 channels \(0: T1, 1: T2\) and none is chosen; name the channel by --channel"),
     ],
 )
 def test_what_cannot_be_a_bundle_is_refused_in_a_sentence_and_leaves_nothing(tmp_path, fault, message):
