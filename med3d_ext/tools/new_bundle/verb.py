@@ -14,11 +14,11 @@ from med3d_ext.data.domains import merge_classes
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import read_json, write_json
 from med3d_ext.run.moved import renewed
-from med3d_ext.tools.bundle_folder import find_bundle
+from med3d_ext.tools.bundle_folder import METADATA, find_bundle
 from med3d_ext.tools.layouts.prepare_3dseg8 import Found, find_domains
 from med3d_ext.tools.new_bundle.configs import TEMPLATE, own_configs
 from med3d_ext.tools.new_bundle.texts import TERMS, own_metadata, own_readme
-from med3d_ext.tools.zoo.stage import METADATA, check_name
+from med3d_ext.tools.zoo.stage import check_name
 
 COPIED = ("LICENSE", "large_files.yml", "configs/logging.conf")
 

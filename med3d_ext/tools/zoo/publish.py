@@ -14,9 +14,9 @@ from jinja2 import Environment, FileSystemLoader
 
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import read_json
-from med3d_ext.tools.bundle_folder import find_bundle
+from med3d_ext.tools.bundle_folder import METADATA, find_bundle
 from med3d_ext.tools.zoo.pack import digest, pack_staged
-from med3d_ext.tools.zoo.stage import METADATA, check_bundle, stage
+from med3d_ext.tools.zoo.stage import check_bundle, stage
 
 FORMS = ("github", "huggingface")
 LARGE_FILES = "*.pt filter=lfs diff=lfs merge=lfs -text\n*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
