@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 MAY_CHANGE = (
-    *("epochs", "train::trainer::max_epochs"),  # the length
+    *("epochs", "*::epochs", "*train::trainer::max_epochs"),  # the length
     *("val_interval", "*::interval"),  # how often something is validated or written
     *("dataset_dir", "negatives", "output_dir", "ckpt_dir", "bundle_root"),  # folders; their content is compared
     *("*::dataset_dir", "*::output_dir", "*::ckpt_dir", "*::bundle_root", "*::cache_dir", "*::log_dir"),
