@@ -85,7 +85,7 @@ def update_bundle(bundle: Path) -> str:
     return f"'{bundle}': rewrote {', '.join(changed)}." if changed else f"'{bundle}' names nothing that has moved."
 
 
-def _one_domain(dataset_dir: str, channel: str | None) -> Found:
+def _one_domain(dataset_dir: str, channel: str | None = None) -> Found:
     """The data set's cases and settings.
 
     Raises:
