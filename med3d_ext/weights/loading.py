@@ -45,8 +45,8 @@ def encoder_of(network: nn.Module) -> Any:
     if (encoder := find_encoder(network)) is None:
         raise InputError(
             f"network_def, a {type(network).__name__}, must hold one encoder (a module with channels and "
-            "output_stride), or one in 'fine', to load weights or to freeze it; --init scratch and heads_first_epochs 0 "
-            "need none."
+            "output_stride), or one in 'fine', to load weights or to freeze it; --init scratch and "
+            "heads_first_epochs 0 need none."
         )
     return encoder
 
