@@ -152,6 +152,11 @@ OPTIONS: dict[str, Option] = {
         optional=True,
     ),
     "branch": Option(TEXT.rule, TEXT.fits, optional=True),
+    "channel": Option(
+        "the name or the number of a channel",
+        lambda value: _is_whole(value) and value >= 0 or isinstance(value, str) and bool(value),
+        optional=True,
+    ),
     "init_head": SWITCH,
     "resume": SWITCH,
     "main_process": SWITCH,

@@ -15,9 +15,7 @@ from ignite.engine import Engine, Events
 
 from med3d_ext.engines import computes_bfloat16
 from med3d_ext.errors import InputError
-from med3d_ext.run.overrides import check_overrides
-from med3d_ext.tools.bundle_folder import find_bundle
-from med3d_ext.tools.check.configs import BundleConfigs
+from med3d_ext.tools.bundle_folder import Bundle
 from med3d_ext.tools.check.resources import training_shape
 
 SEED_HANDLER = "med3d_ext.handlers.seeding.EpochSeed"
@@ -81,28 +79,27 @@ def benchmark(bundle: str, *, iterations: int = 10, **overrides: Any) -> str:
     """
     if iterations < FEWEST:
         raise InputError(f"benchmark: --iterations must be at least {FEWEST}, got {iterations}.")
-    folder = find_bundle(bundle)
-    config = BundleConfigs(folder, {}).as_written("train")
-    check_overrides(config, overrides, "train.json")
-    handlers = [each for each in config["train"]["handlers"] if each["_target_"] == SEED_HANDLER]
+    found = Bundle.find(bundle, overrides)
+    found.refuse_unknown("train")
+    handlers = [each for each in found.merged("train")["train"]["handlers"] if each["_target_"] == SEED_HANDLER]
     with tempfile.TemporaryDirectory() as scratch:
         places = {"output_dir": str(Path(scratch) / "eval"), "ckpt_dir": str(Path(scratch) / "models")}
-        configs = BundleConfigs(folder, {**overrides, **places, "train::handlers": handlers})
-        trainer = configs.value("train", "train::trainer")
+        timed = Bundle(found.folder, {**overrides, **places, "train::handlers": handlers})
+        trainer = timed.value("train", "train::trainer")
         trainer.logger.setLevel(logging.WARNING)
         timer = StepTimer(iterations)
         timer.attach(trainer)
         trainer.run()
-        return _text(configs, trainer, timer)
+        return _text(timed, trainer, timer)
 
 
-def _text(configs: BundleConfigs, trainer: Any, timer: StepTimer) -> str:
-    device, shape = torch.device(trainer.state.device), training_shape(configs)
+def _text(bundle: Bundle, trainer: Any, timer: StepTimer) -> str:
+    device, shape = torch.device(trainer.state.device), training_shape(bundle)
     step, wait = timer.figures()
     epochs, length = trainer.state.max_epochs, trainer.state.epoch_length
     half = trainer.amp and computes_bfloat16(device)
     what = [
-        str(configs.merged("train")["network_name"]),
+        str(bundle.merged("train")["network_name"]),
         " x ".join(map(str, shape)),
         torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         "bfloat16" if half else "float32",

@@ -17,7 +17,7 @@ from med3d_ext.run.overrides import truth
 from med3d_ext.run.rank import rank
 from med3d_ext.weights.files import check_sha256, download_weights, fit, read_checkpoint, write_state
 from med3d_ext.weights.labelling import weights_to_continue
-from med3d_ext.weights.loading import adapt_stem, encoder_of, load_encoder, read_weights
+from med3d_ext.weights.loading import adapt_stem, encoder_of, find_encoder, load_encoder, read_weights
 from med3d_ext.weights.report import LoadReport
 from med3d_ext.weights.sources import SOURCES, Description, describe_weights
 
@@ -74,7 +74,7 @@ class InitialWeights:
     labelling server a training goes on from the weights that are served, whole; see :mod:`med3d_ext.weights.labelling`.
 
     Args:
-        network: an encoder or a network with one, see :func:`encoder_of`.
+        network: an encoder or a network with one, see :func:`encoder_of`; from scratch any module.
         init: `scratch`; `med3d`, the released encoder; `kinetics`, which has no released file and is refused with a
             sentence; or the path of a weights file.
         bundle_root: the bundle's folder; the released encoder is looked for next to it, then in the checkout that this
@@ -160,7 +160,8 @@ class InitialWeights:
         rate = self.learning_rate if learning_rate is None else learning_rate
         if rank() == 0:
             logger.info(f"Learning rate {rate:g}.")
-        encoder = list(encoder_of(self.network).parameters())
+        found = find_encoder(self.network)
+        encoder = [] if found is None else list(found.parameters())
         inside = set(map(id, encoder))
         rest = [each for each in self.network.parameters() if id(each) not in inside and each.requires_grad]
         groups = [{"params": encoder, "lr": rate}, {"params": rest, "lr": rate * head_lr_multiplier}]

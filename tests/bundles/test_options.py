@@ -55,6 +55,7 @@ EFFECTS = {
     "share": (0.5, lambda get: get("data").share),
     "spatial_size": ([40, 32, 24], lambda get: get_size(get)),
     "margin_mm": (7.0, lambda get: get_margin(get)),
+    "channel": (0, lambda get: get("data::options")["channel"]),
     "hu_window": ([-100.0, 200.0], lambda get: list(get("domain")["hu_window"])),
     "cut_share": (0.25, lambda get: get("train::random_transforms::0").weights[0]),
     "widths": ([16, 8], lambda get: [16, 8] if "widths" in merged_text(get) else None),

@@ -99,7 +99,9 @@ WHOLE = {"_target_": "med3d_ext.transforms.RandTargetCropd", "keys": ["image", "
 ANY_TARGET = {"_target_": "AsDiscreted", "_desc_": "one box around all classes", "keys": "label", "threshold": 0.5}
 
 
-def own_configs(bundles: Path, plan: Plan, modality: str | None, classes: int) -> dict[str, dict[str, Any]]:
+def own_configs(
+    bundles: Path, plan: Plan, modality: str | None, classes: int, channel: str | None
+) -> dict[str, dict[str, Any]]:
     """The configs by name.
 
     Args:
@@ -107,6 +109,7 @@ def own_configs(bundles: Path, plan: Plan, modality: str | None, classes: int) -
         plan: stages, grids and epochs.
         modality: "CT" is windowed, all else normalized by percentiles.
         classes: number of classes, background counted, of a network that has no weights yet.
+        channel: the channel that is taken of images that have several.
     """
     configs = {name: read_json(bundles / TEMPLATES[plan.stages] / "configs" / f"{name}.json") for name in CONFIGS}
     train, inference = configs["train"], configs["inference"]
@@ -118,12 +121,11 @@ def own_configs(bundles: Path, plan: Plan, modality: str | None, classes: int) -
     _set(inference, {"dataset::data::kind": "3dseg8", "dataset::data::phantoms": False})
     for config in (train, inference):
         _set(config, network)
-    train["data"].pop("options")
+    train["channel"], train["data"]["options"] = channel, {"channel": "@channel"}
     train["train"]["preprocessing_transforms"][0].pop("require_foreground")
     for steps in (train["train"]["preprocessing_transforms"], inference["preprocessing"]["transforms"]):
         steps[_place(steps, "HUWindowd", "PercentileNormalized")] = normalize
     train["train"]["preprocessing_transforms"][2]["label_map"] = "$@data.label_map()"
-    inference["preprocessing"]["transforms"][0]["channel"] = "$@domain.get('channel')"
     inference["num_classes"] = {"_target_": "med3d_ext.data.class_count", "bundle_root": "@bundle_root"} | {
         "ckpt_dir": "@ckpt_dir",
         "default": classes,
