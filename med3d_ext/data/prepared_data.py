@@ -27,6 +27,7 @@ from med3d_ext.data.splits import SPLITS
 from med3d_ext.data.subsets import choose_domains, nested_share
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import hold, read_json
+from med3d_ext.io.store import Store, used
 from med3d_ext.weights.labelling import weights_to_continue
 
 logger = logging.getLogger("med3d_ext.prepare")
@@ -51,9 +52,11 @@ class PreparedData:
             weights that it serves, and there are no cases; see :mod:`med3d_ext.weights.labelling`. Defaults to None.
         phantoms: whether generated phantoms stand for data that are not given; False in a bundle for a user's own data.
             Defaults to True.
+        store: where the files that preparation decodes are kept for the training. Defaults to None: nowhere.
 
     Raises:
-        InputError: when there is no source, it is refused, has not these domains, or changed after it was prepared.
+        InputError: when there is no source, it is refused, has not these domains, changed after it was prepared, or
+            holds the store.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class PreparedData:
         share: float = 1.0,
         bundle_root: str | os.PathLike | None = None,
         phantoms: bool = True,
+        store: Store | None = None,
     ) -> None:
         self.served = weights_to_continue(bundle_root) if dataset_dir is None else None
         if self.served is not None:
@@ -79,6 +83,8 @@ class PreparedData:
                 "figures say nothing about patients"
             )
         source = Path(dataset_dir).expanduser()
+        if store is not None and store.folder.resolve().is_relative_to(source.resolve()):
+            raise InputError(f"the store '{store.folder}' is inside the data '{source}'; give another --store_dir.")
         self.folder = source
         by_hand = self.served is None and (source / DATALIST).is_file()
         ready = self.served is not None or by_hand and prepared_with(source, options or {})
@@ -86,7 +92,8 @@ class PreparedData:
             self._check_unchanged(kind, SPLITS if ready else ())  # what it prepares for itself, a run looks at again
         if not ready:
             self.folder = Path(output_dir) / "prepared" / source.resolve().name
-            with hold(self.folder / LOCK_NAME):  # read inside, and once: another run may prepare the folder again
+            # Read inside, and once: another run may prepare the folder again.
+            with hold(self.folder / LOCK_NAME), used(store):
                 _prepare(kind, source, self.folder, seed, options or {})
                 self._read()
         else:

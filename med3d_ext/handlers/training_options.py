@@ -10,6 +10,7 @@ from typing import Any
 MAY_CHANGE = (
     *("epochs", "train::trainer::max_epochs"),  # the length
     *("val_interval", "*::interval"),  # how often something is validated or written
+    *("store_dir", "store", "store::*", "*::store"),  # where volumes are kept that were read once
     *("dataset_dir", "negatives", "output_dir", "ckpt_dir", "bundle_root"),  # folders; their content is compared
     *("*::dataset_dir", "*::output_dir", "*::ckpt_dir", "*::bundle_root", "*::cache_dir", "*::log_dir"),
     *("*report_path", "*::num_workers", "num_workers", "*::pin_memory", "*::prefetch_factor", "*::progress"),

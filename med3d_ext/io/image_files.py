@@ -26,6 +26,7 @@ from monai.data.utils import affine_to_spacing, correct_nifti_header_if_necessar
 from med3d_ext.errors import InputError
 
 _PAIR = (".hdr", ".img")
+_WITH_PARTS = (".nrrd", ".nhdr", ".mha", ".mhd")
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _GZIP = b"\x1f\x8b"
 _CHUNK = 1 << 16  # of zeros, a chunk becomes a thousand times as large
@@ -77,6 +78,22 @@ def is_dicom(path: str | os.PathLike) -> bool:
         bytes((number, 0)) for number in (0, 1, 2, 5, 6, 8, 0x12, 0x16)
     }
     return is_first and (length == b"\0\0" or (kind.isalpha() and kind.isupper()))
+
+
+def detached(path: str | os.PathLike) -> list[Path]:
+    """The file that holds the voxels of a header, such as a .mhd: its content is the image's, too. Most have none."""
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix in _PAIR:
+        other = _PAIR[suffix == ".hdr"]
+        return [name for name in map(path.with_suffix, (other, other.upper())) if name.is_file()][:1]
+    if suffix not in _WITH_PARTS or not path.is_file():
+        return []
+    try:
+        file = _nrrd(path).file if suffix in (".nrrd", ".nhdr") else _meta(path).file
+    except (InputError, ValueError):  # whoever reads it says what is wrong
+        return []
+    return [file] if file != path and file.is_file() else []
 
 
 def _format(path: str | os.PathLike) -> str:

@@ -19,6 +19,7 @@ from monai.utils import ensure_tuple_rep
 from med3d_ext.errors import InputError
 from med3d_ext.io.grids import Grid, on_image_grid
 from med3d_ext.io.image_files import is_dicom, read_header, read_volume
+from med3d_ext.io.store import Store
 from med3d_ext.transforms.labels import whole_values
 
 IN_MEMORY = "image in memory"
@@ -46,7 +47,7 @@ def stated_spacing(path: str | os.PathLike | MetaTensor, affine: Any) -> list[fl
         affine: the affine that :func:`load_volume` gives it (4, 4).
     """
     if isinstance(path, MetaTensor) or is_dicom_input(path) or not os.path.isfile(path):
-        return [float(value) for value in affine_to_spacing(np.asarray(affine, dtype=float), suppress_zeros=False)]
+        return _spacing_of(affine)
     return read_header(path).spacing
 
 
@@ -69,10 +70,12 @@ def load_volume(path: str | os.PathLike | MetaTensor, channel: int | None = None
     return _load(path, channel)[0]
 
 
-def _load(path: str | os.PathLike | MetaTensor, channel: int | None) -> tuple[MetaTensor, list[str]]:
-    """:func:`load_volume`, and what must be known of how the volume was read, a sentence each."""
+def _load(
+    path: str | os.PathLike | MetaTensor, channel: int | None, store: Store | None = None
+) -> tuple[MetaTensor, list[str], list[float]]:
+    """:func:`load_volume`, what must be known of how the volume was read, a sentence each, and its stated spacing."""
     if isinstance(path, MetaTensor):
-        return _three_dimensional(path.to(torch.float32), IN_MEMORY, channel), []
+        return _three_dimensional(path.to(torch.float32), IN_MEMORY, channel), [], _spacing_of(path.affine)
     if is_dicom_input(path):
         # Imported here: the package of the data readers needs this module.
         from med3d_ext.io.dicom_series import check_series, read_series, single_series
@@ -81,8 +84,8 @@ def _load(path: str | os.PathLike | MetaTensor, channel: int | None) -> tuple[Me
         check_series(series)
         voxels, affine = read_series(series)
         volume = MetaTensor(torch.from_numpy(voxels), affine=torch.from_numpy(affine))
-        return _three_dimensional(volume, path, channel), list(series.remarks)
-    voxels, header = read_volume(path)
+        return _three_dimensional(volume, path, channel), list(series.remarks), _spacing_of(affine)
+    voxels, header = read_volume(path) if store is None else store.volume(path)
     volume = MetaTensor(torch.from_numpy(voxels), affine=torch.from_numpy(header.affine))
     remarks = []
     if not header.is_oriented and usable_spacing(header.spacing):
@@ -91,7 +94,11 @@ def _load(path: str | os.PathLike | MetaTensor, channel: int | None) -> tuple[Me
             f"'{path}' states no orientation in its header: its axes are taken as {axes}; compare left and right with "
             "the patient's, and write the orientation into its header."
         )
-    return _three_dimensional(volume, path, channel), remarks
+    return _three_dimensional(volume, path, channel), remarks, header.spacing
+
+
+def _spacing_of(affine: Any) -> list[float]:
+    return [float(value) for value in affine_to_spacing(np.asarray(affine, dtype=float), suppress_zeros=False)]
 
 
 def _three_dimensional(volume: Any, path: Any, channel: int | None) -> MetaTensor:
@@ -134,6 +141,7 @@ class LoadVolumed(MapTransform):
         default_spacing: spacing (mm) for an image whose header has none. Defaults to None, which refuses such a file.
         require_foreground: refuse a label file without any foreground. Defaults to False.
         domain: the domain of items that name none, as a labelling server sends them. Defaults to None, no domain.
+        store: where decoded files are kept and looked for. Defaults to None: every file is read.
     """
 
     def __init__(
@@ -144,41 +152,46 @@ class LoadVolumed(MapTransform):
         require_foreground: bool = False,
         domain: str | None = None,
         allow_missing_keys: bool = False,
+        store: Store | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.channel = channel
         self.default_spacing = default_spacing
         self.require_foreground = require_foreground
         self.domain = domain
+        self.store = store
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         if self.domain is not None:
             item.setdefault("domain", self.domain)
         image_key, *label_keys = list(self.key_iterator(item))
-        image, remarks = _load(item[image_key], item.get("channel", self.channel))
+        image, remarks, spacing = _load(item[image_key], item.get("channel", self.channel), self.store)
         for remark in remarks:
             logger.warning(remark)
         grid = Grid.of(image.meta["filename_or_obj"], image.shape[1:], image.affine)
-        self._repair_spacing(image, item[image_key])
+        self._repair_spacing(image, spacing)
         if "case" in item:
             image.meta["case"] = item["case"]
         item[image_key] = image
         for key in label_keys:
             path = item[key]
-            item[key] = _empty_label(image) if path is None else self._label(load_volume(path), image, grid)
+            item[key] = _empty_label(image) if path is None else self._label(self._volume(path), image, grid)
         return item
 
-    def _repair_spacing(self, image: MetaTensor, path: Any) -> None:
-        if usable_spacing(stated_spacing(path, image.affine)):
+    def _volume(self, path: Any) -> MetaTensor:
+        return _load(path, None, self.store)[0]
+
+    def _repair_spacing(self, image: MetaTensor, spacing: Sequence[float]) -> None:
+        if usable_spacing(spacing):
             return
         if self.default_spacing is None:
             name = image.meta["filename_or_obj"]
             raise InputError(f"'{name}' has no usable voxel spacing (0 or NaN); write the spacing into its header.")
         diagonal = torch.tensor([*ensure_tuple_rep(self.default_spacing, 3), 1.0], dtype=torch.float64)
-        spacing = " x ".join(f"{size:.2f}" for size in diagonal[:3].tolist())
+        taken = " x ".join(f"{size:.2f}" for size in diagonal[:3].tolist())
         logger.warning(
-            f"'{image.meta['filename_or_obj']}' has no usable voxel spacing (0 or NaN): {spacing} mm along R, A and S "
+            f"'{image.meta['filename_or_obj']}' has no usable voxel spacing (0 or NaN): {taken} mm along R, A and S "
             "are taken; write the spacing into its header."
         )
         image.affine = torch.diag(diagonal)

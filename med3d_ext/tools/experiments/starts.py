@@ -10,11 +10,10 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from med3d_ext.data.fingerprint import sha256
 from med3d_ext.data.leakage import seen_cases
 from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.errors import InputError
-from med3d_ext.io.files import case_name
+from med3d_ext.io.files import case_name, sha256
 from med3d_ext.run.overrides import check_overrides, split_id
 from med3d_ext.tools.experiments.engine import CACHE
 from med3d_ext.weights.initial import initial_weights_path

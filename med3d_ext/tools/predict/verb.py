@@ -11,8 +11,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from med3d_ext.data.fingerprint import sha256
 from med3d_ext.errors import InputError
+from med3d_ext.io.files import sha256
 from med3d_ext.run.one_line import heard_warnings, input_error_message
 from med3d_ext.tools.bundle_folder import find_bundle
 from med3d_ext.tools.predict.cases import Case, collect_cases
