@@ -86,7 +86,7 @@ def test_a_volume_comes_back_to_the_bit_with_its_header(dtype, scaling, channels
     path = nifti(tmp_path / "ct.nii.gz", voxels, affine, scaling=scaling)
     expected, header = read_volume(path)
     for _ in range(2):
-        found, stated = Store(tmp_path / "store").volume(path)
+        found, stated, _ = Store(tmp_path / "store").image(path)
         np.testing.assert_array_equal(found, expected)
         assert found.dtype == expected.dtype and found.flags.c_contiguous and found.flags.writeable
         np.testing.assert_array_equal(stated.affine, header.affine)
@@ -257,6 +257,6 @@ def test_an_image_whose_voxels_are_in_another_file_is_known_by_both(kind, tmp_pa
             path = folder / f"ct.{kind}"
             itk.imwrite(itk.image_from_array(voxels), str(path))
         digests.add(sha256(path))
-        found, _ = Store(tmp_path / "store").volume(path)
+        found, *_ = Store(tmp_path / "store").image(path)
         assert (found == number).all()
     assert len(digests) == 2

@@ -21,7 +21,7 @@ from torch.utils.serialization import config
 
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import file_digest, hold
-from med3d_ext.io.image_files import Header, read_volume
+from med3d_ext.io.image_files import Header, is_dicom_input, read_image, read_volume
 
 logger = logging.getLogger("med3d_ext.store")
 GB = 1e9
@@ -81,19 +81,21 @@ class Store:
         """The file of an entry."""
         return self.folder / f"{hashlib.sha256(f'{kind} {key}'.encode()).hexdigest()}.{kind}.pt"
 
-    def volume(self, path: str | os.PathLike) -> tuple[np.ndarray, Header]:
-        """:func:`med3d_ext.io.image_files.read_volume`, decoded once for each content."""
+    def image(self, path: str | os.PathLike) -> tuple[np.ndarray, Header, list[str]]:
+        """:func:`med3d_ext.io.image_files.read_image`, each content decoded once; DICOM is read each time."""
+        if is_dicom_input(path):
+            return read_image(path)
 
         def decoded() -> dict[str, Any]:
             voxels, header = read_volume(path)
             facts = {"shape": list(header.shape), "affine": header.affine.tolist(), "spacing": list(header.spacing)}
-            return {**facts, "is_oriented": header.is_oriented, "voxels": torch.from_numpy(_compact(voxels))}
+            return {**facts, "is_oriented": header.is_oriented, "voxels": torch.from_numpy(compact(voxels))}
 
         found = self.get(VOLUME, f"{READER} {file_digest(path)}", decoded)
         header = Header(
             tuple(found["shape"]), np.array(found["affine"]), list(found["spacing"]), bool(found["is_oriented"])
         )
-        return np.array(found["voxels"].numpy(), dtype=np.float32, order="C"), header
+        return np.array(found["voxels"].numpy(), dtype=np.float32, order="C"), header, []
 
     def _read(self, path: Path, key: str, check: bool) -> dict[str, Any] | None:
         """What is in an entry; None if it is not there, or, with a warning, if it is damaged."""
@@ -183,7 +185,7 @@ def _size(entry: Any) -> float:
     return float(entry.nbytes) if isinstance(entry, torch.Tensor) else 1000.0 + math.fsum(map(_size, parts))
 
 
-def _compact(voxels: np.ndarray) -> np.ndarray:
+def compact(voxels: np.ndarray) -> np.ndarray:
     """The same values in fewer bytes, where they are whole numbers, as those of nearly all images are."""
     low, high = float(voxels.min()), float(voxels.max())
     for kind in _EXACT:

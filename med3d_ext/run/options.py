@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from med3d_ext.errors import InputError
 from med3d_ext.run.overrides import walk
 
@@ -64,6 +62,8 @@ def _depths() -> Option:
 
 
 def _is_device(value: Any) -> bool:
+    import torch  # takes a second, and a verb's help needs none of it
+
     try:
         device = torch.device(value)
     except (RuntimeError, TypeError):
@@ -172,7 +172,7 @@ OPTIONS: dict[str, Option] = {
     "validate::evaluator::device": DEVICE,
     "validate::evaluator::amp": Option(
         "false on a machine without a GPU: MONAI's evaluator has mixed precision on CUDA alone",
-        lambda value: isinstance(value, bool) and (not value or torch.cuda.is_available()),
+        lambda value: isinstance(value, bool) and (not value or _is_device("cuda")),
     ),
     "optimizer::lr": RATE,
     "optimizer::weight_decay": NOT_NEGATIVE,

@@ -18,8 +18,7 @@ from monai.utils import ensure_tuple_rep
 
 from med3d_ext.errors import InputError
 from med3d_ext.io.grids import Grid, on_image_grid
-from med3d_ext.io.image_files import is_dicom, read_header, read_volume
-from med3d_ext.io.store import Store
+from med3d_ext.io.image_files import is_dicom_input, read_header, read_image
 from med3d_ext.transforms.labels import whole_values
 
 IN_MEMORY = "image in memory"
@@ -34,11 +33,6 @@ def usable_spacing(spacing: Sequence[float]) -> bool:
     return bool(np.isfinite(spacing).all() and np.greater(spacing, 0).all())
 
 
-def is_dicom_input(path: str | os.PathLike) -> bool:
-    """Whether an input is DICOM: the folder of a series, or a file of frames."""
-    return os.path.isdir(path) or (os.path.isfile(path) and is_dicom(path))
-
-
 def stated_spacing(path: str | os.PathLike | MetaTensor, affine: Any) -> list[float]:
     """Spacing (mm) of the stored axes by a file's header; 0 or NaN where the header states none.
 
@@ -51,7 +45,7 @@ def stated_spacing(path: str | os.PathLike | MetaTensor, affine: Any) -> list[fl
     return read_header(path).spacing
 
 
-def load_volume(path: str | os.PathLike | MetaTensor, channel: int | None = None) -> MetaTensor:
+def load_volume(path: str | os.PathLike | MetaTensor, channel: int | None = None, store: Any = None) -> MetaTensor:
     """Load one 3D volume as a channel-first float32 MetaTensor with its affine.
 
     NIfTI goes through nibabel, the headers of NRRD and MetaImage through ITK: the two differ where a file has neither
@@ -62,38 +56,29 @@ def load_volume(path: str | os.PathLike | MetaTensor, channel: int | None = None
         path: file, or folder of a DICOM series; or, as MONAI Deploy hands it over, a volume that was read before:
             (X, Y, Z) or (X, Y, Z, channels) with its affine.
         channel: the channel to take of a 4D file; None wants a 3D file.
+        store: see :class:`LoadVolumed`.
 
     Raises:
         InputError: when the file cannot be read, is not 3D, or holds NaN or infinite voxels; when a folder or a DICOM
             file holds not exactly one DICOM series or its slices are no even stack.
     """
-    return _load(path, channel)[0]
+    return _load(path, channel, store)[0]
 
 
 def _load(
-    path: str | os.PathLike | MetaTensor, channel: int | None, store: Store | None = None
+    path: str | os.PathLike | MetaTensor, channel: int | None, store: Any = None
 ) -> tuple[MetaTensor, list[str], list[float]]:
     """:func:`load_volume`, what must be known of how the volume was read, a sentence each, and its stated spacing."""
     if isinstance(path, MetaTensor):
         return _three_dimensional(path.to(torch.float32), IN_MEMORY, channel), [], _spacing_of(path.affine)
-    if is_dicom_input(path):
-        # Imported here: the package of the data readers needs this module.
-        from med3d_ext.io.dicom_series import check_series, read_series, single_series
-
-        series = single_series(path)
-        check_series(series)
-        voxels, affine = read_series(series)
-        volume = MetaTensor(torch.from_numpy(voxels), affine=torch.from_numpy(affine))
-        return _three_dimensional(volume, path, channel), list(series.remarks), _spacing_of(affine)
-    voxels, header = read_volume(path) if store is None else store.volume(path)
+    voxels, header, remarks = (read_image if store is None else store.image)(path)
     volume = MetaTensor(torch.from_numpy(voxels), affine=torch.from_numpy(header.affine))
-    remarks = []
     if not header.is_oriented and usable_spacing(header.spacing):
         axes = "".join(map(str, nibabel.aff2axcodes(header.affine)))
-        remarks.append(
+        remarks = [
             f"'{path}' states no orientation in its header: its axes are taken as {axes}; compare left and right with "
             "the patient's, and write the orientation into its header."
-        )
+        ]
     return _three_dimensional(volume, path, channel), remarks, header.spacing
 
 
@@ -141,7 +126,8 @@ class LoadVolumed(MapTransform):
         default_spacing: spacing (mm) for an image whose header has none. Defaults to None, which refuses such a file.
         require_foreground: refuse a label file without any foreground. Defaults to False.
         domain: the domain of items that name none, as a labelling server sends them. Defaults to None, no domain.
-        store: where decoded files are kept and looked for. Defaults to None: every file is read.
+        store: reads in place of :func:`med3d_ext.io.image_files.read_image`, as a :class:`med3d_ext.io.store.Store` does.
+            Defaults to None: every file is read.
     """
 
     def __init__(
@@ -152,7 +138,7 @@ class LoadVolumed(MapTransform):
         require_foreground: bool = False,
         domain: str | None = None,
         allow_missing_keys: bool = False,
-        store: Store | None = None,
+        store: Any = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.channel = channel
@@ -176,11 +162,10 @@ class LoadVolumed(MapTransform):
         item[image_key] = image
         for key in label_keys:
             path = item[key]
-            item[key] = _empty_label(image) if path is None else self._label(self._volume(path), image, grid)
+            item[key] = (
+                _empty_label(image) if path is None else self._label(load_volume(path, None, self.store), image, grid)
+            )
         return item
-
-    def _volume(self, path: Any) -> MetaTensor:
-        return _load(path, None, self.store)[0]
 
     def _repair_spacing(self, image: MetaTensor, spacing: Sequence[float]) -> None:
         if usable_spacing(spacing):

@@ -18,6 +18,7 @@ from monai.handlers import CheckpointLoader
 from med3d_ext.errors import InputError
 from med3d_ext.io.label_maps import SourceValues, smallest_type
 from med3d_ext.run.overrides import check_overrides, split_id
+from med3d_ext.transforms.load import LoadVolumed
 
 # What `predict` itself decides: the images, where results go, and that the evaluator is built for every image anew.
 _OWN = {"bundle_root", "dataset_dir", "output_dir", "dataset"}
@@ -94,6 +95,12 @@ class BundlePredictor:
         finally:
             # The engine and its handlers refer to each other and would keep the volumes until the next collection.
             evaluator.state.batch = evaluator.state.output = None
+
+    def read_with(self, reader: Any) -> None:
+        """Let the bundle take its images from a reader; see :class:`med3d_ext.transforms.LoadVolumed`."""
+        for each in self.transform.transforms:
+            if isinstance(each, LoadVolumed):
+                each.store = reader
 
     @property
     def channel(self) -> int | None:
