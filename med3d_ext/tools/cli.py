@@ -35,16 +35,30 @@ KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
 }
 
 
+# What MONAI imports if it is installed, seconds in all, and no segmentation of an image uses.
+FOR_OTHERS = ("mlflow", "clearml", "sklearn", "pandas", "transformers", "matplotlib.pyplot")
+
+
 @dataclass(frozen=True)
 class Verb:
-    """Where a verb's function lies (``module:function``) and what it does, in one line."""
+    """Where a verb's function lies (``module:function``) and what it does, in one line.
+
+    A ``lean`` verb imports MONAI as if :data:`FOR_OTHERS` were not installed; later imports of these are as usual.
+    """
 
     target: str
     summary: str
+    lean: bool = False
 
     def load(self) -> Callable[..., Any]:
         module, _, function = self.target.partition(":")
-        return getattr(importlib.import_module(module), function)
+        hidden = dict.fromkeys([name for name in FOR_OTHERS if self.lean and name not in sys.modules])
+        sys.modules.update(hidden)  # type: ignore[arg-type]  None: Python's own way to say that there is no such module
+        try:
+            return getattr(importlib.import_module(module), function)
+        finally:
+            for name in hidden:
+                del sys.modules[name]
 
 
 VERBS = {
@@ -61,7 +75,7 @@ VERBS = {
     "benchmark": Verb("med3d_ext.tools.benchmark:benchmark", "how long a training would take on this machine"),
     "leakage": Verb("med3d_ext.data.leakage:leakage", "which cases of a datalist the weights have seen"),
     "compare": Verb("med3d_ext.tools.experiments.compare:compare", "scratch against pretrained weights, equal budgets"),
-    "predict": Verb("med3d_ext.tools.predict.verb:predict", "images to label maps, pictures and volumes"),
+    "predict": Verb("med3d_ext.tools.predict.verb:predict", "images to label maps, pictures and volumes", lean=True),
     "export": Verb("med3d_ext.tools.export:export", "network and weights as TorchScript or ONNX"),
     "evaluate": Verb("med3d_ext.tools.evaluate.verb:evaluate", "predicted label maps against the truth"),
     "weights inspect": Verb("med3d_ext.tools.weights.verbs:inspect", "what a weights file holds"),

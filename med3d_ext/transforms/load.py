@@ -126,8 +126,8 @@ class LoadVolumed(MapTransform):
         default_spacing: spacing (mm) for an image whose header has none. Defaults to None, which refuses such a file.
         require_foreground: refuse a label file without any foreground. Defaults to False.
         domain: the domain of items that name none, as a labelling server sends them. Defaults to None, no domain.
-        store: reads in place of :func:`med3d_ext.io.image_files.read_image`, as a :class:`med3d_ext.io.store.Store` does.
-            Defaults to None: every file is read.
+        store: has an ``image`` in place of :func:`med3d_ext.io.image_files.read_image`, as
+            :class:`med3d_ext.io.store.Store` has. Defaults to None: every file is read.
     """
 
     def __init__(

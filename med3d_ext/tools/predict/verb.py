@@ -161,6 +161,7 @@ class Run:
 
         def look() -> Outcome | None:
             if not self.overwrite and is_done(self.output, case, self.origin, self._is_wanted_in_dicom(case)):
+                self.reader.forget(case.image)
                 return Outcome(case.name, "skipped")
             self.reader.begin(case.image)
             return None
