@@ -52,8 +52,8 @@ class Verb:
 
     def load(self) -> Callable[..., Any]:
         module, _, function = self.target.partition(":")
-        hidden = dict.fromkeys([name for name in FOR_OTHERS if self.lean and name not in sys.modules])
-        sys.modules.update(hidden)  # type: ignore[arg-type]  None: Python's own way to say that there is no such module
+        hidden: dict[str, Any] = dict.fromkeys([name for name in FOR_OTHERS if self.lean and name not in sys.modules])
+        sys.modules.update(hidden)  # None: Python's own way to say that there is no such module
         try:
             return getattr(importlib.import_module(module), function)
         finally:
