@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from ignite.engine import Events
-from monai.engines import SupervisedTrainer
+from monai.engines import IterationEvents, SupervisedTrainer
 from monai.transforms import Compose, RandGaussianNoised, ToTensord
 
 from med3d_ext.data import BalancedSampler, SeededDataset, TrainingLoader
@@ -64,7 +63,7 @@ def train(folder: Path, rank: int, processes: int, is_frozen: bool) -> None:
         optim_set_to_none=True,
     )
     EpochSeed(5, loader).attach(trainer)
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, note)
+    trainer.add_event_handler(IterationEvents.LOSS_COMPLETED, note)
     trainer.run()
     if rank == 0:
         np.savetxt(folder / "losses.txt", losses)
