@@ -1,7 +1,8 @@
-"""The training step where MONAI's falls short: mixed precision on CPU, gradient clipping, domains."""
+"""Training where MONAI's falls short: mixed precision on CPU, gradient clipping, domains, two stages in one run."""
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,10 @@ from monai.data import MetaTensor
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys
+
+from med3d_ext.handlers.checkpoint import ResumableCheckpoint
+from med3d_ext.run.rank import wait_for_all
+from med3d_ext.weights.labelling import SERVER
 
 # MONAI's trainer makes a gradient scaler of its own, which bfloat16 has no use for, and torch warns on a CPU.
 warnings.filterwarnings("ignore", message=r".*GradScaler")
@@ -75,6 +80,26 @@ class TrainingIteration:
         engine.optimizer.step()
         # To None in every bundle, not to zero: momentum and weight decay would move the branches of idle domains.
         engine.optimizer.zero_grad(set_to_none=engine.optim_set_to_none)
+
+
+class FirstStage:
+    """A training that comes before another one in one run: once it is finished, a resumed run goes to the next at once.
+
+    A labelling server trains the last stage alone; the first is that of the weights which it serves.
+
+    Args:
+        trainer: the first stage's trainer.
+        checkpoint: its :class:`~med3d_ext.handlers.checkpoint.ResumableCheckpoint`.
+    """
+
+    def __init__(self, trainer: SupervisedTrainer, checkpoint: ResumableCheckpoint) -> None:
+        self.trainer, self.checkpoint = trainer, checkpoint
+
+    def run(self) -> None:
+        """Train, unless this very training is finished."""
+        if os.environ.get(SERVER) is None and not self.checkpoint.is_done(self.trainer):
+            self.trainer.run()
+            wait_for_all()  # rank 0 may still be writing what the next stage reads
 
 
 class DomainBatch:

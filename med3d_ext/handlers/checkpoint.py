@@ -127,6 +127,15 @@ class ResumableCheckpoint:
         if not engine.has_event_handler(self.save, Events.EPOCH_COMPLETED):
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
+    def is_done(self, engine: Engine) -> bool:
+        """Whether the folder holds this very training, finished, and none is to begin anew."""
+        state = self._read() if self.resume else None
+        if state is None or state["epoch"] == 0:
+            return False
+        self.asked = self._asked()
+        length = state["epoch"] == state["max_epochs"] == engine.state.max_epochs
+        return length and not self._is_pending() and not self._other_than(state)
+
     def _keep_others_out(self, engine: Engine) -> None:
         """Hold the folders that are written until the training is completed or its process ends.
 

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 MAY_CHANGE = (
-    *("epochs", "train::trainer::max_epochs"),  # the length
+    *("epochs", "*::epochs", "*train::trainer::max_epochs"),  # the length
     *("val_interval", "*::interval"),  # how often something is validated or written
     *("store_dir", "store", "store::*", "*::store"),  # where volumes are kept that were read once
     *("dataset_dir", "negatives", "output_dir", "ckpt_dir", "bundle_root"),  # folders; their content is compared

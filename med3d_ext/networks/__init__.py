@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from med3d_ext.networks.decoders import DenseASPP, LungDecoder
+from med3d_ext.networks.decoders import DenseASPP, LungDecoder, SkipConnections
 from med3d_ext.networks.med3d import (
     Classifier,
     Med3DNet,
@@ -21,6 +21,7 @@ __all__ = [
     "ResNetEncoder",
     "SegmentationNetwork",
     "Segmenter",
+    "SkipConnections",
     "TwoStageSegmenter",
     "encoder_state_dict",
 ]

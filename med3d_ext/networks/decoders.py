@@ -1,4 +1,4 @@
-"""Decoders: the lung network's groups on doubled grids, and DenseASPP in 3D for the LiTS fine network (section 3.3).
+"""Decoders: the lung network's groups on doubled grids, DenseASPP in 3D (section 3.3), and finer features for it.
 
 A decoder takes the last feature and has ``out_channels``; see :class:`~med3d_ext.networks.SegmentationNetwork`.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 FIRST_WIDTH = 256
@@ -117,3 +118,47 @@ class DenseASPP(nn.Module):
         for branch in self.branches:
             features = torch.cat((branch(features), features), dim=1)
         return features
+
+
+class SkipConnections(nn.Module):
+    """Decoded features taken up to finer grids of the encoder, with its features there: not the paper's.
+
+    Logits of stride 8 are too coarse for a border. As in DeepLab v3+ (Chen et al. 2018) each step reduces the channels
+    by a 1x1x1 convolution, resizes to the finer grid, joins the encoder's features and convolves. Two steps, to strides
+    4 and 2, cost a fifth of a training step and stay far from the full grid, where a U-Net spends most of its time.
+
+    Args:
+        in_channels: channels of the decoded features.
+        encoder_channels: channels of the encoder's features, fine to coarse.
+        widths: channels after each step, to features 1 and 0 of the encoder. Defaults to 64 and 32.
+    """
+
+    def __init__(self, in_channels: int, encoder_channels: Sequence[int], widths: Sequence[int] = (64, 32)) -> None:
+        super().__init__()
+        self.reductions, self.joints = nn.ModuleList(), nn.ModuleList()
+        for number, width in enumerate(widths):
+            joined = width + encoder_channels[len(widths) - 1 - number]
+            self.reductions.append(_normalized(nn.Conv3d(in_channels, width, 1, bias=False)))
+            self.joints.append(_normalized(nn.Conv3d(joined, width, 3, padding=1, bias=False)))
+            in_channels = width
+        self.out_channels = in_channels
+
+    def forward(self, decoded: Tensor, features: list[Tensor]) -> Tensor:
+        """N x out_channels on the grid of the first of ``features``.
+
+        Args:
+            decoded: N x in_channels on a coarse grid.
+            features: the encoder's, fine to coarse.
+        """
+        finer = len(self.reductions)
+        for reduction, joint in zip(self.reductions, self.joints):
+            finer -= 1
+            resized = F.interpolate(
+                reduction(decoded), size=features[finer].shape[2:], mode="trilinear", align_corners=False
+            )
+            decoded = joint(torch.cat((resized, features[finer]), dim=1))
+        return decoded
+
+
+def _normalized(convolution: nn.Conv3d) -> nn.Sequential:
+    return nn.Sequential(convolution, nn.BatchNorm3d(convolution.out_channels), nn.ReLU(inplace=True))

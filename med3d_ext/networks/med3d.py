@@ -28,6 +28,8 @@ class SegmentationNetwork(nn.Module):
         num_classes: channels of the logits, background counted. Defaults to 2.
         head: makes the logits of the decoder's features. Defaults to None, a 1x1x1 convolution to ``num_classes``.
         dropout: share of channels dropped before the head in training. Defaults to 0.
+        skips: takes the decoder's features, dropped out, and the encoder's, and has ``out_channels``; see
+            :class:`~med3d_ext.networks.SkipConnections`. Defaults to None, the paper's.
     """
 
     def __init__(
@@ -37,17 +39,24 @@ class SegmentationNetwork(nn.Module):
         num_classes: int = 2,
         head: nn.Module | None = None,
         dropout: float = 0.0,
+        skips: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        channels: Any = encoder.channels[-1] if decoder is None else decoder.out_channels  # type: ignore[index]
+        last = skips or decoder
+        channels: Any = encoder.channels[-1] if last is None else last.out_channels  # type: ignore[index]
         self.encoder = encoder
         self.decoder = nn.Identity() if decoder is None else decoder
         self.dropout = nn.Dropout3d(dropout)
+        self.skips = skips
         self.head = nn.Conv3d(channels, num_classes, 1) if head is None else head
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits N x num_classes x D x H x W of ``x``: N x in_channels x D x H x W."""
-        logits = self.head(self.dropout(self.decoder(self.encoder(x)[-1])))
+        features = self.encoder(x)
+        decoded = self.dropout(self.decoder(features[-1]))
+        if self.skips is not None:
+            decoded = self.skips(decoded, features)
+        logits = self.head(decoded)
         if logits.shape[2] >= x.shape[2] and logits.shape[3] >= x.shape[3] and logits.shape[4] >= x.shape[4]:
             return logits[:, :, : x.shape[2], : x.shape[3], : x.shape[4]]
         return _resize(logits, x)

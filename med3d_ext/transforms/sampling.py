@@ -139,6 +139,8 @@ class RandTargetCropd(RandomizableTransform, MapTransform):
         label_key: key of the label whose foreground is the target. An item may carry ``target_box`` instead.
         spatial_size: size of the grid (RAS order), or a table from an item's ``domain`` to its size.
         target_factor: smallest crop in multiples of the target's box; None always takes the whole volume.
+        margin_mm: what the smallest crop has around that on each side (mm), as a cascade's region of interest has.
+            Defaults to 0.
         translate: largest shift as a share of the target's box.
         rotate_degrees: largest rotation about each axis.
         scale: smallest and largest magnification.
@@ -165,6 +167,7 @@ class RandTargetCropd(RandomizableTransform, MapTransform):
         spatial_size: Sequence[int] | Mapping[str, Sequence[int]],
         label_key: str = "label",
         target_factor: float | None = 2.0,
+        margin_mm: float = 0.0,
         translate: float = 0.1,
         rotate_degrees: float = 5.0,
         scale: Sequence[float] = (0.8, 1.2),
@@ -186,6 +189,7 @@ class RandTargetCropd(RandomizableTransform, MapTransform):
         self.spatial_size = spatial_size
         self.label_key = label_key
         self.target_factor = target_factor
+        self.margin_mm = margin_mm
         self.translate = translate
         self.rotate_degrees = rotate_degrees
         self.scale = tuple(scale)
@@ -217,8 +221,9 @@ class RandTargetCropd(RandomizableTransform, MapTransform):
             smallest = SMALLEST_PART * volume if in_part else volume
         else:
             first, last = box
-            smallest = volume if self.target_factor is None else self.target_factor * (last - first)
-            smallest = np.minimum(smallest, volume)
+            smallest = volume
+            if self.target_factor is not None:
+                smallest = np.minimum(self.target_factor * (last - first) + 2 * self.margin_mm, volume)
         crop = smallest + share * (volume - smallest)
         low, high = np.minimum(crop / 2, volume / 2), np.maximum(volume - crop / 2, volume / 2)
         if box is None:

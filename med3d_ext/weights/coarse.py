@@ -42,9 +42,11 @@ class CoarseStage:
         weights: a weights file of the coarse network or of a whole cascade; the name of a bundle next to this one,
             whose trained, else released weights are taken where they fit; or None for no coarse stage. In a labelling
             server the coarse network is that of the weights which are served.
-        hu_window: the fine network's intensity window (HU).
+        hu_window: the fine network's intensity window (HU); None if both stages normalize alike by their making.
+            Defaults to None.
         bundle_root: this bundle's folder. Defaults to the working directory.
         test_items: items that nothing may be trained on; the log tells where the coarse network has seen some.
+        trained: the file that this run's own first stage writes, in place of ``weights``. Defaults to None.
 
     Attributes:
         network: the two-stage network, the coarse weights in it.
@@ -58,13 +60,14 @@ class CoarseStage:
     def __init__(
         self,
         network: TwoStageSegmenter,
-        weights: str | os.PathLike | None,
-        hu_window: Sequence[float],
+        weights: str | os.PathLike | None = None,
+        hu_window: Sequence[float] | None = None,
         bundle_root: str | os.PathLike = ".",
         test_items: Sequence[Mapping[str, Any]] = (),
+        trained: str | os.PathLike | None = None,
     ) -> None:
         self.network = network
-        self.hu_window = [float(limit) for limit in hu_window]
+        self.hu_window = hu_window
         self.test_items = test_items
         self.facts: dict[str, Any] = {"coarse_size": None}
         self.seen: dict[str, list[dict[str, Any]]] = {}
@@ -74,6 +77,10 @@ class CoarseStage:
         served = weights_to_continue(bundle_root)
         if served is not None:
             self._load_where_it_fits(served)
+        elif trained is not None and Path(trained).is_file():
+            self._load(Path(trained))
+        elif trained is not None:
+            self._warn(f"'{trained}' was not trained yet.")
         elif path is None:
             self._warn("coarse_weights is null.")
         elif path.is_file():
@@ -156,20 +163,22 @@ class CoarseWeights:
     seen: dict[str, list[dict[str, Any]]]
 
 
-def read_coarse(path: str | os.PathLike, expected: Mapping[str, Tensor], hu_window: Sequence[float]) -> CoarseWeights:
+def read_coarse(
+    path: str | os.PathLike, expected: Mapping[str, Tensor], hu_window: Sequence[float] | None = None
+) -> CoarseWeights:
     """Read the coarse network from a file of its own or of a whole cascade, and check that it fits.
 
     Args:
         path: the weights file, ``fingerprint.json`` next to it.
         expected: the state dict that its tensors must fit.
-        hu_window: the window (HU) that the cascade gives both networks.
+        hu_window: the window (HU) that the cascade gives both networks. Defaults to None, not compared.
 
     Raises:
         InputError: the file is of another network, of none, or was trained with another window.
     """
     domain = weights_domain(path)
     window = [float(limit) for limit in domain.get("hu_window") or []]
-    if len(window) != 2 or not np.allclose(window, hu_window, atol=0.01):
+    if hu_window is not None and (len(window) != 2 or not np.allclose(window, hu_window, atol=0.01)):
         raise InputError(
             f"'{path}' was trained with the window {window} HU, the fine network has {list(hu_window)}; give "
             f'--hu_window "{window}" or train the coarse network on the same data.'

@@ -202,18 +202,23 @@ def seen_by(weights: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def load_network(network: nn.Module, path: str | os.PathLike) -> None:
-    """Load a bundle's own weights, encoder and head.
+    """Load a bundle's own weights, encoder and head; for one stage of a cascade its part of the cascade's file.
 
     Raises:
         InputError: they are of another network.
     """
     state, _ = read_checkpoint(path)
-    if faults := fit(state, network.state_dict()):
-        raise InputError(
-            f"'{path}' is of another network: it {faults[0]}; set network_name and its other options in "
-            "configs/train.json as they were in its training."
-        )
-    network.load_state_dict(state)
+    faults = []
+    for prefix in ("", "coarse.", "fine."):
+        part = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        faults += fit(part, network.state_dict())
+        if not fit(part, network.state_dict()):
+            network.load_state_dict(part)
+            return
+    raise InputError(
+        f"'{path}' is of another network: it {faults[0]}; set network_name and its other options in "
+        "configs/train.json as they were in its training."
+    )
 
 
 def initial_weights_path(

@@ -382,6 +382,12 @@ def test_a_skew_prefers_small_crops_between_the_same_ends():
     assert abs(even.mean() - 0.6) < 0.02 and abs(skewed.mean() - (0.2 + 0.8 / 3)) < 0.02
 
 
+def test_a_margin_in_mm_is_on_both_sides_of_the_smallest_crop():
+    extents = crops(target_factor=1.0, margin_mm=20.0)[0]
+    assert 0.5 <= extents.min() < 0.51 and 0.99 < extents.max() <= 1
+    assert crops(target_factor=1.0, margin_mm=80.0)[0].max() <= 1  # never beyond the volume
+
+
 def test_a_share_of_the_crops_is_the_whole_volume_along_all_axes():
     whole = (crops(whole_share=0.1)[0] == 1).all(axis=1)
     assert abs(whole.mean() - 0.1) < 0.02

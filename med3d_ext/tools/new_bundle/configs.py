@@ -1,59 +1,256 @@
-"""The configs of a user's own bundle: those of the paper's transfer, with the user's classes in place of the lungs."""
+"""The configs of a user's own bundle: the paper's, with the user's classes and a recipe for few cases in them.
+
+One stage is the paper's transfer to the lungs, two stages are its LiTS cascade (section 3.3), whose coarse part is
+trained in the same run and is under ``coarse``.
+"""
 
 from __future__ import annotations
 
+import copy
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from med3d_ext.io.files import read_json
 from med3d_ext.run.overrides import set_by_id
+from med3d_ext.tools.new_bundle.plan import Plan
 
-TEMPLATE = "lung_segmentation"
-"""An encoder, pretrained or not, and a decoder back to the grid of the input (section 3.3)."""
+TEMPLATES = {1: "lung_segmentation", 2: "lits_fine"}
+COARSE = "lits_coarse"
+CONFIGS = ("train", "evaluate", "inference", "multi_gpu_train", "multi_gpu_evaluate")
 
-LOSS = {"_target_": "DiceCELoss", "to_onehot_y": True, "softmax": True, "include_background": False}
-
-SET: dict[str, dict[str, Any]] = {
-    "train": {
-        "num_classes": "$len(@domain['classes'])",
-        "spatial_size": "$@domain['spatial_size']",
-        "batch_size": 2,
-        "data::kind": "3dseg8",
-        "data::domains": 1,
-        "data::phantoms": False,
-        "network_def::_desc_": "section 3.3: three groups of a transposed convolution and a convolution, then 1x1x1",
-        "loss::_desc_": "Dice and cross-entropy; the paper's is cross-entropy alone (section 4.1)",
-        "loss::loss": LOSS,
-        "train::preprocessing_transforms::1::_desc_": "section 3.1; CTs are cut to the range that all CTs hold",
-        "train::preprocessing_transforms::1::intensity_range": "$@domain['intensity_range']",
-    },
-    "evaluate": {},
-    "inference": {
-        "dataset::data::kind": "3dseg8",
-        "dataset::data::phantoms": False,
-        "preprocessing::transforms::0::channel": "$@domain.get('channel')",
-        "preprocessing::transforms::1::intensity_range": "$@domain['intensity_range']",
-    },
-    "multi_gpu_train": {},
-    "multi_gpu_evaluate": {},
+WINDOW = {
+    "_target_": "med3d_ext.transforms.HUWindowd",
+    "_desc_": "to the range that all CTs hold, then to [-1, 1]",
+    "keys": "image",
+    "hu_window": "$@domain['intensity_range']",
 }
+PERCENTILES = {
+    "_target_": "med3d_ext.transforms.PercentileNormalized",
+    "_desc_": "section 3.1",
+    "keys": "image",
+    "intensity_range": "$@domain['intensity_range']",
+}
+INTENSITY: list[dict[str, Any]] = [
+    {
+        "_target_": "RandGaussianSmoothd",
+        "_desc_": "the paper changes no intensities; few cases need it",
+        "keys": "image",
+    }
+    | {"prob": 0.1, "sigma_x": [0.5, 1.0], "sigma_y": [0.5, 1.0], "sigma_z": [0.5, 1.0]},
+    {"_target_": "RandScaleIntensityd", "keys": "image", "prob": 0.5, "factors": 0.15},
+    {"_target_": "RandShiftIntensityd", "keys": "image", "prob": 0.5, "offsets": 0.1},
+    {"_target_": "RandAdjustContrastd", "keys": "image", "prob": 0.3, "gamma": [0.7, 1.5], "retain_stats": True},
+    {"_target_": "RandGaussianNoised", "keys": "image", "prob": 0.15, "std": 0.1},
+]
+RECIPE: dict[str, Any] = {
+    "num_classes": "$len(@domain['classes'])",
+    "batch_size": 2,
+    "learning_rate": 0.001,
+    "warmup_epochs": 2,
+    "data::kind": "3dseg8",
+    "data::domains": 1,
+    "data::phantoms": False,
+    "loss::_desc_": "Dice and cross-entropy; the paper's is cross-entropy alone (section 4.1)",
+    "loss::loss": {"_target_": "DiceCELoss", "to_onehot_y": True, "softmax": True, "include_background": False},
+    "optimizer::_target_": "torch.optim.AdamW",
+    "optimizer::weight_decay": 0.01,
+    "lr_scheduler": {
+        "_target_": "monai.optimizers.WarmupCosineSchedule",
+        "_desc_": "from a tenth of the learning rate up, then to 0",
+        "optimizer": "@optimizer",
+        "warmup_steps": "@warmup_epochs",
+        "t_total": "@epochs",
+        "warmup_multiplier": 0.1,
+    },
+    "train::intensity_transforms": INTENSITY,
+    "train::preprocessing::transforms": "$@train::preprocessing_transforms + @train::random_transforms"
+    " + @train::intensity_transforms",
+}
+"""What training from few cases needs, measured in docs/own_task.md: the same in both stages and in one."""
+
+REGION = {
+    "_target_": "med3d_ext.transforms.RandTargetCropd",
+    "_desc_": "section 3.3: the region of interest as a coarse network finds it, too large now and then",
+    "keys": ["image", "label"],
+    "spatial_size": "@grid",
+    "target_factor": 1.0,
+    "margin_mm": "@margin_mm",
+    "skew": 6.0,
+    "keep_target": False,
+    "rotate_degrees": 10.0,
+    "scale": [0.85, 1.2],
+}
+WHOLE = {"_target_": "med3d_ext.transforms.RandTargetCropd", "keys": ["image", "label"], "spatial_size": "@grid"} | {
+    "_desc_": "section 4.1: rotation, scale and translation of the whole image; one interpolation",
+    "target_factor": None,
+}
+ANY_TARGET = {"_target_": "AsDiscreted", "_desc_": "one box around all classes", "keys": "label", "threshold": 0.5}
 
 
-def own_configs(template: Path, classes: int) -> dict[str, dict[str, Any]]:
+def own_configs(bundles: Path, plan: Plan, modality: str | None, classes: int) -> dict[str, dict[str, Any]]:
     """The configs by name.
 
     Args:
-        template: the folder of the bundle ``TEMPLATE``.
+        bundles: the folder of the bundles that they are made of.
+        plan: stages, grids and epochs.
+        modality: "CT" is windowed, all else normalized by percentiles.
         classes: number of classes, background counted, of a network that has no weights yet.
     """
-    configs = {name: read_json(template / "configs" / f"{name}.json") for name in SET}
-    for name, changes in SET.items():
-        for key, value in changes.items():
-            set_by_id(configs[name], key.split("::"), value)
+    configs = {name: read_json(bundles / TEMPLATES[plan.stages] / "configs" / f"{name}.json") for name in CONFIGS}
+    train, inference = configs["train"], configs["inference"]
+    network = _network("network_def::fine" if plan.stages == 2 else "network_def")
+    normalize = WINDOW if modality == "CT" else PERCENTILES
+    _set(train, RECIPE | {"epochs": plan.epochs, "spatial_size": list(plan.grid), "val_interval": plan.val_interval})
+    _set(inference, {"dataset::data::kind": "3dseg8", "dataset::data::phantoms": False})
+    for config in (train, inference):
+        _set(config, network)
+    train["data"].pop("options")
+    train["train"]["preprocessing_transforms"][0].pop("require_foreground")
+    for steps in (train["train"]["preprocessing_transforms"], inference["preprocessing"]["transforms"]):
+        steps[_place(steps, "HUWindowd", "PercentileNormalized")] = normalize
+    train["train"]["preprocessing_transforms"][2]["label_map"] = "$@data.label_map()"
+    inference["preprocessing"]["transforms"][0]["channel"] = "$@domain.get('channel')"
+    inference["num_classes"] = {"_target_": "med3d_ext.data.class_count", "bundle_root": "@bundle_root"} | {
+        "ckpt_dir": "@ckpt_dir",
+        "default": classes,
+    }
+    _checkpoint(train)["evaluator"] = None  # the last epoch, in which the learning rate has come down to 0
+    if plan.stages == 2:
+        _two_stages(configs, read_json(bundles / COARSE / "configs" / "train.json"), plan)
+    else:
+        _one_stage(configs)
+    return configs
+
+
+def _network(prefix: str) -> dict[str, Any]:
+    """What makes the template's network this recipe's."""
+    channels = f"@{prefix}::encoder.channels"
+    return {
+        f"{prefix}::_desc_": "section 3.3: an encoder in a 3D DenseASPP; skip connections to strides 4 and 2 besides",
+        f"{prefix}::decoder": {"_target_": "med3d_ext.networks.DenseASPP", "in_channels": f"${channels}[-1]"},
+        f"{prefix}::dropout": 0.1,
+        f"{prefix}::skips": {
+            "_target_": "med3d_ext.networks.SkipConnections",
+            "in_channels": f"$@{prefix}::decoder.out_channels",
+            "encoder_channels": f"${channels}",
+        },
+    }
+
+
+def _one_stage(configs: dict[str, dict[str, Any]]) -> None:
     train, evaluate = configs["train"], configs["evaluate"]
     for config in (train, evaluate):
         del config["folds"], config["fold"]
-    del train["data"]["options"], train["train"]["preprocessing_transforms"][0]["require_foreground"]
     del evaluate["data::seed"], evaluate["validate::handlers"][1]["group_by"]
-    configs["inference"]["num_classes"]["default"] = classes
-    return configs
+    train["train"]["random_transforms"] = [{**WHOLE, "rotate_degrees": 10.0, "scale": [0.85, 1.2]}]
+
+
+def _two_stages(configs: dict[str, dict[str, Any]], coarse: dict[str, Any], plan: Plan) -> None:
+    train, evaluate, inference = (configs[name] for name in CONFIGS[:3])
+    for config in (train, inference):
+        for name in ("coarse_weights", "hu_window", "widths", "negative_scans", "negatives", "cut_share"):
+            config.pop(name, None)
+    evaluate["num_classes"] = "$len(@domain['classes'])"
+    inference["label_names"] = "$@domain['classes']"
+    inference["label_values"] = {"_target_": "med3d_ext.data.label_values", "domain": "@domain"}
+    train["train"]["random_transforms"] = [REGION]
+    train["train"]["dataset"]["data"] = "$@data.training"
+    train["coarse"] = _coarse(coarse, plan)
+    train["coarse_stage"] = {
+        "_target_": "med3d_ext.weights.CoarseStage",
+        "network": "@network_def",
+        "trained": "$@coarse::ckpt_dir + '/model.pt'",
+        "bundle_root": "@bundle_root",
+        "test_items": "$@data.items('test')",
+    }
+    train["run"].insert(1, "$@coarse::stage.run()")
+    parallel = configs["multi_gpu_train"]
+    parallel["coarse::network"] = {**parallel["network"], "module": "$@coarse::initial_weights.network.to(@device)"}
+    parallel["coarse::validate::sampler"] = {**parallel["validate::sampler"], "dataset": "@coarse::validate::dataset"}
+    parallel["coarse::validate::dataloader::sampler"] = "@coarse::validate::sampler"
+
+
+TAKEN = ("initial_weights", "network", "loss", "optimizer", "lr_scheduler", "train", "validate")
+SHARED = ("train::preprocessing_transforms", "train::intensity_transforms")
+ELSEWHERE = {
+    "grid": "coarse::spatial_size",
+    "network_name": "coarse_network_name",
+    "output_stride": "coarse_output_stride",
+}
+REFERENCE = re.compile(r"@(\w+(?:::\w+)*)")
+WRITES = ("RunManifest", "Curves", "ProgressBar", "WeightsCard")
+TRAINS = ("EpochSeed", "FreezeEncoder", "LrScheduleHandler", "EpochValidation", "ResumableCheckpoint")
+
+
+def _coarse(template: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """The first stage's part of a config: that of ``lits_coarse``, with each reference to its own ids under ``coarse``.
+
+    It decodes no file anew: what both stages read is the same, and only then its classes become one.
+    """
+    _set(template, {key: value for key, value in RECIPE.items() if key.startswith(("loss", "optimizer", "lr_"))})
+    train, validate = template["train"], template["validate"]
+    train["random_transforms"] = [WHOLE, ANY_TARGET]
+    train["preprocessing"]["transforms"] = RECIPE["train::preprocessing::transforms"]
+    train["handlers"] = [each for each in train["handlers"] if each["_target_"].rpartition(".")[2] in TRAINS + WRITES]
+    train["sampler"].pop("samples_per_domain")
+    train.pop("preprocessing_transforms")
+    validate["any_target"] = ANY_TARGET
+    validate["preprocessing"]["transforms"] = (
+        "$@train::preprocessing_transforms + [@validate::resize, @validate::any_target]"
+    )
+    validate["evaluator"].pop("additional_metrics"), validate.pop("additional_metrics")
+    _checkpoint(template)["evaluator"] = None
+    own = {
+        "epochs": plan.coarse_epochs,
+        "val_interval": max(1, plan.coarse_epochs // 4),
+        "spatial_size": list(plan.coarse_grid),
+        "output_dir": "",
+        "ckpt_dir": "",
+        "network_def": "",
+        "checkpoint": _checkpoint(template),
+    }
+    section = own | {name: template[name] for name in TAKEN}
+    position = train["handlers"].index(_checkpoint(template))
+    train["handlers"][position] = "@checkpoint"
+
+    def moved(found: re.Match[str]) -> str:
+        name = found.group(1)
+        if name.startswith(SHARED):
+            return found.group()
+        return f"@coarse::{name}" if name.partition("::")[0] in section else f"@{ELSEWHERE.get(name, name)}"
+
+    section = _with_references(section, moved)
+    section |= {
+        "output_dir": "$@output_dir + '/coarse'",
+        "ckpt_dir": "$@ckpt_dir + '/coarse'",
+        "network_def": "$@network_def.coarse",
+        "stage": {"_target_": "med3d_ext.engines.FirstStage", "trainer": "@coarse::train::trainer"}
+        | {"checkpoint": "@coarse::checkpoint"},
+    }
+    section["train"]["dataset"] |= {"data": "@train::dataset::data", "cache_dir": "$@output_dir + '/cache'"}
+    section["validate"]["dataset"]["data"] = "@validate::dataset::data"
+    return section
+
+
+def _with_references(node: Any, moved: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {key: _with_references(value, moved) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_with_references(value, moved) for value in node]
+    return REFERENCE.sub(moved, node) if isinstance(node, str) else node
+
+
+def _place(components: Sequence[Mapping[str, Any]], *names: str) -> int:
+    return next(number for number, each in enumerate(components) if each["_target_"].rpartition(".")[2] in names)
+
+
+def _set(config: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    for key, value in changes.items():
+        set_by_id(config, key.split("::"), copy.deepcopy(value))
+
+
+def _checkpoint(config: Mapping[str, Any]) -> dict[str, Any]:
+    handlers = config["train"]["handlers"]
+    return handlers[_place(handlers, "ResumableCheckpoint")]

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from med3d_ext.data.domains import Domain
+from med3d_ext.tools.new_bundle.plan import Plan
 
 TERMS = "The terms of the data set {folder} are not stated here; state them before you share weights.\n"
 
 README = """# Model Overview
 
-Segments {targets} in {modality}: a dilated 3D ResNet, from scratch or from pretrained weights, and three groups of a
-transposed convolution and a convolution that lead back to the resolution of the input, after Med3D (arXiv:1904.00625,
-section 3.3).
+Segments {targets} in {modality}, after Med3D (arXiv:1904.00625, section 3.3): {method}
+
+{reason}.
 
 ## Data
 
@@ -21,14 +22,13 @@ The data set {folder}, in the Decathlon's layout. A run splits its cases by cont
 
 ## Training configuration
 
-Adam, learning rate 0.01 from scratch and 0.001 from pretrained weights (section 4.2), cosine schedule, Dice loss and
-cross-entropy, batch size 2, 60 epochs, the whole volume resized to {grid} with rotation, scale and translation of
-section 4.1.
+AdamW, learning rate 0.001 with warm-up and a cosine schedule, Dice loss and cross-entropy, batch size 2, {epochs},
+the {window} resized to {grid} with rotation, scale, translation and changes of intensity. The weights are those of the
+last epoch.
 
 ### Input
 
-One channel, {modality}. Clip to the volume's 0.5 and 99.5 percentile, z-score of the volume, one trilinear
-interpolation to the network's grid in RAS order.
+One channel, {modality}. {normalization}, one trilinear interpolation to the network's grid in RAS order.
 
 ### Output
 
@@ -75,25 +75,34 @@ Apache 2.0 for the code; data and weights trained on it have terms of their own,
 """
 
 
-def own_readme(settings: Domain, classes: Mapping[str, str]) -> str:
+def own_readme(settings: Domain, classes: Mapping[str, str], planned: Plan) -> str:
     """The bundle's README.
 
     Args:
         settings: the data set's settings.
         classes: class number to name, background first.
+        planned: stages, grids and epochs.
     """
+    two = planned.stages == 2
     return README.format(
+        method=METHOD[planned.stages],
+        reason=planned.reason[0].upper() + planned.reason[1:],
+        epochs=f"{planned.coarse_epochs} epochs of the coarse and {planned.epochs} of the fine network"
+        if two
+        else f"{planned.epochs} epochs",
+        window="whole volume (coarse) or the region of interest (fine)" if two else "whole volume",
+        normalization=_normalization(settings),
         targets=_targets(classes),
         modality=settings.modality,
         folder=settings.folder,
-        grid=" x ".join(map(str, settings.spatial_size)),
+        grid=" x ".join(map(str, planned.grid)),
         count=len(classes),
         names=_names(classes),
     )
 
 
 def own_metadata(
-    template: Mapping[str, Any], name: str, settings: Domain, classes: Mapping[str, str]
+    template: Mapping[str, Any], name: str, settings: Domain, classes: Mapping[str, str], planned: Plan
 ) -> dict[str, Any]:
     """The bundle's ``metadata.json``.
 
@@ -102,8 +111,9 @@ def own_metadata(
         name: the bundle's name.
         settings: the data set's settings.
         classes: class number to name, background first.
+        planned: stages, grids and epochs.
     """
-    grid = list(settings.spatial_size)
+    grid = list(planned.grid)
     image = {**template["network_data_format"]["inputs"]["image"], "modality": settings.modality, "spatial_shape": grid}
     pred = {
         **template["network_data_format"]["outputs"]["pred"],
@@ -117,15 +127,28 @@ def own_metadata(
         "changelog": {"0.1.0": "first version"},
         "name": name.replace("_", " "),
         "task": f"Segment {_targets(classes)}",
-        "description": "A dilated 3D ResNet and a decoder back to the resolution of its input, after Med3D",
+        "description": METHOD[planned.stages],
         "authors": "not stated",
         "copyright": "not stated",
         "data_source": settings.folder,
-        "image_classes": f"single channel {settings.modality}, percentile clip and z-score of the volume",
+        "image_classes": f"single channel {settings.modality}; {_normalization(settings)}",
         "label_classes": f"single channel: {_names(classes)}",
         "pred_classes": f"{len(classes)} channels: {_names(classes)}",
         "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": pred}},
     }
+
+
+METHOD = {
+    1: "a dilated 3D ResNet in a 3D DenseASPP with skip connections segments the whole scan.",
+    2: "a coarse network finds the region of interest in the whole scan, where a dilated 3D ResNet in a 3D DenseASPP "
+    "with skip connections segments it.",
+}
+
+
+def _normalization(settings: Domain) -> str:
+    if settings.modality == "CT":
+        return f"Window {list(settings.intensity_range or ())} HU to [-1, 1]"
+    return "Clip to the volume's 0.5 and 99.5 percentile, z-score of the volume"
 
 
 def _targets(classes: Mapping[str, str]) -> str:

@@ -17,41 +17,59 @@ from med3d_ext.io.files import read_json, write_json
 from med3d_ext.run.moved import renewed
 from med3d_ext.tools.bundle_folder import find_bundle
 from med3d_ext.tools.layouts.prepare_3dseg8 import Found, find_domains
-from med3d_ext.tools.new_bundle.configs import TEMPLATE, own_configs
+from med3d_ext.tools.new_bundle.configs import TEMPLATES, own_configs
+from med3d_ext.tools.new_bundle.plan import Plan, plan
 from med3d_ext.tools.new_bundle.texts import TERMS, own_metadata, own_readme
 from med3d_ext.tools.zoo.stage import METADATA, check_name
 
 COPIED = ("LICENSE", "large_files.yml", "configs/logging.conf")
 
 
-def new_bundle(name: str, *, dataset_dir: str = "", output: str = ".", update: bool = False) -> str:
+def new_bundle(
+    name: str,
+    *,
+    dataset_dir: str = "",
+    output: str = ".",
+    stages: int | None = None,
+    minutes: float | None = None,
+    update: bool = False,
+) -> str:
     """Write a bundle for a folder of labelled volumes, with its classes and modality, and print the next commands.
 
-    Nothing is trained. The training starts from the released encoder, and no path of this machine is in the bundle, so
-    that it can be shared.
+    Nothing is trained. The labels are looked at: where the organ is a small part of the scans, the bundle has two
+    stages, of which the first finds the region that the second segments; the grids follow from the organ's size. The
+    training starts from the released encoder, and no path of this machine is in the bundle, so that it can be shared.
 
     Args:
         name: the bundle's name: letters, digits and _; with `--update` its folder.
         dataset_dir: a folder in the Decathlon's layout: dataset.json, imagesTr, labelsTr.
         output: the folder that the bundle's folder is made in. Defaults to the current one.
+        stages: 1 or 2. Defaults to what the data ask for.
+        minutes: how long the training may take on this machine, all in all; some steps are timed now, and the number
+            of epochs is written into the config. Defaults to as many steps as a small data set needs.
         update: rewrite the configs of a bundle that an earlier version wrote, where they name what has moved since.
     """
     if update:
         return update_bundle(find_bundle(name))
     if not dataset_dir:
         raise InputError("new-bundle: --dataset_dir is missing; give the folder of the labelled volumes.")
+    if stages not in (None, 1, 2):
+        raise InputError(f"new-bundle: --stages must be 1 or 2, got {stages}.")
+    if minutes is not None and not (isinstance(minutes, int | float) and minutes > 0):
+        raise InputError(f"new-bundle: --minutes must be a number above 0, got {minutes}.")
     check_name(name)
     folder = Path(output).expanduser() / name
     if folder.exists():
         raise InputError(f"'{folder}' exists; choose another name, or remove it.")
     found = _one_domain(dataset_dir)
     classes, _ = merge_classes(found.source.classes, found.settings.merge)
+    planned = plan(found, len(classes), stages, minutes)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}.") as scratch:
         draft = Path(scratch) / name
-        _write(draft, find_bundle(TEMPLATE), found.settings, classes)
+        _write(draft, found.settings, classes, planned)
         os.replace(draft, folder)
-    return _next_steps(folder, dataset_dir, classes)
+    return _next_steps(folder, dataset_dir, classes, planned)
 
 
 def update_bundle(bundle: Path) -> str:
@@ -83,21 +101,23 @@ def _one_domain(dataset_dir: str) -> Found:
     return found
 
 
-def _write(bundle: Path, template: Path, settings: Domain, classes: Mapping[str, str]) -> None:
+def _write(bundle: Path, settings: Domain, classes: Mapping[str, str], planned: Plan) -> None:
+    template = find_bundle(TEMPLATES[planned.stages])
     for name in ("configs", "docs"):
         (bundle / name).mkdir(parents=True)
     for name in COPIED:
         shutil.copyfile(template / name, bundle / name)
-    files = {f"configs/{name}.json": config for name, config in own_configs(template, len(classes)).items()}
-    files[METADATA] = own_metadata(read_json(template / METADATA), bundle.name, settings, classes)
+    configs = own_configs(template.parent, planned, settings.modality, len(classes))
+    files = {f"configs/{name}.json": config for name, config in configs.items()}
+    files[METADATA] = own_metadata(read_json(template / METADATA), bundle.name, settings, classes, planned)
     texts = {name: json.dumps(content, indent=4) + "\n" for name, content in files.items()}
-    texts["docs/README.md"] = own_readme(settings, classes)
+    texts["docs/README.md"] = own_readme(settings, classes, planned)
     texts["docs/data_license.txt"] = TERMS.format(folder=settings.folder)
     for name, text in texts.items():
         (bundle / name).write_text(text, encoding="utf-8")
 
 
-def _next_steps(folder: Path, dataset_dir: str, classes: Mapping[str, str]) -> str:
+def _next_steps(folder: Path, dataset_dir: str, classes: Mapping[str, str], planned: Plan) -> str:
     bundle, data = shlex.quote(str(folder)), shlex.quote(dataset_dir)
     run, configs = "python -m monai.bundle run --config_file", f"{folder}/configs"
     steps = {
@@ -109,4 +129,6 @@ def _next_steps(folder: Path, dataset_dir: str, classes: Mapping[str, str]) -> s
         "share": f"python -m med3d_ext zoo pack {bundle} ARCHIVES",
     }
     names = ", ".join(f"{number} {name}" for number, name in classes.items())
-    return "\n".join([f"'{folder}': {names}", *(f"  {step:<9} {command}" for step, command in steps.items())])
+    return "\n".join(
+        [f"'{folder}': {names}", f"  {planned.reason}", *(f"  {step:<9} {command}" for step, command in steps.items())]
+    )
