@@ -7,7 +7,7 @@ import math
 import nibabel
 import pytest
 import torch
-from bundle_files import BUNDLES, images_of, is_classifier, run_bundle, workflow
+from bundle_files import BUNDLES, checkpointing_id, images_of, is_classifier, run_bundle
 from monai.utils import set_determinism
 
 from med3d_ext.engines import computes_bfloat16
@@ -26,16 +26,6 @@ def losses(run):
     path = run.parser.get_parsed_content("output_dir")
     with open(f"{path}/loss.csv", encoding="utf-8") as file:
         return [float(line.split(",")[-1]) for line in file.read().splitlines()[1:]]
-
-
-def checkpointing(bundle):
-    """The id that switches gradient checkpointing on."""
-    config = workflow(bundle, "train").parser.config
-    node, path = config["network_def"], "network_def"
-    for key in ("fine", "encoder"):
-        if key in node and isinstance(node[key], dict):
-            node, path = node[key], f"{path}::{key}"
-    return f"{path}::checkpointing"
 
 
 @each_bundle
@@ -73,7 +63,7 @@ def test_other_ways_to_compute_learn_nearly_the_same(bundle, way, folders, phant
         pytest.skip("compiling takes minutes: one bundle")
     options = {
         "float32": {"train::trainer::amp": False},
-        "checkpointing": {checkpointing(bundle): True},
+        "checkpointing": {checkpointing_id(bundle): True},
         "compile": {"train::trainer::compile": True},
     }[way]
     found = []

@@ -7,7 +7,7 @@ import os
 
 import pytest
 import torch
-from bundle_files import BUNDLES, merged, workflow
+from bundle_files import BUNDLES, checkpointing_id, merged, workflow
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from med3d_ext.data.loader import chosen_workers
@@ -127,6 +127,12 @@ def test_the_store_is_where_it_is_asked_for_and_every_reader_of_volumes_has_it(b
     assert store.folder == tmp_path / "here"
     assert get("train::preprocessing_transforms")[0].store is store
     assert list(store.folder.glob("*.volume.pt"))  # the preparation's
+
+
+@each_bundle
+def test_gradient_checkpointing_is_an_option_of_every_encoder(bundle, folders, phantoms):
+    options = {**folders, "dataset_dir": str(phantoms(bundle)), "init": "scratch", checkpointing_id(bundle): True}
+    assert encoder_of(workflow(bundle, "train", **options).parser.get_parsed_content("network_def")).checkpointing
 
 
 @each_bundle
