@@ -38,7 +38,7 @@ def train(folder: Path, rank: int, processes: int, is_frozen: bool) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=processes)
     torch.manual_seed(0)
-    start = InitialWeights(Segmenter(num_classes=2, output_stride=32), "scratch")
+    start = InitialWeights(Segmenter(num_classes=2, output_stride=8), "scratch")
     if is_frozen:
         start.network.register_forward_pre_hook(stop_statistics)
     network = torch.nn.parallel.DistributedDataParallel(start.on("cpu"), find_unused_parameters=True)
