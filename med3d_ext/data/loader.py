@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from monai.data import DataLoader
 
@@ -46,7 +45,7 @@ def chosen_workers(device: str | torch.device = "cpu") -> int:
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    is_forked = multiprocessing.get_start_method() == "fork"
+    is_forked = multiprocessing.get_start_method() == "fork" and Path("/proc/meminfo").is_file()
     if not is_forked or not Path("/dev/shm").is_dir() or shutil.disk_usage("/dev/shm").free < SHARED * processes:
         return 0
     room = int(_memory() / processes // MEMORY)
@@ -54,22 +53,19 @@ def chosen_workers(device: str | torch.device = "cpu") -> int:
 
 
 def _memory() -> float:
-    """Bytes that this process may still use: the machine's, within the limits of its container and its user."""
-    found = [float(psutil.virtual_memory().available)]
-    for limit, usage in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
+    """Bytes that this process may still use: of the machine, within the limits of its container and its user."""
+    import resource  # no Windows
+
+    facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    found = [1024 * float(facts["MemAvailable"].split()[0])]
+    older = "memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"
+    for limit, usage in (("memory.max", "memory.current"), older):
         try:
             allowed, taken = (Path("/sys/fs/cgroup", name).read_text().strip() for name in (limit, usage))
             found.append(float(allowed) - float(taken))
         except (OSError, ValueError):  # no such limit
             continue
-    try:
-        import resource
-
-        if (most := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
-            found.append(most - psutil.Process().memory_info().vms)
-    except ImportError:  # Windows
-        pass
+    if (most := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        found.append(float(most - pages * resource.getpagesize()))
     return min(found)
