@@ -1,4 +1,4 @@
-"""Sphinx configuration: MyST pages, the pydata theme."""
+"""Sphinx configuration: MyST pages, the API reference from docstrings, the pydata theme."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ project = "med3d_ext"
 author = "the med3d_ext maintainers"
 copyright = author
 release = _version.group(1) if _version else ""
-extensions = ["myst_parser"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the docstrings say what an argument is
 exclude_patterns = ["_build"]
 html_theme = "pydata_sphinx_theme"
 html_title = "Med3D as MONAI bundles"

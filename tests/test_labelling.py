@@ -38,7 +38,7 @@ def server(monkeypatch, tmp_path):
 
 @pytest.fixture
 def items(liver_folder):
-    """Two labelled images as a server sends them."""
+    """Two labeled images as a server sends them."""
     folder = liver_folder(cases=2)
     pairs = zip(sorted((folder / "imagesTr").iterdir()), sorted((folder / "labelsTr").iterdir()))
     return [{"image": str(image), "label": str(label)} for image, label in pairs]

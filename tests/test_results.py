@@ -40,6 +40,24 @@ def test_the_records_means_are_those_of_its_cases(path: Path):
             assert sum(values) / len(values) == pytest.approx(facts["mean"], abs=2e-4)
 
 
+def test_the_readme_says_what_the_records_say():
+    known = set()
+    for path in (DOCS / "results").rglob("*.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        for metrics in record.get("test", {}).get("domains", {}).values():
+            known |= {figure_of(facts) for facts in metrics.values()}
+        for result in record.get("results", []):
+            known |= {figure_of(facts) for facts in result["arms"].values()}
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    figures = re.findall(r"\| (\d+) \| ([\d.]+ \[[\d., ]+\])", readme)
+    assert len(figures) == 7
+    assert set(figures) <= known
+
+
+def figure_of(facts: dict) -> tuple[str, str]:
+    return str(facts["n"]), f"{three(facts['mean'])} [{', '.join(map(three, facts['interval_95'] or []))}]"
+
+
 def test_the_table_of_transfer_says_what_its_rows_say():
     page = (DOCS / "pretraining.md").read_text(encoding="utf-8")
     rows = json.loads(TRANSFER.read_text(encoding="utf-8"))["rows"]

@@ -103,7 +103,7 @@ def listed_entries(
     """The entries of a list of cases, each with what a message calls it.
 
     If the list gives a split, that is a ``validation`` or ``test`` with labels, each entry states where it is under
-    ``given``; images without labels, as the Decathlon's ``test``, are no split.
+    ``given``; images without labels, as the Decathlon's ``test``, are not a split.
 
     Args:
         path: the list's file.
@@ -181,7 +181,7 @@ def existing_file(path: Path, listed_in: Path | None = None) -> Path:
         content = path.read_bytes()
         if content and content.isascii() and b"\0" not in content:
             target = path.parent / content.decode().strip()
-            if os.path.isfile(target):  # unlike Path.is_file, no error for a text that is no path at all
+            if os.path.isfile(target):  # unlike Path.is_file, no error for a text that is not a path at all
                 return target.resolve()
     return path
 
@@ -260,7 +260,7 @@ def _found(folder: str | os.PathLike, argument: str) -> list[tuple[str, str]]:
         kinds = ", ".join(SUFFIXES)
         raise InputError(f"{argument} '{folder}' holds no image ({kinds} or DICOM); give a folder of images.")
     if labels:
-        logger.warning(f"label maps in '{folder}' are no images and left out ({len(labels)}, '{labels[0]}' first)")
+        logger.warning(f"label maps in '{folder}' are not images and are left out ({len(labels)}, '{labels[0]}' first)")
     files.sort(key=lambda path: (len(path.parts), path))
     named = [(_linked(path), path.parent / stem(path)) for path in files]
     named += [(str(path), path.parent / stem(path) if path.is_file() else path) for path in sorted(scans)]

@@ -164,7 +164,7 @@ def merge_classes(classes: Mapping[int, str], merge: Mapping[int, int]) -> tuple
     """Classes after merging, numbered from 0 on, and the map from every label value to its class.
 
     Raises:
-        InputError: when there is no background, or a value is merged into one that is no class.
+        InputError: when there is no background, or a value is merged into one that is not a class.
     """
     kept = [value for value in sorted(classes) if merge.get(value, value) == value]
     numbers = {value: number for number, value in enumerate(kept)}

@@ -71,7 +71,7 @@ def _digest(datalist: Path, entry: dict[str, Any]) -> str:
 
 
 def leakage(card: str, datalist: str) -> str:
-    """Tell which cases of a data list the weights have seen; images are compared by their files' SHA-256.
+    """List the cases of a data list that the weights have seen; images are compared by their files' SHA-256.
 
     The exit code is 1 when a test case was seen (a list without test cases counts as one whole test set), else 0. The
     same scan in a file that was written anew is not recognized.

@@ -109,7 +109,7 @@ def read_points(path: str | Path, point_space: str = "RAS") -> list[dict[str, An
     """The points of a table: ``name``, ``center`` (mm, RAS), ``image`` (None where no column says) and ``where``.
 
     Raises:
-        InputError: the file is missing, has no points or lacks a column, or a coordinate is no number.
+        InputError: the file is missing, has no points or lacks a column, or a coordinate is not a number.
     """
     points = []
     for number, (line, row) in enumerate(read_table(path, "xyz"), start=1):
@@ -120,7 +120,7 @@ def read_points(path: str | Path, point_space: str = "RAS") -> list[dict[str, An
         except ValueError:
             center = [math.nan]
         if not np.isfinite(center).all():
-            raise InputError(f"{where} has a coordinate that is no number; correct it.")
+            raise InputError(f"{where} has a coordinate that is not a number; correct it.")
         image = row.get("image") or None
         points.append({"name": name, "center": center, "image": image, "where": where})
     return points
@@ -161,5 +161,5 @@ def _check_inside(row: dict[str, Any], image: str, point_space: str) -> None:
     mirrored = [-row["center"][0], -row["center"][1], row["center"][2]]
     other = "LPS" if point_space == "RAS" else "RAS"
     is_mirrored = point_from_corner(affine, shape, mirrored) is not None
-    hint = f"with --point_space {other} it would lie inside" if is_mirrored else "correct it, or --skip_bad true"
-    raise InputError(f"{row['where']} lies outside of '{image}'; {hint}.")
+    hint = f"with --point_space {other} it would be inside" if is_mirrored else "correct it, or --skip_bad true"
+    raise InputError(f"{row['where']} is outside '{image}'; {hint}.")

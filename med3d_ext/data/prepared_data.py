@@ -160,9 +160,7 @@ class PreparedData:
         """
         items = self.items(split)
         if not items:
-            raise InputError(
-                f"'{self.folder / DATALIST}' has no {split} cases; add labelled cases or choose a --split."
-            )
+            raise InputError(f"'{self.folder / DATALIST}' has no {split} cases; add labeled cases or choose a --split.")
         processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         if len(items) < processes:
             raise InputError(f"{len(items)} {split} cases are too few for {processes} processes; start fewer.")
@@ -254,7 +252,7 @@ def _check_options(folder: Path, domains: dict[str, dict[str, Any]], options: di
 
 def _check_phantoms(phantoms: bool) -> None:
     if not phantoms:
-        raise InputError("no --dataset_dir given, and this bundle is for data of its own; give --dataset_dir FOLDER.")
+        raise InputError("no --dataset_dir given, and this bundle needs its own data; give --dataset_dir FOLDER.")
 
 
 def images_to_segment(dataset_dir: str | None, kind: str, phantoms: bool = True) -> list[dict[str, str]]:

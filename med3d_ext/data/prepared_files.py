@@ -39,7 +39,7 @@ def fingerprint_domain(
             which refuses them all here.
 
     Raises:
-        InputError: when a file is damaged, channels differ, or a label value is no class; every such case is named.
+        InputError: when a file is damaged, channels differ, or a label value is not a class; every such case is named.
     """
     found = faults or Faults()
     cases: list[dict[str, Any]] = []

@@ -227,13 +227,13 @@ class ResumableCheckpoint:
             return dict(state)
         if not self.resume or (known and state["epoch"] == 0):
             return None
-        fault = "was written by an earlier version, which recorded no options" if known else "is no training state"
+        fault = "was written by an earlier version, which recorded no options" if known else "is not a training state"
         raise self._refusal(fault)
 
     def _refusal(self, fault: str) -> InputError:
         stop = "" if fault.endswith(",") else ";"
         return InputError(
-            f"{self.folder / STATE_NAME} {fault}{stop} start anew with `--resume false` or choose another `--ckpt_dir`."
+            f"{self.folder / STATE_NAME} {fault}{stop} start over with `--resume false` or choose another `--ckpt_dir`."
         )
 
     def _asked(self) -> dict[str, Any]:
@@ -258,14 +258,14 @@ class ResumableCheckpoint:
             raise self._refusal("is of a training on a data set, and no --dataset_dir is given; give it,")
         if faults and is_finished:
             if rank() == 0:
-                logger.warning(f"the finished training in {self.folder} is another one, starting anew: {faults}")
+                logger.warning(f"the finished training in {self.folder} is a different one, starting over: {faults}")
             return False
         if faults:
             raise self._refusal(f"is of another training: {faults}")
         if wanted < done or (wanted == done and is_finished):
             raise InputError(
                 f"{self.folder} holds {'a finished' if is_finished else 'an unfinished'} training of {done} epochs "
-                f"with these options; lengthen it with `--epochs` above {done}, or start anew with `--resume false`."
+                f"with these options; lengthen it with `--epochs` above {done}, or start over with `--resume false`."
             )
         changed = [
             f"{name} {old} -> {self.asked['versions'].get(name)}"

@@ -96,7 +96,7 @@ class SanitySheet:
 
 
 def case_oddities(case: Mapping[str, Any], domain: Mapping[str, Any]) -> Iterator[str]:
-    """What is odd about a labelled case by its facts, as a fingerprint holds them."""
+    """What is odd about a labeled case by its facts, as a fingerprint holds them."""
     counts = {int(value): count for value, count in (case.get("labels") or {}).items()}
     foreground = sum(count for value, count in counts.items() if value > 0)
     if not foreground:

@@ -54,7 +54,7 @@ def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Id and value of everything that is no section, component or list of components."""
+    """Id and value of everything that is not a section, component or list of components."""
     if isinstance(node, Mapping) and node:
         for key, value in node.items():
             yield from _leaves(value, f"{prefix}::{key}" if prefix else str(key))

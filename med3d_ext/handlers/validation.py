@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 class EpochValidation(ValidationHandler):
     """MONAI's ValidationHandler that never leaves out the last epoch, and every one where there are no cases.
 
-    A labelling server with one or two labelled images sends none to validate on; the weights of the last epoch are
+    A labelling server with one or two labeled images sends none to validate on; the weights of the last epoch are
     kept then.
 
     Args:

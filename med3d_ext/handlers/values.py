@@ -23,7 +23,7 @@ def scalar_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Every number in an engine's metrics, by a flat name.
 
     A metric of several values gives one name each: ``val_mean_dice`` with ``{"liver": 0.9}`` becomes
-    ``val_mean_dice_liver``; a vector's entries count from 0. What is no number is left out.
+    ``val_mean_dice_liver``; a vector's entries count from 0. What is not a number is left out.
     """
     flat: dict[str, float] = {}
     for name, value in metrics.items():

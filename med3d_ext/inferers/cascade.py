@@ -195,7 +195,7 @@ def volume_affines(inputs: Tensor) -> list[np.ndarray]:
     affines = [each.numpy() for each in affine.expand(inputs.shape[0], 4, 4)]  # a collated batch has one for each
     for spacing in map(axis_spacing, affines):
         if not (spacing > 0).all():
-            raise InputError(f"The image's affine must have a positive spacing, got {spacing.tolist()} mm: mend it.")
+            raise InputError(f"The image's affine must have a positive spacing, got {spacing.tolist()} mm: correct it.")
     return affines
 
 

@@ -68,7 +68,7 @@ def _set_aside(place: str | os.PathLike, aside: list[tuple[Path, str]]) -> str:
         f"{kind} ({', '.join(repr(path.name) for path, own in aside if own == kind)})"
         for kind in sorted({k for _, k in aside})
     ]
-    return f"'{place}' also holds what is no slice of the scan, which is set aside: {', '.join(kinds)}."
+    return f"'{place}' also contains files that are not slices of the scan and are ignored: {', '.join(kinds)}."
 
 
 def single_series(folder: str | os.PathLike) -> DicomSeries:
@@ -174,7 +174,7 @@ def _series_of(uid: str, members: list[tuple[Tags, DicomSlice]], remarks: list[s
     if slices[0].complement is not None:
         remarks = [
             *remarks,
-            f"'{slices[0].file}' is MONOCHROME1, to be shown inverted; its values are read as they stand.",
+            f"'{slices[0].file}' is MONOCHROME1, to be shown inverted; its values are read as stored.",
         ]
     series = DicomSeries(uid, tags.get("0008|103e", ""), tags.get("0008|0060", ""), tuple(slices), tuple(remarks))
     if not series.positions:
@@ -283,8 +283,8 @@ def _check_tilt(series: DicomSeries) -> None:
     aside = float(np.linalg.norm(way - (way @ series.normal) * series.normal))
     if aside > max(*first.spacing, ROUNDING_MM):
         raise InputError(
-            f"{_series(series)} is sheared: {_pair(first, last)} are {aside:.2f} mm aside of each other, as a tilted "
-            "gantry makes them; resample it to a straight grid first (dcm2niix does)."
+            f"{_series(series)} is sheared: {_pair(first, last)} are {aside:.2f} mm out of line, as with a tilted "
+            "gantry; resample it to a straight grid first (dcm2niix does)."
         )
 
 

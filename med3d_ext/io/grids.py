@@ -139,7 +139,7 @@ def _bare_sentence(label: Grid, image: Grid, bare: Grid, shift: tuple[float, flo
     subject, other = (label, image) if bare is label else (image, label)
     return (
         f"{subject.what} '{subject.path}' has {fault}, its {other.what} '{other.path}' another one{away}: the order of "
-        "the voxels is kept; look at them over each other, and copy the header if they fit."
+        "the voxels is kept; overlay them, and copy the header if they match."
     )
 
 
@@ -155,9 +155,7 @@ def _refusal(label: Grid, image: Grid) -> str:
         return f"{names[0]} is {shapes[0]}, {names[1]} is {shapes[1]}; give the label of this {image.what}."
     order = io_orientation(np.linalg.solve(image.affine, label.affine))
     if not np.isfinite(order).all():
-        return (
-            f"{names[0]} has an affine that is no voxel grid, {names[1]} has one; write the geometry into its header."
-        )
+        return f"{names[0]} has no voxel grid in its affine, {names[1]} has one; write the geometry into its header."
     turned = label.affine @ inv_ornt_aff(order, label.shape)
     sizes = [np.linalg.norm(affine[:3, :3], axis=0) for affine in (turned, image.affine)]
     shift = _shift(label, order, image.shape, image.affine)

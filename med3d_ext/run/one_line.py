@@ -136,7 +136,7 @@ def user_message(error: BaseException | None) -> str | None:
         if "PytorchStreamWriter" in text or "unexpected pos" in text:
             return f"A file cannot be written ({text.splitlines()[0]}); free space on the disk."
         if _LOST_WORKER.search(text):
-            return "A worker process was killed, most often for want of RAM or /dev/shm; lower num_workers."
+            return "A worker process was killed, most often for lack of RAM or /dev/shm; lower num_workers."
     return _config_message(chain)
 
 

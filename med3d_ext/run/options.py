@@ -173,7 +173,7 @@ OPTIONS: dict[str, Option] = {
     "validate::dataloader::num_workers": _whole(0, 1024),
     "validate::evaluator::device": DEVICE,
     "validate::evaluator::amp": Option(
-        "false on a machine without a GPU: MONAI's evaluator has mixed precision on CUDA alone",
+        "false on a machine without a GPU: MONAI's evaluator has mixed precision only on CUDA",
         lambda value: isinstance(value, bool) and (not value or _is_device("cuda")),
     ),
     "optimizer::lr": RATE,

@@ -50,7 +50,7 @@ def versions() -> dict[str, str | None]:
 def git_state() -> dict[str, Any] | None:
     """Revision of the checkout that this package is part of and whether tracked files differ; None outside one."""
     revision = _git("rev-parse", "HEAD")
-    # Installed into an environment inside someone's checkout, the package is no part of it.
+    # Installed into an environment inside someone's checkout, the package is not part of it.
     if revision is None or _git("ls-files", "--error-unmatch", "__init__.py") is None:
         return None
     return {"revision": revision, "dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))}

@@ -120,7 +120,7 @@ def benchmark(
     against: str | None = None,
     **overrides: Any,
 ) -> str:
-    """Time some steps of a bundle's training on this machine, and tell how long the whole training would take.
+    """Time some steps of a bundle's training on this machine, and estimate how long the whole training would take.
 
     The data, the network and the step are the training's own, and what it would write goes to a temporary folder. A
     step and the waiting for data before it are medians; the waiting is less once every volume was read. The whole
@@ -128,7 +128,7 @@ def benchmark(
 
     Args:
         bundle: a bundle's folder or name.
-        iterations: number of steps, 3 at least.
+        iterations: number of steps, at least 3.
         network_name: depths to compare, joined by commas, each in a process of its own. Defaults to the bundle's.
         against: the authors' code, a folder with `models/resnet.py`: its network of the same depths is timed on the
             same input, in float32 as it is written.

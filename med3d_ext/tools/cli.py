@@ -62,32 +62,31 @@ class Verb:
 
 
 VERBS = {
-    "prepare": Verb("med3d_ext.tools.layouts.prepare:prepare", "a source folder becomes a datalist and a fingerprint"),
-    "phantoms": Verb(
-        "med3d_ext.tools.phantoms.dataset:phantom_dataset", "generated patients as a data set to try things on"
-    ),
-    "new-bundle": Verb("med3d_ext.tools.new_bundle.verb:new_bundle", "a bundle for your own labelled volumes"),
-    "report": Verb("med3d_ext.tools.report.verb:report", "a run on one page: figures, curves, overlays, origin"),
-    "rerun": Verb(
-        "med3d_ext.tools.report.rerun:rerun", "a recorded training once more, and whether the same comes out"
-    ),
+    "prepare": Verb("med3d_ext.tools.layouts.prepare:prepare", "read, check and split a data set"),
+    "phantoms": Verb("med3d_ext.tools.phantoms.dataset:phantom_dataset", "generate patients to try things on"),
+    "new-bundle": Verb("med3d_ext.tools.new_bundle.verb:new_bundle", "write a bundle for your own labeled volumes"),
+    "report": Verb("med3d_ext.tools.report.verb:report", "put a run on one page: figures, curves, overlays, origin"),
+    "rerun": Verb("med3d_ext.tools.report.rerun:rerun", "repeat a recorded training and compare the two"),
     "check": Verb("med3d_ext.tools.check.verb:check", "what would go wrong in a run, before it begins"),
-    "benchmark": Verb("med3d_ext.tools.benchmark:benchmark", "how long a training would take on this machine"),
-    "leakage": Verb("med3d_ext.data.leakage:leakage", "which cases of a datalist the weights have seen"),
-    "compare": Verb("med3d_ext.tools.experiments.compare:compare", "scratch against pretrained weights, equal budgets"),
-    "predict": Verb("med3d_ext.tools.predict.verb:predict", "images to label maps, pictures and volumes", lean=True),
-    "export": Verb("med3d_ext.tools.export:export", "network and weights as TorchScript or ONNX"),
-    "evaluate": Verb("med3d_ext.tools.evaluate.verb:evaluate", "predicted label maps against the truth"),
-    "weights inspect": Verb("med3d_ext.tools.weights.verbs:inspect", "what a weights file holds"),
-    "weights join": Verb("med3d_ext.tools.weights.verbs:join", "the two networks of the LiTS cascade to one file"),
-    "weights convert": Verb("med3d_ext.tools.weights.verbs:convert", "any known weights file to a flat encoder"),
-    "weights release": Verb("med3d_ext.tools.weights.release:release", "weights as small as they are released"),
-    "zoo pack": Verb("med3d_ext.tools.zoo.pack:pack", "a bundle as a zip archive that runs anywhere"),
-    "zoo index": Verb("med3d_ext.tools.zoo.pack:index", "models/model_info.json over a folder of archives"),
-    "zoo publish": Verb(
-        "med3d_ext.tools.zoo.publish:publish", "the folders of a GitHub release and a Hugging Face repository"
+    "benchmark": Verb("med3d_ext.tools.benchmark:benchmark", "estimate how long a training takes on this machine"),
+    "leakage": Verb("med3d_ext.data.leakage:leakage", "list the cases of a datalist that weights have seen"),
+    "compare": Verb(
+        "med3d_ext.tools.experiments.compare:compare", "train from scratch and from other weights, and compare"
     ),
-    "zoo fetch": Verb("med3d_ext.tools.zoo.fetch:fetch", "a bundle from a folder or an address, checked"),
+    "predict": Verb("med3d_ext.tools.predict.verb:predict", "turn images into label maps and volumes", lean=True),
+    "export": Verb("med3d_ext.tools.export:export", "write network and weights as TorchScript or ONNX"),
+    "evaluate": Verb("med3d_ext.tools.evaluate.verb:evaluate", "compare label maps with the truth"),
+    "weights inspect": Verb("med3d_ext.tools.weights.verbs:inspect", "show what a weights file contains"),
+    "weights join": Verb("med3d_ext.tools.weights.verbs:join", "write both networks of the LiTS cascade to one file"),
+    "weights convert": Verb("med3d_ext.tools.weights.verbs:convert", "turn any known weights file into a flat encoder"),
+    "weights release": Verb("med3d_ext.tools.weights.release:release", "make weights as small as the released ones"),
+    "zoo describe": Verb("med3d_ext.tools.zoo.describe:describe", "describe released weights in metadata and README"),
+    "zoo pack": Verb("med3d_ext.tools.zoo.pack:pack", "pack a bundle as a zip archive that runs anywhere"),
+    "zoo index": Verb("med3d_ext.tools.zoo.pack:index", "list a folder of archives in models/model_info.json"),
+    "zoo publish": Verb(
+        "med3d_ext.tools.zoo.publish:publish", "prepare the folders of a GitHub release and a Hugging Face repository"
+    ),
+    "zoo fetch": Verb("med3d_ext.tools.zoo.fetch:fetch", "fetch a bundle from a folder or an address, and check it"),
 }
 
 
@@ -191,7 +190,7 @@ def _parse(function: Callable[..., Any], name: str, words: list[str]) -> tuple[t
             fire.Fire(record, command=_close_switches(function, words), name=name)
     except fire.core.FireExit as end:
         reason = end.trace.elements[-1].ErrorAsStr() if end.trace.HasError() else "the arguments do not fit"
-        raise InputError(f"{name}: {reason}; `{PROGRAM} {name} --help` tells the arguments.") from None
+        raise InputError(f"{name}: {reason}; `{PROGRAM} {name} --help` shows the arguments.") from None
     args, kwargs = calls[0]
     _check_kinds(function, name, args, kwargs)
     # `--output=~/x` reaches a program as it is typed; a shell expands the word `~/x` alone.
@@ -240,5 +239,5 @@ def _close_switches(function: Callable[..., Any], words: list[str]) -> list[str]
 def _overview(verbs: dict[str, Verb]) -> str:
     width = max(map(len, verbs))
     lines = [f"  {name:<{width}}  {verb.summary}" for name, verb in verbs.items()]
-    hint = f"`{PROGRAM} VERB --help` tells a verb's arguments."
+    hint = f"`{PROGRAM} VERB --help` shows a verb's arguments."
     return "\n".join([f"{PROGRAM} VERB [ARGUMENTS]", "", *lines, "", hint])

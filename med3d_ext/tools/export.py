@@ -29,13 +29,13 @@ OF_THE_WEIGHTS = re.compile(r"@(weights|ckpt_dir|bundle_root)\b")
 def export(bundle: str, out: str, *, part: str = "", overwrite: bool = False, **overrides: Any) -> str:
     """Write network and weights as TorchScript (`.ts`) or ONNX (`.onnx`) and compare its output with the network's.
 
-    A `.ts` also holds the metadata and an inference.json that needs no file next to it, as MONAI Deploy reads them;
-    keep its name. An `.onnx` is for the grid that the weights were trained on, with any batch size.
+    A `.ts` also contains the metadata and an inference.json that needs no other file, as MONAI Deploy reads them; keep
+    its name. An `.onnx` is for the grid that the weights were trained on, with any batch size.
 
     Args:
-        bundle: a bundle's folder or name; its trained, else its released weights are taken.
+        bundle: a bundle's folder or name; its trained weights are used or, if there are none, its released ones.
         out: the new file.
-        part: one network of a bundle that holds two, `coarse` or `fine`.
+        part: one network of a bundle that has two, `coarse` or `fine`.
         overwrite: replace an existing file.
         overrides: options of inference, such as `--network_name resnet50 --branch Task09_Spleen`.
     """

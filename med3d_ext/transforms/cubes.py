@@ -128,7 +128,7 @@ def middle_of(image: MetaTensor, center: Sequence[float] | None = None) -> np.nd
     middle = point_from_corner(affine, shape, center)
     if middle is None:
         place = [round(float(value), 3) for value in center]
-        raise InputError(f"center {place} (mm, RAS) lies outside of '{image.meta.get('filename_or_obj')}'; correct it.")
+        raise InputError(f"center {place} (mm, RAS) is outside '{image.meta.get('filename_or_obj')}'; correct it.")
     return middle
 
 

@@ -33,7 +33,7 @@ def whole_values(voxels: np.ndarray, path: Any, what: str = "label") -> np.ndarr
         wrong = np.abs(plane - rounded) > ROUNDING + 1e-6
         if wrong.any():
             raise InputError(
-                f"{what} '{path}' holds the value {plane[wrong].flat[0]:.4g}, which is no whole number; "
+                f"{what} '{path}' holds the value {plane[wrong].flat[0]:.4g}, which is not a whole number; "
                 "give a map of classes that was neither interpolated nor made of probabilities."
             )
         if (rounded < 0).any():

@@ -60,7 +60,7 @@ def load_volume(path: str | os.PathLike | MetaTensor, channel: int | None = None
 
     Raises:
         InputError: when the file cannot be read, is not 3D, or holds NaN or infinite voxels; when a folder or a DICOM
-            file holds not exactly one DICOM series or its slices are no even stack.
+            file holds not exactly one DICOM series or its slices are not evenly spaced.
     """
     return _load(path, channel, store)[0]
 

@@ -130,7 +130,7 @@ class InitialWeights:
             self.report = load_encoder(network, path, minimum_share)
         if learning_rate is None:
             learning_rate = pretrained_learning_rate if path else scratch_learning_rate
-        self.start = f"those of '{path}', its head, too" if path else "from scratch"
+        self.start = f"those of '{path}', including its head" if path else "from scratch"
         self.learning_rate = learning_rate
         if rank() == 0:
             text = self.report.table() if self.report else self.start
@@ -256,4 +256,4 @@ def _released_encoder(bundle_root: str | os.PathLike | None, released: str | os.
         if (other / "models" / "model.pt").is_file():
             hint = f"--init '{other / 'models' / 'model.pt'}' takes {whose}"
             break
-    raise InputError(f"init 'med3d' finds no released encoder at '{path}'; {hint}, --init scratch does without.")
+    raise InputError(f"init 'med3d' finds no released encoder at '{path}'; {hint}, or use --init scratch.")

@@ -1,4 +1,4 @@
-"""What differs where MONAI Label trains a bundle: it sends labelled images and leaves every option at its default."""
+"""What differs where MONAI Label trains a bundle: it sends labeled images and leaves every option at its default."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def _fold_biases(found: EncoderTensors) -> None:
             bias = found.tensors.pop(name)
             del found.origin[name]
             found.tensors[mean] = found.tensors[mean] - bias
-            found.adapted[mean] = "the bias before it was taken off"
+            found.adapted[mean] = "the bias before it was subtracted"
 
 
 @dataclass(frozen=True)

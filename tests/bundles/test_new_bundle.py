@@ -1,4 +1,4 @@
-"""A user's own bundle: written for a folder of labelled volumes, trained, evaluated, used, shared."""
+"""A user's own bundle: written for a folder of labeled volumes, trained, evaluated, used, shared."""
 
 from __future__ import annotations
 

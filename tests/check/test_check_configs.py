@@ -87,7 +87,7 @@ def test_a_wrong_class_argument_or_name_is_told(configs, edit):
 def test_an_expression_that_is_no_python_is_told(configs, edit):
     edit("inference", lambda content: content.update(extra="$1 +"))
     (finding,) = check_classes(configs(), "inference")
-    assert (finding.level, "is no Python" in finding.text) == ("error", True)
+    assert (finding.level, "is not Python" in finding.text) == ("error", True)
 
 
 def test_a_file_that_is_no_json_is_named(configs, bundle):

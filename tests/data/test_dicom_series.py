@@ -176,7 +176,7 @@ def test_what_is_no_slice_of_the_scan_is_set_aside_with_a_warning(kind, uid, tmp
     facts = {"SeriesInstanceUID": uid, "SOPInstanceUID": "1.9", "ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}
     write_slice(tmp_path / "other", VOXELS[:, :, 0], {**facts, "ImagePositionPatient": [0, 0, 0], **tags}, sop_class)
     (sentence,) = warned(tmp_path, caplog)
-    assert f"set aside: {kind} ('other')" in sentence
+    assert f"ignored: {kind} ('other')" in sentence
     alone = tmp_path / "alone"
     alone.mkdir()
     (tmp_path / "other").rename(alone / "other")
@@ -276,7 +276,7 @@ def test_mixed_orientations_and_grids_are_refused(tmp_path: Path) -> None:
 def test_a_tilted_gantry_is_refused(tmp_path: Path) -> None:
     tilted = np.array([[1, 0, 0], [0, 1, 0.3], [0, 0, 1.0]])
     write_series(tmp_path, VOXELS, SPACING, ORIGIN, tilted)
-    assert "is sheared: '0.dcm' and '6.dcm' are 4.50 mm aside" in refusal(tmp_path)
+    assert "is sheared: '0.dcm' and '6.dcm' are 4.50 mm out of line" in refusal(tmp_path)
 
 
 def test_files_without_position_or_with_a_senseless_one_are_refused(tmp_path: Path) -> None:

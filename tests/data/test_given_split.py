@@ -205,7 +205,7 @@ def test_a_class_that_no_training_case_holds_is_named_with_where_it_is(liver_fol
 
 
 def test_a_bundle_of_ones_own_takes_no_phantoms(tmp_path):
-    with pytest.raises(InputError, match="no --dataset_dir given, and this bundle is for data of its own"):
+    with pytest.raises(InputError, match="no --dataset_dir given, and this bundle needs its own data"):
         PreparedData("3dseg8", None, str(tmp_path), phantoms=False)
     with pytest.raises(InputError, match="no --dataset_dir given"):
         images_to_segment(None, "3dseg8", phantoms=False)

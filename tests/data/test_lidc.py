@@ -244,13 +244,13 @@ BAD = {
     space_unevenly: "has uneven slice spacing",
     damage_slice: "15.dcm' cannot be read as a DICOM image",
     damage_first_slice: "0.dcm' cannot be read as a DICOM image",
-    change_modality: "is no CT",
+    change_modality: "is not a CT",
     drop_spacing: "states no pixel spacing",
     drop_patient: "states no patient ID",
     drop_rating: "has no rating of malignancy",
-    draw_outside: "outside of the volume: x 60 to 65",
-    draw_above: "outside of the volume, at z = -30 mm",
-    draw_at_the_border: "lies in the last slice of the scan",
+    draw_outside: "outside the volume: x 60 to 65",
+    draw_above: "outside the volume, at z = -30 mm",
+    draw_at_the_border: "is in the last slice of the scan",
     draw_too_large: "the nodule does not fit into a cube of 24 mm",
 }
 

@@ -110,16 +110,16 @@ RING = outline(disk((9, 9), 3))
 @pytest.mark.parametrize(
     ("contours", "words"),
     [
-        ([contour(99, RING, z=41.0)], "outside of the volume, at z = 41 mm (slice '1.2.3.99')"),
-        ([contour(99, RING, z=7.0)], "the slices lie from 0 to 12 mm"),
+        ([contour(99, RING, z=41.0)], "outside the volume, at z = 41 mm (slice '1.2.3.99')"),
+        ([contour(99, RING, z=7.0)], "the slices are from 0 to 12 mm"),
         ([contour(99, RING)], "at z = nan mm"),
         ([contour(3, [(21, 3), (24, 5), (21, 7)])], "x 21 to 24 and y 3 to 7 in a slice of 24x20 ('3.dcm')"),
-        ([contour(3, [(5, -1), (7, 3), (3, 3)])], "outside of the volume: x 3 to 7 and y -1 to 3"),
+        ([contour(3, [(5, -1), (7, 3), (3, 3)])], "outside the volume: x 3 to 7 and y -1 to 3"),
         ([contour(3, [])], "an outline without points"),
         ([contour(3, [(3, 3), (4, 4)])], "encloses no voxel"),
         ([contour(3, RING), contour(3, RING, False)], "encloses no voxel"),
-        ([contour(0, RING), contour(1, RING)], "lies in the first slice of the scan"),
-        ([contour(6, RING)], "lies in the last slice of the scan"),
+        ([contour(0, RING), contour(1, RING)], "is in the first slice of the scan"),
+        ([contour(6, RING)], "is in the last slice of the scan"),
     ],
 )
 def test_outlines_that_do_not_fit_the_scan_are_refused(tmp_path: Path, contours: list[Contour], words: str) -> None:

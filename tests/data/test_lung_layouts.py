@@ -139,6 +139,6 @@ def test_label_maps_never_go_into_the_data(write, tmp_path):
 def test_foreign_folders_are_refused_by_name(tmp_path):
     (tmp_path / "foreign" / "sub").mkdir(parents=True)
     save(tmp_path / "foreign" / "sub" / "ct.nii.gz", chest(0)[0])
-    for folder, word in (("nowhere", "is not a folder"), ("foreign", "is no lung data set")):
+    for folder, word in (("nowhere", "is not a folder"), ("foreign", "is not a lung data set")):
         with pytest.raises(InputError, match=f"dataset_dir '{tmp_path / folder}' {word}"):
             read_lung(tmp_path / folder, tmp_path / "out")

@@ -74,13 +74,13 @@ def test_points_of_dicom_are_mirrored(scan, table):
     points = table("x, y, z\n-90, 10, 60\n")
     (item,) = NodulesToClassify(str(scan), points, point_space="LPS").items
     assert item["centers"] == [[90, -10, 60]]
-    with pytest.raises(InputError, match="with --point_space LPS it would lie inside"):
+    with pytest.raises(InputError, match="with --point_space LPS it would be inside"):
         NodulesToClassify(str(scan), points)
 
 
 def test_a_point_outside_is_refused_by_name_or_skipped_and_counted(scan, table):
     points = table("name,x,y,z\nin,90,-10,60\nfar,90,-10,600\n")
-    with pytest.raises(InputError, match="point 'far' .line 3 of .*points.csv'. lies outside of .*ct.nii.gz'; correct"):
+    with pytest.raises(InputError, match="point 'far' .line 3 of .*points.csv'. is outside .*ct.nii.gz'; correct"):
         NodulesToClassify(str(scan), points)
     found = NodulesToClassify(str(scan), points, skip_bad=True)
     assert found.items[0]["names"] == ["in"] and len(found.skipped) == 1 and "'far'" in found.skipped[0]
@@ -138,9 +138,9 @@ def test_formats_that_itk_reads_and_series_folders_are_scans_too(scan, table, tm
     [
         ("x,y\n1,2\n", "has no column 'z'; its first line must name x, y, z"),
         ("x,y,z\n", "has no rows"),
-        ("name,x,y,z\na,1,2,three\n", "point 'a' .line 2 of .* a coordinate that is no number"),
-        ("x,y,z\n1,2,nan\n", "point '1' .* no number"),
-        ("x,y,z\n1,2\n", "point '1' .* no number"),
+        ("name,x,y,z\na,1,2,three\n", "point 'a' .line 2 of .* a coordinate that is not a number"),
+        ("x,y,z\n1,2,nan\n", "point '1' .* not a number"),
+        ("x,y,z\n1,2\n", "point '1' .* not a number"),
     ],
 )
 def test_a_table_without_points_is_refused(text, message, table):

@@ -235,9 +235,9 @@ def test_the_verb_writes_into_the_output_and_leaves_the_source_alone(src: Path, 
     ("words", "message"),
     [
         (["brains", "SRC"], "KIND must be one of 3dseg8, "),
-        (["lits", "SRC", "--domains", "2"], "--domains is no option of lits"),
+        (["lits", "SRC", "--domains", "2"], "--domains is not an option of lits"),
         (["lits", "SRC", "--hu_window", "wide"], "--hu_window must be two numbers"),
-        (["3dseg8", "SRC", "--hu_window=-100,200"], "--hu_window is no option of 3dseg8"),
+        (["3dseg8", "SRC", "--hu_window=-100,200"], "--hu_window is not an option of 3dseg8"),
         (["3dseg8", "SRC", "--domains", "lung"], "domains must name some of"),
     ],
 )

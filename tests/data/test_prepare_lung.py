@@ -131,9 +131,9 @@ def test_the_verb_takes_the_options_of_its_kind_alone(tmp_path):
     said = prepare("lung", str(root), output=str(tmp_path / "out"), num_classes=3, folds=2, fold=1)
     assert str(tmp_path / "out") in said
     assert domain_of(tmp_path / "out")["options"] == {"seed": 0, "num_classes": 3, "folds": 2, "fold": 1}
-    with pytest.raises(InputError, match="--folds is no option of lits"):
+    with pytest.raises(InputError, match="--folds is not an option of lits"):
         prepare("lits", str(root), folds=2)
-    with pytest.raises(InputError, match="--hu_window is no option of lung"):
+    with pytest.raises(InputError, match="--hu_window is not an option of lung"):
         prepare("lung", str(root), hu_window="-100,100")
 
 

@@ -195,7 +195,7 @@ def test_the_verb_prepares_and_its_list_can_be_checked_for_leakage(nodule_folder
     assert main(["prepare", "nodules", str(source), "--output", out, "--folds", "3", "--fold", "1"]) == 0
     assert domain_of(tmp_path / "out")["fold"] == 1
     assert main(["prepare", "lits", str(source), "--folds", "3"]) == 2
-    assert "--folds is no option of lits" in capsys.readouterr().err
+    assert "--folds is not an option of lits" in capsys.readouterr().err
     card = {"cases": {"training": json.loads((tmp_path / "out" / "datalist.json").read_text())["training"]}}
     (tmp_path / "card.json").write_text(json.dumps(card))
     assert "the weights have seen 0" in leakage(str(tmp_path / "card.json"), str(tmp_path / "out" / "datalist.json"))

@@ -175,7 +175,7 @@ def test_after_a_finished_training_another_one_starts_and_keeps_its_model(new_tr
     assert len(again.losses) == 6 and again.trainer.state.lengths == [2]
     assert equal(load(tmp_path / "run" / PREVIOUS_NAME), former)
     assert not equal(load(tmp_path / "run" / MODEL_NAME), former)
-    assert "is another one, starting anew: " in caplog.text
+    assert "is a different one, starting over: " in caplog.text
 
 
 def test_a_training_whose_record_was_not_completed_is_completed_without_another_epoch(new_training, tmp_path):
@@ -411,7 +411,7 @@ def test_a_broken_state_is_refused_unless_it_is_not_wanted(new_training, tmp_pat
         path.write_text(content)
     else:
         torch.save(content, path)
-    with pytest.raises(InputError, match="training_state.pt (cannot be read|is no training state)"):
+    with pytest.raises(InputError, match="training_state.pt (cannot be read|is not a training state)"):
         new_training(tmp_path, epochs=1).trainer.run()
     new_training(tmp_path, epochs=1, resume=False).trainer.run()
     assert load(path)["epoch"] == 1

@@ -351,7 +351,7 @@ def test_with_head_all_of_a_network_is_loaded_and_without_it_the_encoder_alone(t
     InitialWeights(alone, path, with_head="false")  # as a command line gives it
     with caplog.at_level("INFO"):
         assert InitialWeights(whole, path, with_head=True).learning_rate == 0.001
-    assert f"those of '{path}', its head, too" in caplog.text
+    assert f"those of '{path}', including its head" in caplog.text
     differing = [
         name for name, value in trained.state_dict().items() if not torch.equal(value, alone.state_dict()[name])
     ]

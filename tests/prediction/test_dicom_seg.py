@@ -77,7 +77,7 @@ def test_an_anonymized_series_has_a_segmentation_and_one_without_a_place_has_a_s
     assert predict(series(tmp_path / "a", tags={"FrameOfReferenceUID": "1.2.9"}), "--dicom_seg") == 0
     assert predict(series(tmp_path / "b", tags={}), "--dicom_seg") == 1
     (failed,) = json.loads((tmp_path / "out" / "summary.json").read_text())["failed"]
-    assert "No DICOM segmentation of" in failed["reason"] and "leave --dicom_seg out" in failed["reason"]
+    assert "No DICOM segmentation of" in failed["reason"] and "leave out --dicom_seg" in failed["reason"]
     assert not list((tmp_path / "out").glob("b_*"))
 
 

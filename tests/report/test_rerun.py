@@ -100,7 +100,7 @@ def test_what_is_not_as_it_was_is_told_first(tmp_path, trainings, capsys):
     rerun(str(write_run(tmp_path, versions={"torch": "1.0"}, git={"revision": "then", "dirty": True})))
     said = capsys.readouterr().err
     assert "torch was 1.0, is " in said and "the revision was then, is now" in said
-    assert "the run had uncommitted changes, which nothing brings back" in said
+    assert "the run had uncommitted changes, which cannot be restored" in said
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_a_point_outside_of_the_image_is_refused_with_the_files_name():
     image = ball(np.eye(4), (20, 20, 20), np.full(3, 10.0), 4.0)
     assert point_from_corner(np.eye(4), (20, 20, 20), [19.4, 0, 0]).tolist() == [19.9, 0.5, 0.5]
     assert point_from_corner(np.eye(4), (20, 20, 20), [19.6, 0, 0]) is None
-    with pytest.raises(InputError, match=r"center \[0.0, 0.0, -1.0\] .* lies outside of 'scan.nii.gz'"):
+    with pytest.raises(InputError, match=r"center \[0.0, 0.0, -1.0\] .* is outside 'scan.nii.gz'"):
         CropCubed("image", (8, 8, 8), 8.0)({"image": image, "center": [0, 0, -1]})
 
 

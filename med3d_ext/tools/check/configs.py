@@ -102,10 +102,10 @@ def check_files(configs: BundleConfigs) -> Iterator[Finding]:
     for name in missing:
         yield error("files", f"'{configs.folder / name}' is missing; restore it or take another bundle as a model.")
     for name in set(NEEDED) - set(missing):
-        read_json(configs.folder / name)  # refuses what is no JSON object
+        read_json(configs.folder / name)  # refuses what is not a JSON object
     for name in WANTED:
         if not (configs.folder / name).is_file():
-            yield warning("files", f"'{configs.folder / name}' is missing; who shares the bundle needs it.")
+            yield warning("files", f"'{configs.folder / name}' is missing; it is needed to share the bundle.")
     version = configs.metadata.get("version")
     if version not in configs.metadata.get("changelog", {}):
         yield warning("files", f"version {version} has no line under 'changelog' of metadata.json; add one.")
@@ -134,7 +134,7 @@ def check_ids(configs: BundleConfigs, command: str) -> Iterator[Finding]:
     config = configs.merged(command)
     lost = lost_references(config)
     for name, reference in lost.items():
-        yield error("ids", f"{command}: '{name}' refers to '{reference}', which the config does not hold; correct it.")
+        yield error("ids", f"{command}: '{name}' refers to '{reference}', which is not in the config; correct it.")
     properties = _missing_properties(configs.workflow(command))
     for name in properties:
         yield error("ids", f"{command}: MONAI's property '{name}' is missing or has another id; name it as MONAI does.")
@@ -168,7 +168,7 @@ def check_classes(configs: BundleConfigs, command: str) -> Iterator[Finding]:
     try:
         count = len(list(expressions(config)))
     except SyntaxError as fault:
-        yield error("classes", f"{command}: the expression {fault.text!r} is no Python ({fault.msg}); correct it.")
+        yield error("classes", f"{command}: the expression {fault.text!r} is not Python ({fault.msg}); correct it.")
         return
     names = unknown_names(config)
     for name, unknown in names.items():

@@ -25,9 +25,9 @@ def check_data(configs: BundleConfigs) -> Iterator[Finding]:
     dataset_dir = configs.overrides.get("dataset_dir")
     if dataset_dir is None:
         if configs.merged("train")["data"].get("phantoms", True):
-            yield warning("data", "no --dataset_dir: a run takes generated phantoms, whose figures say nothing.")
+            yield warning("data", "no --dataset_dir: a run uses generated phantoms, whose figures say nothing.")
         else:
-            yield warning("data", "no --dataset_dir: this bundle is for data of its own, and a run needs it.")
+            yield warning("data", "no --dataset_dir: this bundle needs its own data, and so does a run.")
         return
     if is_unlabelled(dataset_dir):
         yield from _check_images(configs, str(dataset_dir))
@@ -62,7 +62,7 @@ def _check_images(configs: BundleConfigs, folder: str) -> Iterator[Finding]:
         for sentence in heard:
             yield warning("data", sentence)
     if configs.image_sizes:
-        yield ok("data", f"{len(configs.image_sizes)} images without labels in '{folder}': for inference alone")
+        yield ok("data", f"{len(configs.image_sizes)} images without labels in '{folder}': for inference only")
 
 
 def _inference_reader(configs: BundleConfigs) -> LoadVolumed:
@@ -81,11 +81,11 @@ def _check_domain(data: Any, name: str, facts: Mapping[str, Any]) -> Iterator[Fi
     counts = {split: sum(item["domain"] == name for item in data.items(split)) for split in SPLITS}
     yield ok("data", f"{name}: {len(cases)} cases, " + ", ".join(f"{n} {split}" for split, n in counts.items()))
     if counts["training"] == 0:
-        yield error("data", f"{name} has no training case; give more labelled cases.")
+        yield error("data", f"{name} has no training case; give more labeled cases.")
     if counts["validation"] == 0:
-        yield warning("data", f"{name} is too small for validation cases: training cases choose the best epoch.")
+        yield warning("data", f"{name} is too small for validation cases: the best epoch is chosen on training cases.")
     if counts["test"] == 0:
-        yield warning("data", f"{name} has no test case: no evaluation; give more labelled cases.")
+        yield warning("data", f"{name} has no test case: no evaluation; give more labeled cases.")
     for sentence in absent_classes(facts):
         yield warning("data", f"{name}: {sentence}; is it the right data set?")
 
@@ -101,4 +101,4 @@ def _check_leakage(configs: BundleConfigs, data: Any) -> Iterator[Finding]:
     leaks = [item for item in data.items("test") if item["sha256"] in seen]
     if leaks:
         name = Path(leaks[0]["image"]).name
-        yield warning("data", f"the weights have seen {len(leaks)} of the test cases, '{name}' first: train anew.")
+        yield warning("data", f"the weights have seen {len(leaks)} of the test cases, '{name}' first: train again.")

@@ -55,7 +55,7 @@ def check_weights(configs: BundleConfigs) -> Iterator[Finding]:
         yield error("weights", f"'{path}' {fault_text}; train with these options or give other weights.")
     domains = weights_domains(path)  # refuses where it is missing
     if not path.with_name("card.json").is_file():
-        yield warning("weights", f"'{path.with_name('card.json')}' is missing: nobody can tell which cases were seen.")
+        yield warning("weights", f"'{path.with_name('card.json')}' is missing: it is unknown which cases were seen.")
     served = min((file.name for file in path.parent.glob("*.pt")), key=len)
     if served != path.name and len(served) < len(path.name):
         yield warning("weights", f"MONAI Label would serve '{served}' instead of it (the shortest name); move it away.")

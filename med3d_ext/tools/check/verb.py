@@ -16,7 +16,7 @@ from med3d_ext.tools.check.versions import check_versions
 
 
 def check(bundle: str, *, dataset_dir: str | None = None, **overrides: Any) -> str:
-    """Tell what would go wrong in a run before it begins: one line per finding, exit code 1 if there is an error.
+    """Find what would go wrong in a run before it begins: one line per finding, exit code 1 if there is an error.
 
     Looks at files, options, ids, classes, versions, network, weights, data, disk, RAM and GPU memory. The data are
     prepared as a run would prepare them, into the same folder, so that the run finds it done.

@@ -158,7 +158,7 @@ def read_pair(pred: Path, label: Path) -> tuple[np.ndarray, np.ndarray, np.ndarr
     The label is brought onto the grid of the prediction as a training brings it onto that of the image.
 
     Raises:
-        InputError: when a file is no label map, states no spacing, or the grids differ in shape, place or direction.
+        InputError: when a file is not a label map, states no spacing, or the grids differ in shape, place or direction.
     """
     prediction, truth = load_volume(pred), load_volume(label)
     grid = Grid.of(pred, prediction.shape[1:], prediction.affine, "prediction")

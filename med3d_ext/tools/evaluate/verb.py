@@ -40,7 +40,7 @@ def evaluate(
 ) -> str:
     """Measure predicted label maps: Dice, surface Dice, ASSD, HD95 and volume error per class, with intervals.
 
-    Files are matched by case name: case_1_seg.nii.gz belongs to case_1.nii.gz. Cases without partner are named and
+    Files are matched by case name: case_1_seg.nii.gz belongs to case_1.nii.gz. Cases without a partner are listed and
     not counted.
 
     Args:
@@ -48,11 +48,11 @@ def evaluate(
         label: the true label map, a folder of them, or a list of cases in the Decathlon's format.
         output: folder for `cases.csv` and `summary.json`. Defaults to none.
         compare: label maps of another run on the same cases, for a paired test.
-        tolerance_mm: distance (mm) within which a surface counts as right for the surface Dice; several as `2,1,5`.
-        classes: classes to measure, as `1,2` or `liver=1+2,tumor=2`; `liver=1:6` where the prediction's 1 is the
+        tolerance_mm: distance (mm) within which a surface counts as correct for the surface Dice; several as `2,1,5`.
+        classes: classes to measure, as `1,2` or `liver=1+2,tumor=2`; `liver=1:6` if the prediction's 1 is the
             label's 6. Defaults to every value that occurs; values that were one class in the training of the
             prediction's weights, or that have one name in the list of cases, count as one.
-        skip_bad: measure the other cases when a pair is faulty, and name what was left out.
+        skip_bad: if a pair is faulty, measure the other cases and list what was left out.
     """
     tolerances = parse_tolerances(tolerance_mm)
     chosen = parse_classes(classes) if classes is not None else None
@@ -66,7 +66,7 @@ def evaluate(
     faults.settle(len(pairs.files) + len(other_pairs.files if other_pairs is not None else ()), logger)
     names = list(chosen or sorted({name for case in [*run.values(), *other.values()] for name in case}, key=int))
     if not names:
-        raise InputError(f"'{pred}' and '{label}' hold background only; name the classes with --classes.")
+        raise InputError(f"'{pred}' and '{label}' contain only background; name the classes with --classes.")
     summary = {**summarize_run(run, names, tolerances, pairs), "left_out": faults.sentences}
     if compare is not None:
         summary["comparison"] = {"other": compare, **compare_runs(run, other, names, tolerances)}

@@ -42,22 +42,22 @@ def compare(
 ) -> str:
     """Train a bundle from several initial weights under equal budgets and report what they are worth.
 
-    From scratch it trains at both of the bundle's learning rates, from each other weights at that for pretrained
-    ones: the same iterations, data, seeds and test cases. Writes `comparison.json`, `table.md`, `curves.png` and
-    `overlays.png`. The same command resumes a comparison that was stopped. Every other option goes to all
+    From scratch it trains at both of the bundle's learning rates, from all other weights at the one for pretrained
+    weights, with the same iterations, data, seeds and test cases. Writes `comparison.json`, `table.md`, `curves.png`
+    and `overlays.png`. The same command resumes a comparison that was stopped. All other options are passed to the
     trainings.
 
     Args:
         bundle: a bundle's folder or name.
-        inits: initial weights, as scratch,med3d,kinetics=PATH; scratch must be among them.
-        seeds: seeds of the trainings, as 0,1,2.
+        inits: initial weights, such as scratch,med3d,kinetics=PATH; scratch must be among them.
+        seeds: seeds of the trainings, such as 0,1,2.
         dataset_dir: the data. Defaults to the bundle's generated phantoms.
         output: where to write. Defaults to eval/compare in the bundle.
         epochs: of each training. Defaults to the bundle's.
-        shares: shares of the training cases, as 0.25,1.0. Defaults to all cases.
-        folds: test in this many parts, every case once. Defaults to the bundle's own split.
-        metric: metric of the validation to compare by. Defaults to the one that picks the best epoch.
-        drop_weights: remove each arm's weights when it is finished.
+        shares: shares of the training cases, such as 0.25,1.0. Defaults to all cases.
+        folds: cross-validate with this many folds. Defaults to the bundle's own split.
+        metric: metric of the validation to compare by. Defaults to the one that selects the best epoch.
+        drop_weights: delete each arm's weights when it is finished.
     """
     found = find_bundle(bundle)
     given = {"dataset_dir": dataset_dir, "epochs": epochs}

@@ -109,7 +109,7 @@ class Experiment:
                 return
             (arm.folder / SUMMARY).unlink(missing_ok=True)
             if before is not None and before != mark:
-                logger.warning(f"{arm.folder.name} was run with other settings or data: training it anew")
+                logger.warning(f"{arm.folder.name} was run with other settings or data: training it again")
                 for name in (RUN, STATE):
                     (arm.folder / name).unlink(missing_ok=True)
             write_json(arm.folder / MARK, mark)

@@ -29,7 +29,7 @@ def comparison_table(record: Mapping[str, Any]) -> str:
     for entry in record["results"]:
         which = " (lower is better)" if is_small_good(entry["metric"]) else ""
         lines += ["", f"## {_place(entry)}: {entry['metric']}{which}", "", *_results(entry, record["starts"])]
-    lines += ["", "## Iterations to reach what training from scratch ends at", "", *_reach(record)]
+    lines += ["", "## Iterations to reach the final level of training from scratch", "", *_reach(record)]
     return "\n".join(lines) + "\n"
 
 

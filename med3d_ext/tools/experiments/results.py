@@ -88,7 +88,7 @@ def _read_cases(path: Path, test: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
             left.remove(called[0])
             hashes.append(called[0]["sha256"])
     if left or len(hashes) < len(cases):
-        raise InputError(f"'{path}' does not hold each of the {len(test)} test cases once; remove it and repeat.")
+        raise InputError(f"'{path}' does not contain each of the {len(test)} test cases once; remove it and repeat.")
     numbers = cases.drop(columns=["domain", "case"]).apply(pd.to_numeric, errors="coerce")
     return pd.concat([cases[["domain", "case"]].assign(sha256=hashes), numbers], axis=1)
 

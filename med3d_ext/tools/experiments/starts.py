@@ -152,7 +152,7 @@ def parse_starts(inits: Sequence[str], bundle: Path, scratch_rate: float, pretra
         InputError: ``scratch`` is missing, a name comes twice, or a file does not exist.
     """
     if SCRATCH not in inits:
-        raise InputError(f"inits must hold scratch, which the others are compared with, got {','.join(inits)}.")
+        raise InputError(f"inits must include scratch, which the others are compared with, got {','.join(inits)}.")
     starts = [Start(f"{SCRATCH}_{rate:g}", SCRATCH, rate) for rate in dict.fromkeys([scratch_rate, pretrained_rate])]
     for text in (text for text in inits if text != SCRATCH):
         name, equals, value = text.partition("=")

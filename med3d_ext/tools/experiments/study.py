@@ -97,7 +97,7 @@ class Study:
             raise InputError(f"seeds of study '{self.name}' must be integers >= 0, got {self.seeds}.")
         ids = {"::".join(split_id(name)) for name in typed}
         if "::".join(split_id(self.option)) in ids:
-            raise InputError(f"--{self.option} is what study '{self.name}' varies; give its values by --values.")
+            raise InputError(f"--{self.option} is what study '{self.name}' varies; give its values with --values.")
         for name in ids & {"ckpt_dir", CACHE}:
             raise InputError(f"study '{self.name}' sets {name} of each arm itself, below output_dir; remove --{name}.")
         for value in self.values:

@@ -49,9 +49,7 @@ def lung_classes(
     if num_classes == 2:
         return {"0": "background", "1": "lung"}, {str(value): int(side > 0) for value, side in sides.items()}
     if found != {RIGHT, LEFT}:
-        raise InputError(
-            f"num_classes 3 needs right and left lung as classes of their own, '{where}' has {stated}; use 2."
-        )
+        raise InputError(f"num_classes 3 needs right and left lung as separate classes, '{where}' has {stated}; use 2.")
     return {str(value): name for value, name in LUNGS.items()}, {str(value): side for value, side in sides.items()}
 
 

@@ -57,7 +57,7 @@ def read_lung(src: str | os.PathLike, output: str | os.PathLike, faults: Faults 
     cases = find_totalsegmentator(root, found) or ([] if found.sentences else find_visceral(root))
     if not cases and not found.sentences:
         raise InputError(
-            f"dataset_dir '{src}' is no lung data set; give a folder with dataset.json, VISCERAL's volumes and "
+            f"dataset_dir '{src}' is not a lung data set; give a folder with dataset.json, VISCERAL's volumes and "
             "segmentations, or TotalSegmentator's folders."
         )
     target = Path(output).resolve()
@@ -158,7 +158,7 @@ def find_visceral(root: Path) -> list[dict[str, Any]]:
     _tell_left_out(sorted(masks.keys() - volumes.keys()), "have masks and no volume")
     if not cases and (volumes or masks):
         raise InputError(
-            f"'{root}' has no volume with masks of both lungs (RadLex 1302 and 1326); put its segmentations there, too."
+            f"'{root}' has no volume with masks of both lungs (RadLex 1302 and 1326); add its segmentations."
         )
     return cases
 

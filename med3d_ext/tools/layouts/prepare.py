@@ -110,15 +110,15 @@ def prepare(
         output: where to write. Defaults to the source folder.
         seed: seed of the split.
         domains: 3dseg8: the domains to prepare, joined by commas, or how many. Defaults to all.
-        domains_file: 3dseg8: JSON with domains of your own. Defaults to `domains.json` in the source folder.
+        domains_file: 3dseg8: JSON with your own domains. Defaults to `domains.json` in the source folder.
         download: 3dseg8: fetch the Decathlon's tasks that the source folder lacks.
-        hu_window: lits: lowest and highest HU, as -200,250. Defaults to the paper's, narrowed to what the images hold.
+        hu_window: lits: lowest and highest HU, as -200,250. Defaults to the paper's, narrowed to the images' range.
         num_classes: lung: 2 for lung, 3 for right and left lung. Defaults to 2.
-        folds: lung, nodules: test on one of so many equal parts instead of a tenth.
+        folds: lung, nodules: test on one of this many equal parts instead of a tenth.
         fold: lung, nodules: which part, from 0 on.
-        cube_mm: nodules: edge of the network's cube in mm. Defaults to 32, narrowed to what the images hold.
+        cube_mm: nodules: edge of the network's cube in mm. Defaults to 32, or the smallest image's extent.
         ties: nodules: a median rating between 3 and 4 is left out (exclude), benign or malignant. Defaults to exclude.
-        skip_bad: leave out faulty cases (nodules, lidc: scans, marks and nodules), name and count them.
+        skip_bad: leave out faulty cases (nodules, lidc: scans, marks and nodules), list and count them.
     """
     if kind not in PREPARE:
         raise InputError(f"prepare: KIND must be one of {', '.join(sorted(PREPARE))}, got '{kind}'.")
@@ -129,7 +129,7 @@ def prepare(
     given = {name: value for name, value in options.items() if value is not None}
     for name in given:
         if name not in inspect.signature(PREPARE[kind]).parameters:
-            raise InputError(f"prepare: --{name} is no option of {kind}; leave it out.")
+            raise InputError(f"prepare: --{name} is not an option of {kind}; leave it out.")
     folder = prepare_folder(kind, src, output or src, seed, **given)
     return f"datalist.json and fingerprint.json are in {folder}"
 

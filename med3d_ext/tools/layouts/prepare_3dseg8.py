@@ -128,7 +128,7 @@ def _folders(root: Path, lines: Mapping[str, Mapping[str, Any]]) -> dict[str, Pa
         if folder.resolve() in taken or not _is_domain(folder):
             continue
         if task_of(folder.name) in OTHER_TASKS and folder != root.resolve():
-            logger.info(f"'{folder}' is not in 3DSeg-8 and left out; a line for it in {LINES} takes it in")
+            logger.info(f"'{folder}' is not in 3DSeg-8 and is left out; to include it, add a line to {LINES}")
             continue
         for name in named:
             if name.casefold() == folder.name.casefold():

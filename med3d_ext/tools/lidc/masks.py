@@ -2,7 +2,7 @@
 
 An outline runs through the pixels just outside of the nodule (LIDC's documentation of its XML): what it encloses is
 nodule and its own pixels are not. An outline of what is excluded, an air-filled cavity for example, cuts out what it
-encloses; its own pixels are no nodule either.
+encloses; its own pixels are not nodule either.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def mark_voxels(mark: Mark, series: DicomSeries) -> np.ndarray:
         sorted flat indices into :func:`volume_shape`.
 
     Raises:
-        InputError: an outline lies outside of the volume or in a slice that the series lacks, none encloses a voxel, or
+        InputError: an outline lies outside the volume or in a slice that the series lacks, none encloses a voxel, or
             the nodule reaches the first or the last slice, where the scan may cut it off.
     """
     shape = volume_shape(series)
@@ -47,7 +47,7 @@ def mark_voxels(mark: Mark, series: DicomSeries) -> np.ndarray:
         parts[contour.inclusion].update(np.ravel_multi_index((x, y, np.full_like(x, number)), shape).tolist())
     voxels = np.array(sorted(set().union(*(parts[True] - parts[False] for parts in drawn.values()))), dtype=np.int64)
     if not voxels.size:
-        raise InputError(f"{mark} encloses no voxel; draw it again or remove it.")
+        raise InputError(f"{mark} encloses no voxel; redraw or remove it.")
     _check_border(mark, voxels, shape)
     return voxels
 
@@ -83,8 +83,8 @@ def _slice_number(mark: Mark, contour: Contour, series: DicomSeries) -> int:
         if abs(heights[nearest] - contour.z) < 0.25 * series.spacing[2]:
             return nearest
     raise InputError(
-        f"{mark} has an outline outside of the volume, at z = {contour.z:g} mm (slice '{contour.sop_uid}'), and the "
-        f"slices lie from {heights.min():g} to {heights.max():g} mm; restore the slice or remove the outline."
+        f"{mark} has an outline outside the volume, at z = {contour.z:g} mm (slice '{contour.sop_uid}'), and the "
+        f"slices are from {heights.min():g} to {heights.max():g} mm; restore the slice or remove the outline."
     )
 
 
@@ -94,7 +94,7 @@ def _check_inside(mark: Mark, contour: Contour, shape: tuple[int, int, int], ser
     low, high = contour.points.min(axis=0), contour.points.max(axis=0)
     if (low < 0).any() or (high >= shape[:2]).any():
         raise InputError(
-            f"{mark} has an outline outside of the volume: x {low[0]} to {high[0]} and y {low[1]} to {high[1]} in a "
+            f"{mark} has an outline outside the volume: x {low[0]} to {high[0]} and y {low[1]} to {high[1]} in a "
             f"slice of {shape[0]}x{shape[1]} ({series.slices[number]}); correct or remove it."
         )
 
@@ -104,4 +104,4 @@ def _check_border(mark: Mark, voxels: np.ndarray, shape: tuple[int, int, int]) -
     numbers = voxels % shape[2]
     for end, name in ((0, "first"), (shape[2] - 1, "last")):
         if (numbers == end).any():
-            raise InputError(f"{mark} lies in the {name} slice of the scan, which may cut it off; remove it.")
+            raise InputError(f"{mark} is in the {name} slice of the scan, which may cut it off; remove it.")

@@ -61,7 +61,7 @@ def read_lidc(
         src: folder with the patients' DICOM folders and the XML files, in any sub-folder.
         output: folder for the result and ``lidc.json``, the settings and what was left out and why.
         skip_bad: leave out what is bad instead of refusing it: files of readings that are damaged or name a series
-            that is missing; scans whose slices are no even stack; marks without a rating of malignancy, outside of the
+            that is missing; scans whose slices are not evenly spaced; marks without a malignancy rating, outside the
             volume, in the first or last slice or without a voxel; nodules larger than the cube.
         size_mm: edge of the cubes.
         spacing_mm: edge of their voxels.
@@ -75,11 +75,11 @@ def read_lidc(
     """
     root = Path(src).expanduser()
     if not root.is_dir():
-        raise InputError(f"'{src}' is not a folder; give the folder that holds LIDC-IDRI's patients.")
+        raise InputError(f"'{src}' is not a folder; give the folder with LIDC-IDRI's patients.")
     settings = Settings(Path(output).expanduser(), float(size_mm), float(spacing_mm))
     scans, problems = find_scans(root)
     if not scans and not problems:
-        raise InputError(f"'{src}' holds no XML file of CT readings; give the folder that holds LIDC-IDRI's patients.")
+        raise InputError(f"'{src}' holds no XML file of CT readings; give the folder with LIDC-IDRI's patients.")
     _report(problems, skip_bad)
     rows: list[Row] = []
     begin = time.monotonic()
@@ -165,10 +165,10 @@ def _series_of(scan: Scan) -> DicomSeries:
     found = find_series(scan.folder)
     others = [str(series) for series in found if series.uid != scan.reading.series_uid]
     if others:
-        logger.info(f"'{scan.folder}' also holds the series {', '.join(others)}; the readings name the other one")
+        logger.info(f"'{scan.folder}' also holds the series {', '.join(others)}; the readings refer to the other one")
     (series,) = (series for series in found if series.uid == scan.reading.series_uid)
     if series.modality != "CT":
-        raise InputError(f"the series {series} in '{series.folder}' is no CT; give the series that was read.")
+        raise InputError(f"the series {series} in '{series.folder}' is not a CT; give the series that was read.")
     series = without_copies(series, any_content=True)  # as pylidc does
     for remark in series.remarks:
         logger.warning(remark)
@@ -234,5 +234,5 @@ def _write_summary(settings: Settings, scans: Sequence[Scan], rows: Sequence[Row
     write_json(settings.output / SUMMARY, content)
     logger.info(
         f"{counts['nodules']} nodules of {counts['marks']} marks in {counts['scans']} scans of {counts['patients']} "
-        f"patients are in {settings.output}; left out as bad: {len(problems)} ({SUMMARY} tells which)"
+        f"patients are in {settings.output}; left out as bad: {len(problems)} ({SUMMARY} says which)"
     )

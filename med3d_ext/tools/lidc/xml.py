@@ -78,7 +78,7 @@ class Reading:
         readers: number of reading sessions.
         marks: nodules of 3 mm or more, of all readers.
         small: marks of nodules below 3 mm: one point and no rating.
-        other: marks of what is no nodule.
+        other: marks of what is not a nodule.
     """
 
     file: Path

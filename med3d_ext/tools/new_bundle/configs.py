@@ -20,6 +20,16 @@ TEMPLATES = {1: "lung_segmentation", 2: "lits_fine"}
 COARSE = "lits_coarse"
 CONFIGS = ("train", "evaluate", "inference", "multi_gpu_train", "multi_gpu_evaluate")
 
+COARSE_NETWORK = {
+    "network_def::coarse": {
+        "_target_": "med3d_ext.networks.SegmentationNetwork",
+        "encoder": {"_target_": "med3d_ext.networks.ResNetEncoder", "name": "@coarse_network_name"}
+        | {"output_stride": "@coarse_output_stride"},
+        "num_classes": 2,
+    }
+}
+"""Not the paper's 1x1x1 convolution: at stride 8 of a whole scan a pancreas is a cell or two."""
+
 WINDOW = {
     "_target_": "med3d_ext.transforms.HUWindowd",
     "_desc_": "to the range that all CTs hold, then to [-1, 1]",
@@ -101,6 +111,8 @@ def own_configs(bundles: Path, plan: Plan, modality: str | None, classes: int) -
     configs = {name: read_json(bundles / TEMPLATES[plan.stages] / "configs" / f"{name}.json") for name in CONFIGS}
     train, inference = configs["train"], configs["inference"]
     network = _network("network_def::fine" if plan.stages == 2 else "network_def")
+    if plan.stages == 2:
+        network |= COARSE_NETWORK | _network("network_def::coarse")
     normalize = WINDOW if modality == "CT" else PERCENTILES
     _set(train, RECIPE | {"epochs": plan.epochs, "spatial_size": list(plan.grid), "val_interval": plan.val_interval})
     _set(inference, {"dataset::data::kind": "3dseg8", "dataset::data::phantoms": False})

@@ -14,7 +14,7 @@ from torch import nn
 from med3d_ext.data.domains import STRIDE
 from med3d_ext.engines import computes_bfloat16
 from med3d_ext.errors import InputError
-from med3d_ext.networks import DenseASPP, ResNetEncoder, SegmentationNetwork, Segmenter, SkipConnections
+from med3d_ext.networks import DenseASPP, ResNetEncoder, SegmentationNetwork, SkipConnections
 from med3d_ext.tools.layouts.prepare_3dseg8 import Found
 from med3d_ext.transforms.load import load_volume
 from med3d_ext.transforms.sampling import axis_spacing, box_to_ras, target_box, to_ras
@@ -28,7 +28,7 @@ FINE_VOXELS, QUICK_VOXELS, COARSE_VOXELS = 96**3, 80**3, 80**3
 QUICK_MINUTES = 30
 BATCH = 2
 STEPS, COARSE_STEPS = 2400, 600  # if no time is given
-COARSE_SHARE = 0.15  # of the time
+COARSE_SHARE = 0.2  # of the time
 VALIDATIONS = 10
 LONGEST = 2000  # epochs
 
@@ -137,8 +137,8 @@ def plan(found: Found, classes: int, stages: int | None = None, minutes: float |
     epochs, coarse_epochs, timing = -(-STEPS // steps), -(-COARSE_STEPS // steps), ""
     if minutes is not None:
         seconds = minutes * 60 * 0.95 - 30 - sizes.cases * 4 * sizes.seconds  # image and label, for facts and store
-        fine_step = step_seconds(fine_network(classes), grid)
-        coarse_step = 0.0 if chosen == 1 else step_seconds(Segmenter(), coarse_grid)
+        fine_step = step_seconds(own_network(classes), grid)
+        coarse_step = 0.0 if chosen == 1 else step_seconds(own_network(2), coarse_grid)
         first = COARSE_SHARE * seconds if chosen == 2 else 0.0
         epochs, coarse_epochs = (
             min(LONGEST, int(share / (1.1 * steps * (step + BATCH * LOADING)))) if step else 0
@@ -166,8 +166,8 @@ def described(grid: Sequence[int], extent: np.ndarray) -> str:
     return f"{' x '.join(map(str, grid))} voxels of {millimeters} mm"
 
 
-def fine_network(classes: int) -> nn.Module:
-    """The network of a bundle's last stage, as its config composes it."""
+def own_network(classes: int) -> nn.Module:
+    """The network of either stage, as the config composes it."""
     encoder = ResNetEncoder("resnet10")
     decoder = DenseASPP(encoder.channels[-1])
     skips = SkipConnections(decoder.out_channels, encoder.channels)

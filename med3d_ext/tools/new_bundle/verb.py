@@ -34,25 +34,25 @@ def new_bundle(
     minutes: float | None = None,
     update: bool = False,
 ) -> str:
-    """Write a bundle for a folder of labelled volumes, with its classes and modality, and print the next commands.
+    """Write a bundle for a folder of labeled volumes, with its classes and modality, and print the next commands.
 
-    Nothing is trained. The labels are looked at: where the organ is a small part of the scans, the bundle has two
+    Nothing is trained, but the labels are examined: if the organ is a small part of the scans, the bundle has two
     stages, of which the first finds the region that the second segments; the grids follow from the organ's size. The
     training starts from the released encoder, and no path of this machine is in the bundle, so that it can be shared.
 
     Args:
         name: the bundle's name: letters, digits and _; with `--update` its folder.
         dataset_dir: a folder in the Decathlon's layout: dataset.json, imagesTr, labelsTr.
-        output: the folder that the bundle's folder is made in. Defaults to the current one.
-        stages: 1 or 2. Defaults to what the data ask for.
-        minutes: how long the training may take on this machine, all in all; some steps are timed now, and the number
+        output: where the bundle's folder is made. Defaults to the current folder.
+        stages: 1 or 2. Defaults to what suits the data.
+        minutes: how long the training may take on this machine in total; some steps are timed now, and the number
             of epochs is written into the config. Defaults to as many steps as a small data set needs.
         update: rewrite the configs of a bundle that an earlier version wrote, where they name what has moved since.
     """
     if update:
         return update_bundle(find_bundle(name))
     if not dataset_dir:
-        raise InputError("new-bundle: --dataset_dir is missing; give the folder of the labelled volumes.")
+        raise InputError("new-bundle: --dataset_dir is missing; give the folder of the labeled volumes.")
     if stages not in (None, 1, 2):
         raise InputError(f"new-bundle: --stages must be 1 or 2, got {stages}.")
     if minutes is not None and not (isinstance(minutes, int | float) and minutes > 0):

@@ -206,16 +206,16 @@ KINDS: dict[str, tuple[Callable[[Path, int, int], None], int]] = {
 
 
 def phantom_dataset(kind: str, folder: str | None = None, cases: int | None = None, seed: int = 0) -> Path:
-    """Write generated patients in the layout of the real set, or find those written before, and print the folder.
+    """Write generated patients in the layout of the real data set, unless they exist, and print the folder.
 
-    The folder is complete: an interrupted write leaves nothing, and two processes may call at once.
+    The folder is always complete: an interrupted run leaves nothing, and two processes may run at once.
 
     Args:
         kind: lits (torso CT: liver and tumor), 3dseg8 (eight small Decathlon folders; the four CT ones share their
             scans and label one organ each), lung (chests in CT and MR contrast: right and left lung) or nodules (cubes
             of 1 mm around a nodule with a malignancy of 1 to 5).
-        folder: where to write: new, empty, or written by the same call before. Defaults to the cache that bare runs
-            take theirs from: $MED3D_CACHE/phantoms, where MED3D_CACHE defaults to ~/.cache/med3d_ext.
+        folder: where to write: new, empty, or written by the same call before. Defaults to the cache of runs without
+            data: $MED3D_CACHE/phantoms, where MED3D_CACHE defaults to ~/.cache/med3d_ext.
         cases: number of cases, for 3dseg8 in each domain. Defaults to 12, 6, 12 and 160 in the order of the kinds.
         seed: the same seed gives the same voxels, and case number i is the same whatever the number of cases.
 
@@ -242,7 +242,7 @@ def phantom_dataset(kind: str, folder: str | None = None, cases: int | None = No
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     except OSError as error:
         fault = f"'{target}' cannot be written ({error.strerror})"
-        raise InputError(f"{fault}; set MED3D_CACHE to a folder of yours.") from error
+        raise InputError(f"{fault}; set MED3D_CACHE to a folder that you can write to.") from error
     try:
         write(scratch, cases, seed)
         (scratch / MARK).write_text(json.dumps(mark) + "\n")
@@ -261,4 +261,4 @@ def _is_complete(target: Path, mark: dict) -> bool:
         return False
     if (target / MARK).is_file() and json.loads((target / MARK).read_text()) == mark:
         return True
-    raise InputError(f"'{target}' holds something else than these phantoms; give a new or an empty folder.")
+    raise InputError(f"'{target}' contains something other than these phantoms; give a new or an empty folder.")

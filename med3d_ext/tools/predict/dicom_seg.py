@@ -95,7 +95,7 @@ def write_dicom_seg(
     except (AttributeError, ValueError, TypeError, KeyError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise InputError(
-            f"No DICOM segmentation of '{folder}' can be made ({reason}); mend its headers or leave --dicom_seg out."
+            f"No DICOM segmentation of '{folder}' can be made ({reason}); correct its headers or leave out --dicom_seg."
         ) from error
     segmentation.save_as(path)
 

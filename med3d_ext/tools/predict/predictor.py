@@ -82,7 +82,7 @@ class BundlePredictor:
 
         Raises:
             InputError: the image is refused.
-            RuntimeError: the bundle's result is no label map on the image's grid.
+            RuntimeError: the bundle's result is not a label map on the image's grid.
         """
         loader = DataLoader(Dataset([{"image": image}], self.transform), batch_size=1, num_workers=0)
         # An engine that was stopped by an error would skip the next image, so that each image has its own.

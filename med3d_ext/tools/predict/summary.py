@@ -36,7 +36,7 @@ class Outcome:
         if self.status == "failed":
             return f"{self.case} FAILED: {self.reason}"
         if self.status == "skipped":
-            return f"{self.case}: its result is there, left out (--overwrite replaces it)"
+            return f"{self.case}: already has a result, skipped (--overwrite replaces it)"
         found = [f"{each['name']} {_milliliters(each['volume_ml'])}" for each in self.labels.values()]
         return f"{self.case}: {', '.join(found)}; {self.seconds:.1f} s"
 

@@ -41,18 +41,18 @@ def predict(
 ) -> str:
     """Segment images with a bundle: label maps on the images' own grids, pictures, and volumes in ml.
 
-    A case that fails does not stop the others. The exit code is 0 when every case has its result, 1 when one has not,
-    2 when nothing was begun. A case that has its result is left out, so that the same command resumes after a stop.
+    A case that fails does not stop the others. The exit code is 0 if every case has its result, 1 if one has none,
+    2 if nothing was started. Cases that have their result are skipped, so the same command resumes after a stop.
 
     Args:
         bundle: a bundle's name or the path of its folder.
-        inputs: images (.nii.gz, .nii, .nrrd, .nhdr, .mha, .mhd, DICOM of several frames), folders of them in any depth,
+        inputs: images (.nii.gz, .nii, .nrrd, .nhdr, .mha, .mhd, multi-frame DICOM), folders of them at any depth,
             or folders of DICOM series.
         output: folder for the results.
-        overwrite: replace results that are there.
-        dicom_seg: write a DICOM segmentation, too, where the input is a DICOM series (needs highdicom).
-        device: as cpu or cuda:0. Defaults to the bundle's choice: a GPU if there is one.
-        options: further options of the bundle's inference.json, as `--network_name resnet50`.
+        overwrite: replace existing results.
+        dicom_seg: also write a DICOM segmentation if the input is a DICOM series (needs highdicom).
+        device: such as cpu or cuda:0. Defaults to the bundle's choice: a GPU if there is one.
+        options: other options of the bundle's inference.json, such as `--network_name resnet50`.
     """
     if not inputs:
         raise InputError("predict: INPUT is missing; give images, folders of images or folders of DICOM series.")

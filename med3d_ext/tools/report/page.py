@@ -33,7 +33,7 @@ def report_page(folder: Path) -> str:
         folder: the ``output_dir`` of a training.
 
     Raises:
-        InputError: a file of the run is no JSON.
+        InputError: a file of the run is not JSON.
     """
     record = read_json(folder / "run.json")
     summaries = {path.parent: read_json(path) for path in sorted(folder.glob("*/summary.json"))}
@@ -135,8 +135,8 @@ def _sanity(folder: Path) -> list[str]:
         return []
     oddities = read_json(record)["oddities"]
     lines = "".join(f"<li>{escape(line)}</li>" for line in oddities)
-    found = f"<ul>{lines}</ul>" if oddities else "<p>Nothing odd was found in them; look all the same.</p>"
-    return ["<h2>Training cases as the network is given them</h2>", found, _picture(picture, "sanity")]
+    found = f"<ul>{lines}</ul>" if oddities else "<p>Nothing suspicious was found in them; look at them anyway.</p>"
+    return ["<h2>Training cases as the network sees them</h2>", found, _picture(picture, "sanity")]
 
 
 def _device(device: Mapping[str, Any]) -> str:
@@ -169,7 +169,7 @@ def _origin(record: Mapping[str, Any]) -> str:
         "cases": ", ".join(f"{name} {len(cases)}" for name, cases in (record.get("data") or {}).items()),
     }
     command = f"<pre>{escape(record.get('command', ''))}</pre>"
-    return "\n".join(["<h2>Origin</h2>", command, _facts(facts), "<p>All of it is in <code>run.json</code>.</p>"])
+    return "\n".join(["<h2>Origin</h2>", command, _facts(facts), "<p>The full record is in <code>run.json</code>.</p>"])
 
 
 def _network(record: Mapping[str, Any]) -> str:

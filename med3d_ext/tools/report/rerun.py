@@ -24,10 +24,9 @@ SEVERAL = ("hashes of images", "losses of iterations")
 def rerun(manifest: str, *, output: str | None = None) -> str:
     """Run the command of a run.json again into another folder, and compare data, losses and figures.
 
-    Paths in the command are those of the folder that it was typed in, found from where the record lies, wherever
-    that is. What differs today (revision, versions) is told
-    first. A training on CPU gives the same to the last digit on the same machine; it gets as many threads as before.
-    Exit code 1 where something differs.
+    Paths in the command refer to the folder in which it was typed, which is found from the record's own place. What has
+    changed since (revision, versions) is reported first. On the same CPU a training is reproduced to the last digit;
+    it gets as many threads as before. The exit code is 1 if anything differs.
 
     Args:
         manifest: the run.json of a completed training.
@@ -133,7 +132,7 @@ def _changes(record: Mapping[str, Any]) -> list[str]:
     if was.get("revision") != is_now.get("revision"):
         lines.append(f"the revision was {was.get('revision')}, is {is_now.get('revision')}")
     if was.get("dirty"):
-        lines.append("the run had uncommitted changes, which nothing brings back")
+        lines.append("the run had uncommitted changes, which cannot be restored")
     return lines
 
 

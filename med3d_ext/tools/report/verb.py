@@ -15,7 +15,7 @@ RECORD = "run.json"
 def report(run: str) -> str:
     """Write report.html into the folder of a run: figures with intervals, curves, overlays, cases, origin.
 
-    The page holds its pictures and needs no other file. It can be written while the training runs, and again.
+    The page contains its pictures and needs no other file. You can write it at any time, even during the training.
 
     Args:
         run: the output_dir of a training, or a bundle's folder or name, which means its eval folder.

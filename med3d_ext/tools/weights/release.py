@@ -23,10 +23,10 @@ EARLIEST = (1980, 1, 1, 0, 0, 0)  # a zip knows no earlier time
 
 
 def release(file: str, out: str, *, overwrite: bool = False) -> str:
-    """Write weights as small as they are released, with their fingerprint.json and card.json next to them.
+    """Write weights as small as the released ones, with their fingerprint.json and card.json next to them.
 
     Args:
-        file: a state dict or a checkpoint that holds one; its fingerprint.json and card.json are next to it.
+        file: a state dict or a checkpoint that contains one; its fingerprint.json and card.json are next to it.
         out: the new file, `.pt`, such as bundles/NAME/weights/model.pt.
         overwrite: replace existing files.
     """

@@ -43,12 +43,12 @@ def inspect(file: str, *, json: bool = False) -> str:
 
 
 def convert(file: str, out: str, *, in_channels: int = 1, overwrite: bool = False) -> str:
-    """Write the encoder of any known weights file as a flat state dict, which ResNetEncoder loads as it is.
+    """Write the encoder of any known weights file as a flat state dict, which ResNetEncoder loads directly.
 
     Args:
         file: a weights file of MedicalNet, Kinetics, MONAI or this project.
         out: the new file, `.pt`, `.pth` or `.safetensors`.
-        in_channels: channels of the new stem; another number than the file's is adapted by summing and sharing out.
+        in_channels: channels of the new stem; if the file has a different number, they are summed and divided evenly.
         overwrite: replace an existing file.
     """
     if in_channels < 1:

@@ -24,18 +24,18 @@ LARGE_FILES = ("large_files.yml", "large_files.yaml", "large_files.json")
 
 
 def fetch(name: str, *, source: str, output: str = ".", version: str | None = None, sha256: str | None = None) -> str:
-    """Fetch a bundle into OUTPUT/NAME, where there must be none yet.
+    """Fetch a bundle into OUTPUT/NAME, which must not exist yet.
 
-    Nothing is there before all of it is checked: the archive's checksum, that it unpacks into its own folder, that its
-    weights hold no code, and the hash of each large file. This shows that what arrives is what was published; a
-    bundle's configs and Python files are programs, so fetch from people whom you trust.
+    The bundle appears only once everything is checked: the archive's checksum, that it unpacks into its own folder,
+    that its weights contain no code, and the hash of each large file. This shows that it arrived as it was published;
+    a bundle's configs and Python files are programs, so fetch from people you trust.
 
     Args:
         name: the bundle, such as lits_coarse or lits_coarse_v0.1.0.
         source: a folder or an address with archives, as `zoo pack` and `zoo index` write them, or one archive.
         output: where the bundle's folder is written.
-        version: by default the newest.
-        sha256: the SHA-256 that the archive must have, where you know it from elsewhere.
+        version: defaults to the newest.
+        sha256: the SHA-256 that the archive must have, if you know it from elsewhere.
     """
     plain, _, own = name.partition("_v")
     if not re.fullmatch(r"\w+", plain):
@@ -68,7 +68,7 @@ def _fetch(
         try:
             found = str(json.loads((bundle / METADATA).read_text(encoding="utf-8"))["version"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"the archive holds no bundle ({METADATA}: {error}); give another.") from error
+            raise InputError(f"the archive contains no bundle ({METADATA}: {error}); give another.") from error
         if version not in (None, found):
             raise InputError(f"the archive says that it is version {found}, not {version}; do not use it.")
         large = fetch_large_files(bundle)
@@ -256,7 +256,7 @@ def read_list(bundle: Path) -> list[dict[str, str]]:
                 raise InputError(f"'{file.name}' must give '{path}' an http(s) url, got '{entry.get('url')}'.")
             is_sha256 = re.fullmatch("[0-9a-fA-F]{64}", entry.get("hash_val", ""))
             if entry.get("hash_type", "sha256") != "sha256" or not is_sha256:
-                raise InputError(f"'{file.name}' has no sha256 for '{path}'; nobody can tell what arrives.")
+                raise InputError(f"'{file.name}' has no sha256 for '{path}'; the file cannot be verified.")
         checked += entries
     return checked
 
@@ -266,7 +266,7 @@ def check_weights(folder: Path) -> None:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
         if path.suffix in PICKLES:
-            raise InputError(f"'{name}' is a plain pickle, which may hold code; do not use this bundle.")
+            raise InputError(f"'{name}' is a plain pickle, which may contain code; do not use this bundle.")
         if path.suffix in WEIGHTS:
             try:
                 read_checkpoint(path)

@@ -34,15 +34,15 @@ DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, FileExi
 def pack(bundle: str, out: str, *, weights: str | None = None, overwrite: bool = False) -> str:
     """Write NAME_vVERSION.zip, which runs anywhere without this repository, and its SHA-256 next to it.
 
-    The bundle is checked first. The archive holds one folder: configs, docs, this package, the weights as
-    models/model.pt and models/model.safetensors, and what inference reads with them. Packing the same again gives the
-    same bytes.
+    The bundle is checked first. The archive contains one folder: configs, docs, this package, the weights as
+    models/model.pt and models/model.safetensors, and what inference reads with them. Packing the same bundle again
+    gives the same bytes.
 
     Args:
         bundle: a bundle's folder or name.
         out: the folder for the archive.
-        weights: a weights file, or random. By default the bundle's weights/model.pt, else its models/model.pt.
-        overwrite: replace an archive of this version that has other bytes.
+        weights: a weights file, or random. Defaults to the bundle's weights/model.pt, or else its models/model.pt.
+        overwrite: replace an archive of this version that has different content.
     """
     with tempfile.TemporaryDirectory() as scratch:
         return pack_staged(stage(find_bundle(bundle), Path(scratch), weights), Path(out), overwrite)
@@ -56,7 +56,7 @@ def pack_staged(staged: Path, out: Path, overwrite: bool = False) -> str:
     Args:
         staged: the folder; its name is that of the archive's one top folder.
         out: the folder for the archive.
-        overwrite: replace an archive of this version that has other bytes. Defaults to False.
+        overwrite: replace an archive of this version that has different content. Defaults to False.
 
     Returns:
         what was written, in a line.
@@ -89,9 +89,9 @@ def index(folder: str, *, url: str | None = None, overwrite: bool = False) -> st
 
     Args:
         folder: the folder with the archives; `zoo fetch` and a plain web server serve it as it is.
-        url: the address where the archives will be, for MONAI's own downloader; by default they are named from the
-            folder.
-        overwrite: take versions that the index lists with other content.
+        url: the address where the archives will be, for MONAI's own downloader; by default they are relative to
+            the folder.
+        overwrite: accept versions that the index lists with different content.
     """
     root = Path(folder)
     found = {path: match for path in sorted(root.glob("*.zip")) if (match := ARCHIVE.fullmatch(path.name))}

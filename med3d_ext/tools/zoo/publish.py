@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
-from collections import Counter
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader
 
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import read_json
 from med3d_ext.tools.bundle_folder import find_bundle
+from med3d_ext.tools.zoo.describe import METADATA, render
 from med3d_ext.tools.zoo.pack import digest, pack_staged
-from med3d_ext.tools.zoo.stage import METADATA, check_bundle, stage
+from med3d_ext.tools.zoo.stage import check_bundle, stage
 
 FORMS = ("github", "huggingface")
 LARGE_FILES = "*.pt filter=lfs diff=lfs merge=lfs -text\n*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
@@ -33,7 +30,7 @@ def publish(
 ) -> str:
     """Prepare folders to upload; nothing is sent anywhere.
 
-    OUT/github/NAME_vVERSION holds the files of a release, SHA256SUMS and RELEASE_NOTES.md; OUT/huggingface/NAME is a
+    OUT/github/NAME_vVERSION has the files of a release, SHA256SUMS and RELEASE_NOTES.md; OUT/huggingface/NAME is a
     repository with its model card.
 
     Args:
@@ -41,8 +38,8 @@ def publish(
         out: where the folders are written.
         form: github, huggingface or both.
         weights: as for `zoo pack`.
-        url: the address under which the release's files will be; large_files.yml, which a pull request to MONAI's
-            model zoo has in place of the weights, is then written next to them.
+        url: the future address of the release's files; then large_files.yml is written, too, which replaces the weights
+            in a pull request to MONAI's model zoo.
         overwrite: replace existing folders.
     """
     forms = FORMS if form == "both" else (form,)
@@ -88,20 +85,12 @@ def _write_release(staged: Path, folder: Path, release: str, url: str | None) ->
 
 def _render(template: str, staged: Path, **values: Any) -> str:
     """A text from ``templates/`` that says what a staged bundle's metadata, README and card say."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    # A JSON text is a YAML text, too, and needs no rules of its own for quotes.
-    environment.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False)
-    environment.filters["counts"] = lambda cases: Counter(case.get("domain") for case in cases)
     metadata = read_json(staged / METADATA)
     formats = metadata.get("network_data_format", {})
     segments = formats.get("outputs", {}).get("pred", {}).get("format") == "segmentation"
     modality = formats.get("inputs", {}).get("image", {}).get("modality")
-    return environment.get_template(template).render(
+    return render(
+        template,
         name=staged.name,
         metadata={"name": staged.name, "description": "", "intended_use": "", **metadata},
         card={"cases": {}, **read_json(staged / "models" / "card.json")},

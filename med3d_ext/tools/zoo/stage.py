@@ -18,11 +18,11 @@ import med3d_ext
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import read_json, write_json
 from med3d_ext.tools.weights.release import BESIDE, saved
+from med3d_ext.tools.zoo.describe import METADATA, forget_figures
 from med3d_ext.weights.files import fit, read_checkpoint, write_state
 
 logger = logging.getLogger("med3d_ext.zoo")
 
-METADATA = "configs/metadata.json"
 INFERENCE = "configs/inference.json"
 NEEDED = ("LICENSE", METADATA, INFERENCE, "configs/train.json", "docs/README.md")
 PACKAGE = Path(med3d_ext.__file__).parent
@@ -81,6 +81,7 @@ def stage(bundle: Path, folder: Path, weights: str | None) -> Path:
     full = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
     (staged / "models" / "model.pt").write_bytes(saved(full))
     write_state(full, staged / "models" / "model.safetensors")
+    forget_figures(staged, read_json(staged / "models" / "card.json"))
     logger.info(f"weights: {said}")
     left = [path.name for path in bundle.iterdir() if path.name not in KNOWN and path.name[0] != "."]
     if left:

@@ -171,7 +171,7 @@ def test_what_a_bundle_lacks_is_said_in_one_sentence(make, bundle, name) -> None
         ({"options": {"train#dataset#cache_dir": "x"}}, "the arms share a cache"),
         ({"options": {"epochs": 0}}, "epochs must be a whole number above 0, got 0"),
         ({"options": {"initial_weights::scratch_learning_rate": "fast"}}, "rate of bundle 'small' must"),
-        ({"inits": ["med3d"]}, "inits must hold scratch"),
+        ({"inits": ["med3d"]}, "inits must include scratch"),
         ({"inits": ["scratch", "kinetics"]}, "init 'kinetics' needs a file"),
         ({"inits": ["scratch", "missing.pt"]}, "'missing.pt' is not a file"),
         ({"inits": ["scratch", "a b=missing.pt"]}, "the name of letters and digits"),
@@ -252,7 +252,7 @@ def test_an_evaluation_that_lacks_a_case_is_refused(make, tmp_path) -> None:
     make(seeds=[0]).run()
     path = tmp_path / "out" / "arms" / "med3d_seed0" / "test" / "cases.csv"
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
-    with pytest.raises(InputError, match="does not hold each of the 4 test cases once"):
+    with pytest.raises(InputError, match="does not contain each of the 4 test cases once"):
         make(seeds=[0]).run()
 
 
@@ -264,7 +264,7 @@ def test_an_evaluation_that_holds_a_case_twice_or_another_is_refused(make, tmp_p
     more = before + before.splitlines()[-1] + "\n"
     for wrong in (twice, another, more, "case,domain\n", ""):
         path.write_text(wrong)
-        with pytest.raises(InputError, match="does not hold each of the 4 test cases once|cannot be read"):
+        with pytest.raises(InputError, match="does not contain each of the 4 test cases once|cannot be read"):
             make(seeds=[0]).run()
 
 

@@ -223,7 +223,7 @@ def test_an_evaluation_that_lacks_cases_is_refused(make, runner, tmp_path) -> No
     study.run()
     path = tmp_path / "eval" / "share" / "share_1.0_seed0" / "test" / "cases.csv"
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
-    with pytest.raises(InputError, match="does not hold each of the 6 test cases once"):
+    with pytest.raises(InputError, match="does not contain each of the 6 test cases once"):
         study.run()
 
 

@@ -258,7 +258,7 @@ def test_a_plain_pickle_is_refused(zoo, refused, tmp_path):
 
 def test_an_archive_that_is_no_bundle_or_of_another_version_is_refused(zoo, refused, tmp_path):
     source = archive(tmp_path / "a", [(f"{NAME}/file.txt", "x")])
-    assert "holds no bundle" in refused(source)
+    assert "contains no bundle" in refused(source)
     source = archive(tmp_path / "b", of_bundle(zoo), name=f"{NAME}_v0.3.0.zip")
     assert "says that it is version 0.2.0, not 0.3.0" in refused(source, "--version", "0.3.0")
 
