@@ -52,7 +52,7 @@ def weights(tmp_path: Path):
         "cube_mm": 32.0,
         "cases": [],
     }
-    (tmp_path / "fingerprint.json").write_text(json.dumps({"domains": {"liver": domain}}))
+    (tmp_path / "facts.json").write_text(json.dumps({"domains": {"liver": domain}}))
     torch.save({}, tmp_path / "model.pt")
     return tmp_path
 

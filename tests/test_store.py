@@ -236,7 +236,7 @@ def test_where_the_store_is(tmp_path, monkeypatch):
 
 def test_a_store_inside_the_data_is_refused(liver_folder, tmp_path):
     source = liver_folder()
-    with pytest.raises(InputError, match="is inside the data"):
+    with pytest.raises(InputError, match="is in the data"):
         PreparedData("lits", str(source), str(tmp_path / "run"), store=Store(source / "store"))
     assert not (source / "store").exists()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from med3d_ext.io.files import read_json
+from med3d_ext.io.facts import facts_path, read_facts
 
 # 3DSeg-8 on the Decathlon's labels, liver and tumor merged: what a network without weights is built with.
 DECATHLON_CLASSES = {
@@ -44,7 +44,6 @@ def class_count(bundle_root: str, ckpt_dir: str | None = None, default: int = 2)
 
 def _classes_of_weights(bundle_root: str, ckpt_dir: str | None) -> dict[str, int]:
     for folder in (Path(ckpt_dir or Path(bundle_root) / "models"), Path(bundle_root) / "weights"):
-        path = folder / "fingerprint.json"
-        if (folder / "model.pt").is_file() and path.is_file():
-            return {name: len(domain["classes"]) for name, domain in read_json(path)["domains"].items()}
+        if (folder / "model.pt").is_file() and facts_path(folder) is not None:
+            return {name: len(domain["classes"]) for name, domain in read_facts(folder)["domains"].items()}
     return {}

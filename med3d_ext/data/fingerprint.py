@@ -1,4 +1,4 @@
-"""What a data set looks like: spacing, shapes, intensities, classes and hashes, written once as ``fingerprint.json``.
+"""What a data set looks like: spacing, shapes, intensities, classes and hashes of its cases, and a summary of them.
 
 The first pass reads headers alone (seconds for hundreds of files); the second reads every voxel once and is cached by
 file size, times and inode, so that a second call costs nothing.
@@ -7,7 +7,7 @@ file size, times and inode, so that a second call costs nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 
 from med3d_ext.errors import Faults, InputError
 from med3d_ext.io import image_files
-from med3d_ext.io.files import file_stamp, read_json, sha256
+from med3d_ext.io.files import file_stamp, sha256
 from med3d_ext.io.store import store_in_use
 from med3d_ext.transforms.load import LoadVolumed, usable_spacing
 from med3d_ext.transforms.sampling import target_box
@@ -118,7 +118,7 @@ def scan_cases(
 
     Args:
         cases: cases with header facts; changed in place.
-        known: cases of an earlier fingerprint.
+        known: cases of an earlier scan.
         channel: channel of 4D images.
         foreground: refuse labels without foreground.
         progress: called with one line as the pass proceeds.
@@ -128,13 +128,13 @@ def scan_cases(
     Returns:
         the cases that could be read, in their order.
     """
-    cached = {(old["image"], label_map(old)): old for old in known}
+    cached = {str(old.get("stamp")): old for old in known}  # whatever the path, inode and times are those of one file
     todo = []
     for case in cases:
         files = (case["image"], label_map(case))
         case["stamp"] = [SCAN, *(file_stamp(path) for path in files if path is not None)]
-        old = cached.get(files)
-        if old is not None and old.get("stamp") == case["stamp"] and "sha256" in old:
+        old = cached.get(str(case["stamp"]))
+        if old is not None and "sha256" in old:
             case.update({key: old[key] for key in ("sha256", "intensity", *NO_LABEL_MAP)})
         else:
             todo.append(case)
@@ -161,56 +161,3 @@ def summarize(cases: list[dict[str, Any]]) -> dict[str, Any]:
             max(case["intensity"]["maximum"] for case in seen),
         ],
     }
-
-
-def weights_domains(weights: str | os.PathLike) -> dict[str, dict[str, Any]]:
-    """The facts of every domain that weights were trained on, from the ``fingerprint.json`` next to them.
-
-    Args:
-        weights: the weights' file.
-
-    Raises:
-        InputError: when the fingerprint is missing.
-    """
-    path = Path(weights).with_name("fingerprint.json")
-    if not path.is_file():
-        raise InputError(f"'{path}' is missing: it holds the spacing and intensities of '{weights}'; put it back.")
-    return read_json(path)["domains"]
-
-
-def weights_domain(weights: str | os.PathLike, name: str | None = None) -> dict[str, Any]:
-    """The facts of one domain that weights were trained on.
-
-    Args:
-        weights: the weights' file.
-        name: the domain. Defaults to None: the first.
-
-    Raises:
-        InputError: when there is no such domain.
-    """
-    domains = weights_domains(weights)
-    if name is not None and name not in domains:
-        raise InputError(f"'{weights}' has no branch '{name}'; choose one of {', '.join(domains)}.")
-    return next(iter(domains.values())) if name is None else domains[name]
-
-
-def target_spacing(domain: dict[str, Any], spatial_size: Sequence[int], margin_mm: float) -> list[float]:
-    """Spacing (mm, RAS order) of a grid of ``spatial_size`` voxels over a typical target and its margin.
-
-    Args:
-        domain: a domain's facts, its cases with the box of their target.
-        spatial_size: size of the grid.
-        margin_mm: margin on each side (mm).
-
-    Returns:
-        the median over the cases that are not test; the mean spacing of the images where no case states a box.
-    """
-    extents = []
-    for case in domain.get("cases", []):
-        if case.get("target_box") and case["split"] != "test":
-            size = np.subtract(*case["target_box"][::-1]) * case["spacing"]
-            axes = ["RLAPSI".index(letter) // 2 for letter in case["orientation"] or "RAS"]
-            extents.append(size[np.argsort(axes)])
-    if not extents:
-        return list(domain["spacing_mean"])
-    return ((np.median(extents, axis=0) + 2 * margin_mm) / np.asarray(spatial_size)).tolist()

@@ -11,6 +11,7 @@ from typing import Any
 from med3d_ext.data.datalists import existing_file
 from med3d_ext.data.splits import SPLITS
 from med3d_ext.errors import InputError
+from med3d_ext.io.facts import facts_path, weights_domains
 from med3d_ext.io.files import case_name, read_json, sha256
 
 logger = logging.getLogger("med3d_ext.evaluate")
@@ -20,26 +21,19 @@ def seen_cases(card: str | os.PathLike) -> dict[str, str]:
     """SHA-256 of every image that weights were trained on or chosen by, with a name to print.
 
     Args:
-        card: the ``card.json`` next to the weights, or a ``fingerprint.json``, whose test cases do not count.
+        card: the ``card.json`` next to the weights.
 
     Raises:
-        InputError: when the file is neither.
+        InputError: when the file is none, or lacks the digest of a case.
     """
-    content = read_json(card)
+    splits = read_json(card).get("cases")
+    if not isinstance(splits, dict):
+        raise InputError(f"'{card}' is not a card.json; give the one next to the weights.")
     seen: dict[str, str] = {}
-    if isinstance(content.get("cases"), dict):
-        entries = [(split, case.get("domain"), case) for split, cases in content["cases"].items() for case in cases]
-    elif isinstance(content.get("domains"), dict):
-        domains = content["domains"].items()
-        entries = [(case.get("split", "training"), name, case) for name, domain in domains for case in domain["cases"]]
-    else:
-        raise InputError(f"'{card}' is neither a card.json nor a fingerprint.json; give the one next to the weights.")
-    for split, domain, case in entries:
-        if split == "test":
-            continue
+    for split, case in ((split, case) for split, cases in splits.items() if split != "test" for case in cases):
         if not case.get("sha256"):
             raise InputError(f"'{card}' states no sha256 of '{case.get('image')}'; without it nothing can be compared.")
-        seen.setdefault(case["sha256"], f"{os.path.basename(case['image'])} ({split}, {domain})")
+        seen.setdefault(case["sha256"], f"{os.path.basename(case['image'])} ({split}, {case.get('domain')})")
     return seen
 
 
@@ -77,7 +71,7 @@ def leakage(card: str, datalist: str) -> str:
     same scan in a file that was written anew is not recognized.
 
     Args:
-        card: `card.json` or `fingerprint.json` next to the weights.
+        card: the `card.json` next to the weights.
         datalist: a list of cases in the Decathlon's format.
     """
     seen, cases = seen_cases(card), listed_cases(datalist)
@@ -149,12 +143,11 @@ class Evaluated:
         return str(item.get("sha256") or sha256(item["image"]))
 
     def _other_classes(self) -> dict[str, list[list[str]]]:
-        facts = self.weights.with_name("fingerprint.json")
-        if self.data is None or not facts.is_file():
+        if self.data is None or facts_path(self.weights.parent) is None:
             return {}
-        trained = read_json(facts)["domains"]
+        trained = weights_domains(self.weights)
         others = {}
-        for name, domain in self.data.fingerprint["domains"].items():
+        for name, domain in self.data.domains.items():
             if name not in trained and len(trained) > 1:
                 raise InputError(f"'{self.weights}' has no branch '{name}'; choose one of {', '.join(trained)}.")
             both = trained.get(name, next(iter(trained.values()))), domain

@@ -18,15 +18,17 @@ from med3d_ext.data.fingerprint import label_map
 from med3d_ext.data.identity import digests, file_digest
 from med3d_ext.data.prepared_files import (
     DATALIST,
-    FINGERPRINT,
-    change_paths,
+    Prepared,
     changed_files,
-    prepared_with,
+    located,
+    other_option,
+    read_prepared,
 )
 from med3d_ext.data.splits import SPLITS
 from med3d_ext.data.subsets import choose_domains, nested_share
 from med3d_ext.errors import InputError
-from med3d_ext.io.files import hold, read_json
+from med3d_ext.io.facts import FACTS, read_facts
+from med3d_ext.io.files import hold
 from med3d_ext.io.store import Store, used
 from med3d_ext.weights.labelling import weights_to_continue
 
@@ -48,11 +50,17 @@ class PreparedData:
             :func:`med3d_ext.data.subsets.choose_domains`. Defaults to None: all.
         share: share of each domain's training cases to use, above 0 to 1; a larger share holds every smaller one, and
             validation and test stay whole.
-        bundle_root: the bundle's folder. In a labelling server, which sends the items, the facts are those of the
-            weights that it serves, and there are no cases; see :mod:`med3d_ext.weights.labelling`. Defaults to None.
+        bundle_root: the bundle's folder. In a labelling server, which sends the items, there are the facts of the
+            weights that it serves and no cases; see :mod:`med3d_ext.weights.labelling`. Defaults to None.
         phantoms: whether generated phantoms stand for data that are not given; False in a bundle for a user's own data.
             Defaults to True.
         store: where the files that preparation decodes are kept for the training. Defaults to None: nowhere.
+
+    Attributes:
+        folder: the prepared folder.
+        domains: name of each domain in use to its facts.
+        lists: the content of ``datalist.json``; empty without cases.
+        cases: name of each domain in use to all that is known of its cases, see :class:`Prepared`.
 
     Raises:
         InputError: when there is no source, it is refused, has not these domains, changed after it was prepared, or
@@ -72,41 +80,57 @@ class PreparedData:
         phantoms: bool = True,
         store: Store | None = None,
     ) -> None:
-        self.served = weights_to_continue(bundle_root) if dataset_dir is None else None
-        if self.served is not None:
-            dataset_dir = str(self.served.parent)
-        if dataset_dir is None:
-            _check_phantoms(phantoms)
-            dataset_dir = str(_phantoms(kind))
-            logger.warning(
-                f"no --dataset_dir given: running on generated phantoms ({dataset_dir}); "
-                "figures say nothing about patients"
-            )
-        source = Path(dataset_dir).expanduser()
-        if store is not None and store.folder.resolve().is_relative_to(source.resolve()):
-            raise InputError(f"the store '{store.folder}' is inside the data '{source}'; give another --store_dir.")
-        self.folder = source
-        by_hand = self.served is None and (source / DATALIST).is_file()
-        ready = self.served is not None or by_hand and prepared_with(source, options or {})
-        if by_hand:
-            self._check_unchanged(kind, SPLITS if ready else ())  # what it prepares for itself, a run looks at again
-        if not ready:
-            self.folder = Path(output_dir) / "prepared" / source.resolve().name
-            # Read inside, and once: another run may prepare the folder again.
-            with hold(self.folder / LOCK_NAME), used(store):
-                _prepare(kind, source, self.folder, seed, options or {})
-                self._read()
+        self.seed, self.share, self.store = seed, share, store
+        served = weights_to_continue(bundle_root) if dataset_dir is None else None
+        if served is not None:
+            found = Prepared(served.parent, read_facts(served.parent)["domains"])
         else:
-            self._read()
-        every = self.fingerprint["domains"]
-        if self.served is None:
-            _check_options(self.folder, every, options or {})
-        self.fingerprint["domains"] = {name: every[name] for name in choose_domains(every, domains)}
-        self.seed, self.share = seed, share
+            if dataset_dir is None:
+                _check_phantoms(phantoms)
+                dataset_dir = str(_phantoms(kind))
+                logger.warning(
+                    f"no --dataset_dir given: running on generated phantoms ({dataset_dir}); "
+                    "figures say nothing about patients"
+                )
+            found = self._prepared(kind, Path(dataset_dir).expanduser(), Path(output_dir), options or {})
+        self.folder, self.lists = found.folder, found.lists
+        chosen = choose_domains(found.domains, domains)
+        self.domains = {name: found.domains[name] for name in chosen}
+        self.cases = {name: found.cases.get(name, []) for name in chosen}
 
-    def _read(self) -> None:
-        self.fingerprint = read_json(self.folder / FINGERPRINT)
-        self.lists = {} if self.served else read_json(self.folder / DATALIST)
+    def _prepared(self, kind: str, source: Path, output_dir: Path, options: Mapping[str, Any]) -> Prepared:
+        """What was prepared by hand, if it is as this run wants it; else the run prepares it for itself."""
+        if self.store is not None and self.store.folder.resolve().is_relative_to(source.resolve()):
+            raise InputError(
+                f"the store '{self.store.folder}' is in the data '{source}'; give another --store_dir."
+            )
+        if (source / DATALIST).is_file():
+            found = read_prepared(source)
+            other = other_option(found.domains, options)
+            # What it prepares for itself, a run looks at again.
+            if changed := changed_files(found, () if other else SPLITS):
+                more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+                raise InputError(
+                    f"'{changed[0]}'{more} changed after '{source}' was prepared; prepare it again: "
+                    f"`python -m med3d_ext prepare {kind} SOURCE --output '{source}'`."
+                )
+            if other is None:
+                return found
+            if not any("options" in facts for facts in found.domains.values()):
+                raise InputError(
+                    f"'{source}' was prepared with {other[0]} {other[1]}, the run asks for {other[2]}; give the source "
+                    "folder, or prepare it again."
+                )
+        folder = output_dir / "prepared" / source.resolve().name
+        # Read inside, and once: another run may prepare the folder again.
+        with hold(folder / LOCK_NAME), used(self.store):
+            _prepare(kind, source, folder, self.seed, options)
+            return read_prepared(folder)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What configs of version 0.1 ask for: facts and cases of every domain in one."""
+        return {"domains": {name: {**facts, "cases": self.cases[name]} for name, facts in self.domains.items()}}
 
     def items(self, split: str) -> list[dict[str, Any]]:
         """The cases of a split as dataset items: absolute ``image`` and ``label``, ``domain`` and ``sha256``.
@@ -115,7 +139,7 @@ class PreparedData:
 
         Of the training cases it is the chosen share.
         """
-        items = [item for item in self.lists.get(split, []) if item["domain"] in self.fingerprint["domains"]]
+        items = [item for item in self.lists.get(split, []) if item["domain"] in self.domains]
         items = [self._complete(item) for item in items]
         if split == "training":
             items = nested_share(items, self.share, self.seed)
@@ -123,22 +147,10 @@ class PreparedData:
 
     def _complete(self, item: dict[str, Any]) -> dict[str, Any]:
         """An item with absolute paths, and the hash of its label map, which older lists do not state."""
-        root = self.folder.resolve()
-        item = {**item, **change_paths(item, lambda path: str((root / path).resolve()))}
+        item = located(item, self.folder)
         path = label_map(item)
         known = item.get("label_sha256")
         return {**item, "label_sha256": known or (file_digest(path) if path and os.path.isfile(path) else "")}
-
-    def _check_unchanged(self, kind: str, splits: Sequence[str]) -> None:
-        """What a folder that was prepared by hand was made of must be as it was then."""
-        lists = read_json(self.folder / DATALIST)
-        items = [self._complete(item) for split in splits for item in lists.get(split, [])]
-        if changed := changed_files(self.folder, items):
-            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-            raise InputError(
-                f"'{changed[0]}'{more} changed after '{self.folder}' was prepared; prepare it again: "
-                f"`python -m med3d_ext prepare {kind} SOURCE --output '{self.folder}'`."
-            )
 
     @property
     def training(self) -> list[dict[str, Any]]:
@@ -188,25 +200,18 @@ class PreparedData:
         """
         return digests(training=training, validation=validation)
 
-    @property
-    def seen(self) -> dict[str, list[dict[str, Any]]]:
-        """Cases that the weights have seen which a labelling server's training starts from; by split, as in a card."""
-        card = self.served.with_name("card.json") if self.served else None
-        return read_json(card).get("cases", {}) if card is not None and card.is_file() else {}
-
     def per_domain(self, fact: str) -> dict[str, Any]:
         """One fact of every domain, as transforms take it: ``per_domain("spacing_median")``.
 
         Raises:
             InputError: when a domain lacks the fact.
         """
-        path = self.folder / FINGERPRINT
-        for name, domain in self.fingerprint["domains"].items():
+        for name, domain in self.domains.items():
             if fact not in domain:
                 raise InputError(
-                    f"'{path}' has no '{fact}' of domain '{name}'; prepare the folder for this task again."
+                    f"'{self.folder / FACTS}' has no '{fact}' of domain '{name}'; prepare it for this task again."
                 )
-        return {name: domain[fact] for name, domain in self.fingerprint["domains"].items()}
+        return {name: domain[fact] for name, domain in self.domains.items()}
 
     def label_map(self, domain: str | None = None, num_classes: int | None = None) -> dict[str, int]:
         """Value in the label files to class of the network, see :func:`med3d_ext.data.domains.label_map_of`.
@@ -217,37 +222,22 @@ class PreparedData:
             domain: its name. Defaults to None: the first.
             num_classes: classes from this number on count as the last one. Defaults to None: all classes.
         """
-        facts = self.domain if domain is None else self.fingerprint["domains"][domain]
-        found = label_map_of(facts, num_classes)
-        own = {str(number): number for number in sorted(set(found.values()))} if self.served else {}
+        found = label_map_of(self.domain if domain is None else self.domains[domain], num_classes)
+        own = {} if self.lists else {str(number): number for number in sorted(set(found.values()))}
         return {**found, **own}
 
     def grid(self, spatial_size: Sequence[int]) -> list[int]:
-        """The grid to train on: that of the weights that a labelling server serves, else ``spatial_size``."""
-        return list(self.domain["spatial_size"] if self.served is not None else spatial_size)
+        """The grid to train on: ``spatial_size``; without cases, in a labelling server, that of the weights."""
+        return list(spatial_size if self.lists else self.domain["spatial_size"])
+
+    def grids(self, spatial_size: Sequence[int] | None) -> Sequence[int] | dict[str, Sequence[int]]:
+        """The same for several domains: ``spatial_size`` if it is given, else a table from domain to grid."""
+        return spatial_size if spatial_size and self.lists else self.per_domain("spatial_size")
 
     @property
     def domain(self) -> dict[str, Any]:
         """The only domain's facts: spacing, classes, intensity window."""
-        return next(iter(self.fingerprint["domains"].values()))
-
-
-def _check_options(folder: Path, domains: dict[str, dict[str, Any]], options: dict[str, Any]) -> None:
-    """A folder that was prepared by hand keeps its facts: options that say otherwise would do nothing.
-
-    Raises:
-        InputError: an option differs from what the folder was prepared with.
-    """
-    given = {name: value for name, value in options.items() if value is not None}
-    if "folds" not in given:
-        given.pop("fold", None)  # a fold of nothing
-    for domain in domains.values():
-        for name, value in given.items():
-            if name in domain and domain[name] != (list(value) if isinstance(value, tuple) else value):
-                raise InputError(
-                    f"'{folder}' was prepared with {name} {domain[name]}, the run asks for {value}; give the source "
-                    "folder, or prepare it again."
-                )
+        return next(iter(self.domains.values()))
 
 
 def _check_phantoms(phantoms: bool) -> None:

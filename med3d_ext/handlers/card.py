@@ -1,4 +1,4 @@
-"""What is next to the weights: the fingerprint that inference reads, and the card that says what the weights saw."""
+"""What is next to the weights: the facts that inference reads, and the card that says what the weights saw."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ignite.engine import Events
 
 import med3d_ext
 from med3d_ext.data.prepared_data import PreparedData
-from med3d_ext.data.prepared_files import change_paths
+from med3d_ext.io.facts import write_facts
 from med3d_ext.io.files import case_name, sha256, write_json
 from med3d_ext.transforms.sampling import size_of
 from med3d_ext.weights.initial import InitialWeights
 
 
 class WeightsCard:
-    """Write ``fingerprint.json`` when training starts and ``card.json`` after every epoch.
+    """Write ``facts.json`` when training starts and ``card.json`` after every epoch.
 
     The card lists the cases that the weights have seen (trained on or chosen by) with the SHA-256 of each image, so
     that anyone can tell whether a test case is among them.
@@ -35,8 +35,9 @@ class WeightsCard:
         spatial_size: the grid that the network is trained on, or a table from domain to grid.
         seed: the run's seed.
         evaluator: its metrics are the card's figures.
-        facts: what else inference must know, written into every domain of the fingerprint. Defaults to nothing.
-        seen: further cases that the weights have seen, a list for each name. Defaults to none.
+        facts: what else inference must know, written into every domain. Defaults to nothing.
+        seen: further cases that the weights have seen, a list for each name; they come before those of this run.
+            Defaults to none.
         initial: the initial weights, whose report is written when training starts. Defaults to none.
     """
 
@@ -66,17 +67,16 @@ class WeightsCard:
     def attach(self, engine: Any) -> None:
         """Register with the trainer, after the handlers that validate and save."""
         if engine.state.rank == 0:
-            engine.add_event_handler(Events.STARTED, self.write_fingerprint)
+            engine.add_event_handler(Events.STARTED, self.write_facts)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.write_card)
 
-    def write_fingerprint(self, engine: Any) -> None:
-        """Spacing, classes, intensity and cases of every domain, with file names instead of paths."""
-        domains = {}
-        for name, domain in self.data.fingerprint["domains"].items():
-            cases = [public_case(case) for case in domain["cases"]]
-            size = size_of(self.spatial_size, {"domain": name})
-            domains[name] = {**domain, **self.domain_facts, "spatial_size": size, "cases": cases}
-        write_json(self.ckpt_dir / "fingerprint.json", {"domains": domains})
+    def write_facts(self, engine: Any) -> None:
+        """Spacing, classes and intensity of every domain, and the grid of the training."""
+        domains = {
+            name: {**domain, **self.domain_facts, "spatial_size": size_of(self.spatial_size, {"domain": name})}
+            for name, domain in self.data.domains.items()
+        }
+        write_facts(self.ckpt_dir, {"domains": domains})
         if self.initial is not None:
             self.initial.write_report()
 
@@ -93,44 +93,33 @@ class WeightsCard:
                     "monai": monai.__version__,
                     "torch": torch.__version__,
                 },
-                "domains": sorted(self.data.fingerprint["domains"]),
+                "domains": sorted(self.data.domains),
                 "best": self._best(),
-                "cases": {
-                    "training": self._trained_on,
-                    "validation": self._chosen_by,
-                    **self.seen,
-                },
+                "cases": {**self._own_cases, **{name: self.seen[name] for name in self.seen.keys() - self._own_cases}},
             },
         )
 
     @cached_property
-    def _trained_on(self) -> list[dict[str, Any]]:
-        return self._with_earlier("training", self.dataset.data)
-
-    @cached_property
-    def _chosen_by(self) -> list[dict[str, Any]]:
-        items = self.data.items("validation")
-        if self.data.served is not None and self.evaluator is not None:
-            items = self.evaluator.data_loader.dataset.data  # the server's
-        return self._with_earlier("validation", items)
-
-    def _with_earlier(self, split: str, items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The items after the cases that the weights have seen before, in a labelling server."""
-        cases = [named_hash(item) for item in items]
-        hashes = {case["sha256"] for case in cases}
-        return [*(case for case in self.data.seen.get(split, []) if case["sha256"] not in hashes), *cases]
+    def _own_cases(self) -> dict[str, list[dict[str, Any]]]:
+        """What was trained on and what was chosen by, without what was also trained on."""
+        loader = getattr(self.evaluator, "data_loader", None)  # in a labelling server, its items are the server's
+        validated = getattr(getattr(loader, "dataset", None), "data", None)
+        validated = self.data.items("validation") if validated is None else validated
+        cases: dict[str, list[dict[str, Any]]] = {}
+        known: set[tuple] = set()
+        for split, items in {"training": self.dataset.data, "validation": validated}.items():
+            own = [named_hash(item) for item in items]
+            own = [case for case in own if (case["domain"], case["sha256"]) not in known]
+            known |= {(case["domain"], case["sha256"]) for case in own}
+            hashes = {case["sha256"] for case in own}
+            cases[split] = [*(case for case in self.seen.get(split, []) if case["sha256"] not in hashes), *own]
+        return cases
 
     def _best(self) -> dict[str, Any] | None:
         state: Any = None if self.evaluator is None else self.evaluator.state
         if state is None or state.key_metric_name is None or state.best_metric_epoch < 0:
             return None  # nothing was validated yet
         return {"epoch": state.best_metric_epoch, state.key_metric_name: state.best_metric}
-
-
-def public_case(case: dict[str, Any]) -> dict[str, Any]:
-    """A fingerprint's case without what belongs to one machine."""
-    kept = {key: value for key, value in case.items() if key != "stamp"}
-    return {**kept, **change_paths(case, os.path.basename), "image": case_name(case["image"])}
 
 
 def named_hash(item: dict[str, Any]) -> dict[str, Any]:

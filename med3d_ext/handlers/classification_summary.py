@@ -35,7 +35,7 @@ class ClassificationSummary:
     Args:
         output_dir: folder of the files.
         split: name of the evaluated split, written into the summary.
-        data: the data that is evaluated, whose fingerprint knows the masks' volumes. Defaults to none: no baseline.
+        data: the data that is evaluated, which knows the masks' volumes. Defaults to none: no baseline.
         evaluated: says what must be known before the figures. Defaults to None, which says nothing.
     """
 
@@ -107,15 +107,15 @@ def size_only(rows: Sequence[Row], domain: str, data: PreparedData | None) -> tu
     Args:
         rows: the evaluated cases, with ``sha256`` and ``label``.
         domain: name of the domain.
-        data: the data, whose fingerprint knows the masks' volumes.
+        data: the data, which knows the masks' volumes.
 
     Returns:
         ``label`` and ``probability`` of the evaluated cases that have a mask, and the model with the number of cases
         that it was fitted on; none and None if nothing can be fitted.
     """
-    known = {} if data is None else data.fingerprint["domains"].get(domain, {})
-    volumes = {case["sha256"]: mask_volume(case) for case in known.get("cases", []) if mask_volume(case)}
-    fitted = [case for case in known.get("cases", []) if case["split"] != "test" and case["sha256"] in volumes]
+    known = [] if data is None else data.cases.get(domain, [])
+    volumes = {case["sha256"]: mask_volume(case) for case in known if mask_volume(case)}
+    fitted = [case for case in known if case["split"] != "test" and case["sha256"] in volumes]
     measured = [row for row in rows if row["sha256"] in volumes]
     if not measured or len({case["label"] for case in fitted}) < 2:
         return [], None
@@ -130,7 +130,7 @@ def size_only(rows: Sequence[Row], domain: str, data: PreparedData | None) -> tu
 
 
 def mask_volume(case: Mapping[str, Any]) -> float:
-    """Volume (mm3) of a fingerprinted case's mask; 0 without one."""
+    """Volume (mm3) of a scanned case's mask; 0 without one."""
     voxels = sum(count for value, count in case["labels"].items() if int(value) > 0)
     return float(voxels * np.prod(case["spacing"]))
 

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -35,8 +34,8 @@ class RunManifest:
 
     Args:
         output_dir: folder of the file, made where missing.
-        data: a fingerprint ``{"domains": {name: {"cases": [{"image", "sha256"}, ...]}}}``, an object with such a
-            ``fingerprint``, or the path of such a JSON file. Defaults to none.
+        data: the :class:`~med3d_ext.data.PreparedData`, or its ``fingerprint``, which older configs give. Defaults to
+            none.
         seed: the run's seed. Defaults to none.
         evaluator: the engine whose best metric is recorded. Defaults to none: the engine itself.
         name: name of the file. Defaults to ``run.json``.
@@ -152,15 +151,10 @@ def _processor() -> str:
 
 def _data_hashes(data: Any) -> dict[str, Any] | None:
     """Image name to SHA-256, by domain."""
-    if isinstance(data, str | Path):
-        data = json.loads(Path(data).read_text(encoding="utf-8"))
-    fingerprint = getattr(data, "fingerprint", data)
-    if not isinstance(fingerprint, Mapping):
+    if data is None:
         return None
-    return {
-        name: {portable(str(case["image"])): case.get("sha256") for case in domain["cases"]}
-        for name, domain in fingerprint["domains"].items()
-    }
+    cases = {name: each["cases"] for name, each in data["domains"].items()} if isinstance(data, dict) else data.cases
+    return {name: {portable(str(case["image"])): case.get("sha256") for case in each} for name, each in cases.items()}
 
 
 def _earlier(path: Path) -> list[dict[str, Any]]:

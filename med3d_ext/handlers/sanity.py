@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from ignite.engine import Engine, Events
 
+from med3d_ext.data.prepared_files import absent_classes
 from med3d_ext.handlers.overlay import draw_panel, gray_range, ras_order, slice_through, to_radiological
 from med3d_ext.io.files import case_name, write_atomically, write_json
 from med3d_ext.run.rank import rank
@@ -37,7 +38,8 @@ class SanitySheet:
     def __init__(self, output_dir: str, dataset: Any, data: Any = None, maximum: int = 6) -> None:
         self.folder = Path(output_dir)
         self.dataset = dataset
-        self.domains: Mapping[str, Mapping[str, Any]] = data.fingerprint["domains"] if data is not None else {}
+        self.domains: Mapping[str, Mapping[str, Any]] = {} if data is None else data.domains
+        self.cases: Mapping[str, Sequence[Mapping[str, Any]]] = {} if data is None else data.cases
         self.maximum = maximum
 
     def attach(self, engine: Engine) -> None:
@@ -47,17 +49,22 @@ class SanitySheet:
 
     def write(self, engine: Engine) -> None:
         """Look at the cases, draw some, and log what is odd."""
-        known = {case["image"]: (name, case) for name, domain in self.domains.items() for case in domain["cases"]}
+        known = {(name, case["image"]): case for name, cases in self.cases.items() for case in cases}
         odd: dict[int, list[str]] = {}
         for number, item in enumerate(self.dataset.data):
-            if item["image"] in known and item["label"] is not None:
-                name, case = known[item["image"]]
-                odd[number] = list(case_oddities(case, self.domains[name]))
+            case = known.get((item.get("domain"), item["image"]))
+            if case is not None and item["label"] is not None:
+                odd[number] = list(case_oddities(case, self.domains[item["domain"]]))
         chosen = choose(self.dataset.data, odd, self.maximum)
         drawn = {number: self.dataset.before_random(number) for number in chosen}
         for number, item in drawn.items():
             odd[number] = odd.get(number, []) + list(picture_oddities(item["image"], item["label"]))
-        lines = [line for name, domain in self.domains.items() for line in missing_classes(name, domain)]
+        lines = [
+            f"{name}: {sentence}"
+            for name, cases in self.cases.items()
+            if cases
+            for sentence in absent_classes(self.domains[name], cases)
+        ]
         names = {number: case_name(self.dataset.data[number]["image"]) for number in {*odd, *chosen}}
         lines += [f"{names[number]}: {fault}" for number, faults in sorted(odd.items()) for fault in faults]
         for line in lines:
@@ -96,7 +103,7 @@ class SanitySheet:
 
 
 def case_oddities(case: Mapping[str, Any], domain: Mapping[str, Any]) -> Iterator[str]:
-    """What is odd about a labeled case by its facts, as a fingerprint holds them."""
+    """What is odd about a labeled case by what a scan found of it, and by its domain's facts."""
     counts = {int(value): count for value, count in (case.get("labels") or {}).items()}
     foreground = sum(count for value, count in counts.items() if value > 0)
     if not foreground:
@@ -128,17 +135,6 @@ def picture_oddities(image: Any, label: Any) -> Iterator[str]:
         share = float((voxels[inside] <= low + 0.02 * (high - low)).mean())
         if share > 0.5:
             yield f"{share:.0%} of the label is on the darkest background"
-
-
-def missing_classes(name: str, domain: Mapping[str, Any]) -> Iterator[str]:
-    """Classes of a domain that no training case holds."""
-    training = [case for case in domain["cases"] if case.get("split", "training") == "training"]
-    held = {int(value) for case in training for value in case.get("labels") or {}}
-    label_map = {int(value): int(number) for value, number in (domain.get("label_map") or {}).items()}
-    classes = {label_map.get(value, value) for value in held}
-    for number, title in domain.get("classes", {}).items():
-        if int(number) > 0 and training and int(number) not in classes:
-            yield f"{name}: no training case holds the class '{title}', which cannot be learned"
 
 
 def choose(items: Sequence[Mapping[str, Any]], odd: Mapping[int, Sequence[str]], maximum: int) -> list[int]:

@@ -29,6 +29,7 @@ WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 """How the names of image files end, in capitals or not."""
 _UNSAFE = re.compile(r'[\x00-\x1f<>:"/\\|?*]')  # in names of files, on one system or another
+_NUMBERS = re.compile(r'\[\n\s*([^"\[\]{}]+?)\n\s*\]')  # in JSON with line breaks, of which its texts hold none
 FOLDER_NAMED = ("ct", "mri", "lgemri")  # files of TotalSegmentator's and the left-atrium set's folders
 
 
@@ -212,9 +213,10 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
-    """Write a JSON object atomically."""
+    """Write a JSON object atomically, lists of numbers on a line."""
+    text = _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", json.dumps(content, indent=1))
     with write_atomically(Path(path), "w") as file:
-        file.write(json.dumps(content, indent=1) + "\n")
+        file.write(text + "\n")
 
 
 def read_table(path: str | os.PathLike, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:

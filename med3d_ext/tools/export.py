@@ -120,8 +120,6 @@ def self_contained(configs: BundleConfigs) -> dict[str, Any]:
         if isinstance(value, Mapping) and "_target_" in value and OF_THE_WEIGHTS.search(json.dumps(value)):
             with quiet():
                 found = configs.value("inference", name)
-            if isinstance(found, Mapping):
-                found = {key: fact for key, fact in found.items() if key != "cases"}  # of no use to inference
             if isinstance(found, dict | list | int | float | str):
                 config[name] = found
     written = configs.as_written("inference")

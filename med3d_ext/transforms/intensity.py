@@ -28,7 +28,7 @@ class PercentileNormalized(MapTransform):
         lower: lower percentile, 0 to 100.
         upper: upper percentile, 0 to 100.
         intensity_range: lowest and highest value to keep, or None; or a table from an item's ``domain`` to either,
-            as ``fingerprint.json`` holds them.
+            as ``facts.json`` holds them.
         allow_missing_keys: pass over absent keys.
 
     Raises:

@@ -47,7 +47,7 @@ class MergeLabelsd(MapTransform):
     """MONAI's MapLabelValue with the table of the item's domain: liver and its tumor become one class, for example.
 
     The paper's targets are liver, pancreas and vessel as its table 1 names them; ``prepare 3dseg8`` writes each
-    domain's table into ``fingerprint.json``. Type and geometry of the label stay.
+    domain's table into ``facts.json``. Type and geometry of the label stay.
 
     Args:
         keys: keys of labels.

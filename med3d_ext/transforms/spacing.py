@@ -23,7 +23,7 @@ class MedianSpacingd(MapTransform, InvertibleTransform):
     Args:
         keys: keys of channel-first volumes.
         spacing: median spacing (mm) along x, y, z, or a table from an item's ``domain`` to it, as
-            ``fingerprint.json`` holds them. A component <= 0 keeps the image's own.
+            ``facts.json`` holds them. A component <= 0 keeps the image's own.
         mode: interpolation per key: "bilinear" for images, "nearest" for labels.
         padding_mode: what lies outside the volume, per key.
         allow_missing_keys: pass over absent keys.

@@ -13,8 +13,8 @@ import numpy as np
 from ignite.engine import Engine, Events
 from torch import Tensor
 
-from med3d_ext.data.fingerprint import weights_domain
 from med3d_ext.errors import InputError
+from med3d_ext.io.facts import weights_domain
 from med3d_ext.io.files import read_json
 from med3d_ext.networks.med3d import TwoStageSegmenter
 from med3d_ext.run.rank import rank
@@ -169,7 +169,7 @@ def read_coarse(
     """Read the coarse network from a file of its own or of a whole cascade, and check that it fits.
 
     Args:
-        path: the weights file, ``fingerprint.json`` next to it.
+        path: the weights file, ``facts.json`` next to it.
         expected: the state dict that its tensors must fit.
         hu_window: the window (HU) that the cascade gives both networks. Defaults to None, not compared.
 

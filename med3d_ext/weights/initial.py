@@ -94,8 +94,8 @@ class InitialWeights:
         path: the weights' file, None from scratch.
         report: the load report, None from scratch.
         learning_rate: the one to train with.
-        seen: ``initial_weights``, the cases that they have seen by the card next to them; nothing without a card. Cases
-            of weights that a labelling server serves are the run's own.
+        seen: ``initial_weights``, the cases that they have seen by the card next to them; nothing without a card. Of
+            weights that a labelling server serves, the card's own lists.
 
     Raises:
         InputError: ``init`` names no weights, or they do not fit the network.
@@ -120,7 +120,7 @@ class InitialWeights:
         self.path = path
         self.report_path = report_path
         self.report = None
-        self.seen = {} if served or path is None else seen_by(path)
+        self.seen = {} if path is None else seen_by(path, as_listed=served is not None)
         with_head = truth("init_head", with_head)
         if with_head and path is None:
             raise InputError("init_head takes the head of a weights file, and init is scratch; give --init PATH.")
@@ -191,13 +191,15 @@ class InitialWeights:
         return [group for group in groups if group["params"]]
 
 
-def seen_by(weights: Path) -> dict[str, list[dict[str, Any]]]:
-    """The cases of the card next to a weights file, each once, under ``initial_weights``."""
+def seen_by(weights: Path, as_listed: bool = False) -> dict[str, list[dict[str, Any]]]:
+    """The cases of the card next to a weights file: each once, under ``initial_weights``, or in its lists."""
     card = weights.with_name("card.json")
     if not card.is_file():
         return {}
-    splits = read_json(card).get("cases", {}).values()
-    cases = {case.get("sha256", case["image"]): case for split in splits for case in split}
+    splits: dict[str, list[dict[str, Any]]] = read_json(card).get("cases", {})
+    if as_listed:
+        return splits
+    cases = {case.get("sha256", case["image"]): case for split in splits.values() for case in split}
     return {"initial_weights": list(cases.values())}
 
 

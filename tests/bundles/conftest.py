@@ -84,12 +84,12 @@ def folders(bundle, tmp_path):
 
 @pytest.fixture
 def weights(bundle, folders, tmp_path):
-    """Random weights of the bundle's network with a fingerprint beside them, as a training leaves them."""
+    """Random weights of the bundle's network with their facts beside them, as a training leaves them."""
     network = workflow(bundle, "inference", **folders).network_def
     classes = dict(zip(getattr(network, "domains", ["liver"]), getattr(network, "num_classes", [2])))
     facts = {name: {**FACTS, "classes": {str(i): str(i) for i in range(count)}} for name, count in classes.items()}
     path = tmp_path / "models" / "model.pt"
     path.parent.mkdir()
     torch.save(network.state_dict(), path)
-    path.with_name("fingerprint.json").write_text(json.dumps({"domains": facts}))
+    path.with_name("facts.json").write_text(json.dumps({"domains": facts}))
     return path

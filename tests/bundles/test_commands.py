@@ -251,4 +251,4 @@ def test_bad_input_is_one_line_with_the_files_name_and_nothing_half_written(dama
     assert str(named) in said
     assert "Traceback" not in done.stdout
     left = {path.rpartition("/")[2] for path in files(project / "bundles" / "lits_coarse")}
-    assert left.isdisjoint({"datalist.json", "fingerprint.json", "model.pt", "training_state.pt", "card.json"})
+    assert left.isdisjoint({"datalist.json", "facts.json", "model.pt", "training_state.pt", "card.json"})

@@ -26,7 +26,7 @@ def write_weights(path, network, **facts):
     torch.save(network.state_dict(), path)
     classes = {"0": "background", "1": "liver", "2": "tumor"}
     domain = {"hu_window": WINDOW, "spacing_mean": [2.0, 2.0, 4.0], "spatial_size": [32, 32, 32], "classes": classes}
-    path.with_name("fingerprint.json").write_text(json.dumps({"domains": {"liver": {**domain, **facts}}}))
+    path.with_name("facts.json").write_text(json.dumps({"domains": {"liver": {**domain, **facts}}}))
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_an_epoch_leaves_the_coarse_stage_bit_for_bit_and_moves_the_fine_one(tra
 
 def test_the_coarse_grid_and_cases_travel_with_the_weights(trained):
     root, *_ = trained
-    (domain,) = json.loads((root / "models" / "fingerprint.json").read_text())["domains"].values()
+    (domain,) = json.loads((root / "models" / "facts.json").read_text())["domains"].values()
     assert (domain["coarse_size"], domain["spatial_size"]) == ([24, 32, 16], [32, 32, 32])
 
 

@@ -59,7 +59,7 @@ def test_an_evaluation_takes_fold_classes_and_grid_from_the_weights(run):
     trained, tested = data_of(run.training), data_of(run.tested)
     assert len(trained.training) == 3
     assert [item["image"] for item in tested.test] == [item["image"] for item in trained.test]
-    facts = json.loads((run.root / "models" / "fingerprint.json").read_text())["domains"]["chests"]
+    facts = json.loads((run.root / "models" / "facts.json").read_text())["domains"]["chests"]
     assert facts["options"] == {"seed": 0, "num_classes": 3, **FOLD}
     assert run.tested.parser.get_parsed_content("spatial_size") == [16, 16, 16]
     assert run.tested.network_def.head.out_channels == 3

@@ -62,8 +62,8 @@ def test_a_class_that_no_label_holds_is_told(run, tmp_path):
 @pytest.mark.parametrize("values", [{"3": 2}, {"1": 1, "3": 1}, {"2": 2}])
 def test_classes_are_counted_by_the_values_that_they_become(values):
     cases = [{"label": "x.nii", "split": "training", "labels": {"0": 9, **dict.fromkeys(values, 5)}}]
-    data = SimpleNamespace(items=lambda split: [{"domain": "x"}])
-    facts = {"cases": cases, "classes": {"0": "background", "1": "a", "2": "b"}, "label_map": {"0": 0, **values}}
+    data = SimpleNamespace(items=lambda split: [{"domain": "x"}], cases={"x": cases})
+    facts = {"classes": {"0": "background", "1": "a", "2": "b"}, "label_map": {"0": 0, **values}}
     missing = {"1", "2"} - {str(value) for value in values.values()}
     assert sum("no training case holds" in line for line in texts(_check_domain(data, "x", facts))) == len(missing)
 

@@ -25,7 +25,7 @@ def weights(bundle):
     folder = bundle / "models"
     folder.mkdir()
     torch.save(Segmenter("resnet10", 1, 2, 8).state_dict(), folder / "model.pt")
-    (folder / "fingerprint.json").write_text(json.dumps({"domains": {"Task03_Liver": {}}}))
+    (folder / "facts.json").write_text(json.dumps({"domains": {"Task03_Liver": {}}}))
     (folder / "card.json").write_text("{}")
     return folder / "model.pt"
 
@@ -69,10 +69,10 @@ def test_weights_of_another_network_are_an_error(configs, weights):
     assert "lacks" in found[0].text
 
 
-def test_weights_without_fingerprint_are_an_error_and_without_card_a_warning(configs, weights):
+def test_weights_without_facts_are_an_error_and_without_card_a_warning(configs, weights):
     weights.with_name("card.json").unlink()
     assert [finding.level for finding in check_weights(configs())] == ["warning", "ok"]
-    weights.with_name("fingerprint.json").unlink()
+    weights.with_name("facts.json").unlink()
     assert gather("weights", check_weights, configs())[-1].level == "error"
 
 

@@ -11,7 +11,7 @@ def write_weights(folder: Path, classes: dict[str, int]) -> None:
     folder.mkdir(parents=True)
     (folder / "model.pt").touch()
     domains = {name: {"classes": {str(value): "c" for value in range(count)}} for name, count in classes.items()}
-    (folder / "fingerprint.json").write_text(json.dumps({"domains": domains}))
+    (folder / "facts.json").write_text(json.dumps({"domains": domains}))
 
 
 def test_without_weights_the_branches_are_the_decathlons(tmp_path: Path):

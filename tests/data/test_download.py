@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from monai.apps import DecathlonDataset
+from prepared_folders import domains_of
 from tiny_domains import write_domain
 
 from med3d_ext.errors import InputError
@@ -53,7 +53,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_chosen_tasks_are_fetched_and_prepared(server: Path, tmp_path: Path) -> None:
     prepare_3dseg8(tmp_path / "src", tmp_path / "out", domains="spleen,hippocampus", download=True)
-    domains = json.loads((tmp_path / "out" / "fingerprint.json").read_text())["domains"]
+    domains = domains_of(tmp_path / "out")
     assert sorted(domains) == sorted(TASKS)
     assert sorted(path.name for path in (tmp_path / "src").iterdir()) == sorted(TASKS)
 

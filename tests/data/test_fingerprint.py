@@ -17,8 +17,6 @@ from med3d_ext.data.fingerprint import (
     scan_cases,
     sha256,
     summarize,
-    target_spacing,
-    weights_domain,
 )
 from med3d_ext.errors import Faults, InputError
 from med3d_ext.transforms.load import load_volume
@@ -146,16 +144,6 @@ def test_a_hash_is_that_of_the_files_bytes(tmp_path):
     assert sha256(tmp_path / "a") == expected
 
 
-def test_weights_read_the_fingerprint_beside_them(tmp_path):
-    weights = tmp_path / "model.pt"
-    with pytest.raises(InputError, match="fingerprint.json.*missing"):
-        weights_domain(weights)
-    (tmp_path / "fingerprint.json").write_text('{"domains": {"a": {"x": 1}, "b": {"x": 2}}}')
-    assert weights_domain(weights) == {"x": 1} and weights_domain(weights, "b") == {"x": 2}
-    with pytest.raises(InputError, match="'c'; choose one of a, b"):
-        weights_domain(weights, "c")
-
-
 @pytest.mark.slow
 def test_the_headers_of_300_files_take_less_than_10_seconds(nifti, tmp_path):
     voxels = np.random.default_rng(0).integers(0, 255, (64, 64, 64), dtype=np.uint8)
@@ -164,19 +152,3 @@ def test_the_headers_of_300_files_take_less_than_10_seconds(nifti, tmp_path):
     spacing = np.array([read_header(path)["spacing"] for path in paths])
     assert time.perf_counter() - start < 10
     assert np.median(spacing, axis=0)[2] == pytest.approx(150.5)
-
-
-def test_the_targets_spacing_is_that_of_a_grid_over_the_typical_box_in_ras_order():
-    def case(spacing, orientation, box, split="training"):
-        return {"spacing": spacing, "orientation": orientation, "target_box": box, "split": split}
-
-    cases = [
-        case([1.0, 2.0, 5.0], "LPS", [[10, 10, 2], [110, 60, 22]]),  # 100 x 100 x 100 mm
-        case([5.0, 1.0, 2.0], "SLP", [[0, 0, 0], [24, 140, 80]]),  # 140 x 160 x 120 mm
-        case([1.0, 1.0, 1.0], "RAS", [[0, 0, 0], [120, 130, 110]]),
-        case([1.0, 1.0, 1.0], "RAS", [[0, 0, 0], [900, 900, 900]], "test"),
-        case([1.0, 1.0, 1.0], "RAS", None),
-    ]
-    assert target_spacing({"cases": cases}, [80, 85, 50], 20.0) == [2.0, 2.0, 3.0]
-    assert target_spacing({"cases": cases[1:2]}, [90, 100, 80], 20.0) == [2.0, 2.0, 2.0]  # 140 x 160 x 120 mm in RAS
-    assert target_spacing({"cases": cases[-1:], "spacing_mean": [1, 2, 3]}, [8, 8, 8], 20.0) == [1, 2, 3]

@@ -178,11 +178,11 @@ def test_a_file_that_changes_while_a_run_goes_on_is_refused_by_name(liver_folder
 def test_a_corrected_label_of_the_same_size_and_time_changes_the_identity_and_is_read_again(liver_folder, tmp_path):
     source = liver_folder(cases=12, suffix=".nii")
     first = PreparedData("lits", str(source), str(tmp_path / "run"))
-    counts = {case["image"]: case["labels"] for case in first.domain["cases"]}
+    counts = {case["image"]: case["labels"] for case in first.cases["Task03_Liver"]}
     keep_time(Path(first.training[0]["label"]), exchange)
     second = PreparedData("lits", str(source), str(tmp_path / "run"))
     assert second.identity != first.identity
-    (changed,) = [case for case in second.domain["cases"] if case["labels"] != counts[case["image"]]]
+    (changed,) = [case for case in second.cases["Task03_Liver"] if case["labels"] != counts[case["image"]]]
     assert changed["image"] == first.training[0]["image"]
 
 

@@ -66,18 +66,10 @@ def test_digests_that_the_list_lacks_are_those_of_the_files(tmp_path: Path, card
     assert leakage(card, unseen) == "of 1 test cases, the weights have seen 0; of 0 other cases, 0"
 
 
-def test_test_cases_of_a_fingerprint_were_not_seen(tmp_path: Path) -> None:
-    cases = [case("a", split="training"), case("t", split="test")]
-    fingerprint = write(tmp_path / "fingerprint.json", {"domains": {"liver": {"cases": cases}}})
-    assert "seen 0" in leakage(fingerprint, write(tmp_path / "one.json", {"test": [case("t")]}))
-    with pytest.raises(SystemExit):
-        leakage(fingerprint, write(tmp_path / "two.json", {"test": [case("a")]}))
-
-
 @pytest.mark.parametrize(
     ("card_content", "list_content", "message"),
     [
-        ({"epochs": 3}, {"test": [case("a")]}, "card.json' is neither a card.json nor a fingerprint.json"),
+        ({"epochs": 3}, {"test": [case("a")]}, "card.json' is not a card.json"),
         ({"cases": {"training": [{"image": "a"}]}}, {"test": [case("a")]}, "states no sha256 of 'a'"),
         ({"cases": {}}, {"train": []}, "list.json' lists no cases"),
         ({"cases": {}}, {"test": [{"label": "a"}]}, "entry without 'image' under 'test'"),

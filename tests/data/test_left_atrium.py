@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import itk
 import numpy as np
 import pytest
+from prepared_folders import domains_of
 from tiny_domains import write_domain
 
 from med3d_ext.data.fingerprint import read_header
@@ -57,7 +57,7 @@ def test_patients_with_a_label_are_cases(tmp_path: Path) -> None:
 def test_the_set_is_prepared_as_the_heart_with_255_as_the_atrium(tmp_path: Path) -> None:
     write_patients(tmp_path / "src" / "atria")
     prepare_3dseg8(tmp_path / "src", tmp_path / "out")
-    domain = json.loads((tmp_path / "out" / "fingerprint.json").read_text())["domains"]["atria"]
+    domain = domains_of(tmp_path / "out")["atria"]
     assert (domain["organ"], domain["modality"]) == ("heart", "MR")
     assert domain["classes"] == {"0": "background", "1": "left atrium"}
     assert domain["spacing_median"] == [0.5, 0.75, 2.0]
@@ -69,7 +69,7 @@ def test_the_set_takes_the_place_of_the_decathlons_hearts(tmp_path: Path) -> Non
     write_patients(tmp_path / "src" / "atria")
     write_domain(tmp_path / "src" / "Task02_Heart")
     prepare_3dseg8(tmp_path / "src", tmp_path / "out")
-    assert list(json.loads((tmp_path / "out" / "fingerprint.json").read_text())["domains"]) == ["atria"]
+    assert list(domains_of(tmp_path / "out")) == ["atria"]
 
 
 def test_a_set_without_labels_is_refused(tmp_path: Path) -> None:

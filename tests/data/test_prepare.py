@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from monai.data import load_decathlon_datalist
 from monai.transforms import Compose, ScaleIntensityRanged
+from prepared_folders import domain_of
 
 from med3d_ext.data.prepared_data import PreparedData, images_to_segment
 from med3d_ext.errors import FaultyCases, InputError
@@ -28,7 +29,7 @@ def files_in(folder) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-def test_prepare_writes_a_decathlon_datalist_and_a_fingerprint(liver_folder, tmp_path):
+def test_prepare_writes_a_decathlon_datalist_and_its_facts(liver_folder, tmp_path):
     source = liver_folder(cases=12)
     before = files_in(source)
     prepare_lits(source, tmp_path / "out")
@@ -39,7 +40,7 @@ def test_prepare_writes_a_decathlon_datalist_and_a_fingerprint(liver_folder, tmp
         assert all(os.path.isfile(item["image"]) and os.path.isfile(item["label"]) for item in items)
         sizes[split] = len(items)
     assert sizes == {"training": 10, "validation": 1, "test": 1}
-    domain = read_json(tmp_path / "out" / "fingerprint.json")["domains"]["Task03_Liver"]
+    domain = domain_of(tmp_path / "out")
     assert domain["classes"] == {"0": "background", "1": "liver", "2": "cancer"}
     seen = [case["spacing"] for case in domain["cases"] if case["split"] != "test"]
     np.testing.assert_allclose(domain["spacing_mean"], np.mean(seen, axis=0), atol=1e-6)
@@ -104,7 +105,7 @@ def test_bad_input_is_one_sentence_that_names_the_file_and_nothing_is_written(fa
     assert not (tmp_path / "out").exists()
     with pytest.raises(InputError):
         PreparedData("lits", str(source), str(tmp_path / "run"))
-    assert not {"datalist.json", "fingerprint.json"} & {os.path.basename(name) for name in files_in(tmp_path / "run")}
+    assert not {"datalist.json", "facts.json"} & {os.path.basename(name) for name in files_in(tmp_path / "run")}
 
 
 @pytest.mark.parametrize("name", ["nowhere", "empty"])
@@ -125,7 +126,7 @@ def test_a_volume_without_spacing_takes_the_mean_of_the_others_and_is_named(
     with caplog.at_level(logging.WARNING):
         prepare_lits(source, tmp_path / "out")
     assert [record for record in caplog.records if str(path) in record.message and "spacing" in record.message]
-    (domain,) = read_json(tmp_path / "out" / "fingerprint.json")["domains"].values()
+    domain = domain_of(tmp_path / "out")
     (case,) = [case for case in domain["cases"] if case["image"] == str(path)]
     np.testing.assert_allclose(case["spacing"], [1.1, 1.5, 3.0], atol=1e-6)  # of (1, 1.5, 2) and (1.2, 1.5, 4)
 
@@ -133,7 +134,7 @@ def test_a_volume_without_spacing_takes_the_mean_of_the_others_and_is_named(
 def test_a_second_preparation_reads_no_voxel_and_writes_the_same(liver_folder, tmp_path, monkeypatch):
     source = liver_folder()
     prepare_lits(source, tmp_path / "out")
-    files = {name: (tmp_path / "out" / name).read_bytes() for name in ("datalist.json", "fingerprint.json")}
+    files = {name: (tmp_path / "out" / name).read_bytes() for name in ("datalist.json", "facts.json")}
     monkeypatch.setattr("med3d_ext.data.fingerprint.read_voxels", None)
     prepare_lits(source, tmp_path / "out")
     assert files == {name: (tmp_path / "out" / name).read_bytes() for name in files}
@@ -200,12 +201,12 @@ def test_of_phantoms_of_several_domains_the_first_is_segmented(tmp_path, monkeyp
 
 
 def test_the_window_is_the_papers_narrowed_to_what_the_images_hold(liver_folder, nifti, tmp_path):
-    (full,) = read_json(prepare_lits(liver_folder("full"), tmp_path / "a") / "fingerprint.json")["domains"].values()
+    full = domain_of(prepare_lits(liver_folder("full"), tmp_path / "a"))
     assert full["hu_window"] == [-200, 250]
     source = liver_folder("clipped")
     for path in (source / "imagesTr").iterdir():
         rewrite(path, lambda voxels: voxels.clip(-125, 225), nifti=nifti)
-    (cut,) = read_json(prepare_lits(source, tmp_path / "b") / "fingerprint.json")["domains"].values()
+    cut = domain_of(prepare_lits(source, tmp_path / "b"))
     assert cut["hu_window"] == [-125, 225]
     options = {"hu_window": [-100, 100]}
     assert PreparedData("lits", str(source), str(tmp_path / "c"), options=options).domain["hu_window"] == [-100, 100]
@@ -218,7 +219,7 @@ def test_a_full_range_ct_and_its_clipped_8_bit_copy_give_the_same_inputs(liver_f
         image = nibabel.load(path)
         stored = ((np.asarray(image.dataobj).clip(-125, 275) + 125) / slope).round().astype(np.uint8)
         nifti(path, stored, image.affine, scaling=(slope, -125))
-    (domain,) = read_json(prepare_lits(copy, tmp_path / "out") / "fingerprint.json")["domains"].values()
+    domain = domain_of(prepare_lits(copy, tmp_path / "out"))
     assert domain["hu_window"] == pytest.approx([-125, 250], abs=1e-3)
     low, high = domain["hu_window"]
     load = Compose(
@@ -235,7 +236,7 @@ def test_a_full_range_ct_and_its_clipped_8_bit_copy_give_the_same_inputs(liver_f
 
 def test_the_json_files_hold_plain_values(liver_folder, tmp_path):
     prepare_lits(liver_folder(), tmp_path / "out")
-    for name in ("datalist.json", "fingerprint.json"):
+    for name in ("datalist.json", "facts.json"):
         text = (tmp_path / "out" / name).read_text()
         assert "NaN" not in text and "Infinity" not in text and json.loads(text)
 
@@ -283,7 +284,7 @@ def test_every_faulty_case_is_named_and_left_out_where_that_is_asked(kind, liver
     lists = read_json(tmp_path / "out" / "datalist.json")
     kept = [item["image"] for split in ("training", "validation", "test") for item in lists[split]]
     assert sorted(map(os.path.basename, kept)) == [f"liver_{number}.nii.gz" for number in range(6, 10)]
-    facts = read_json(tmp_path / "out" / "fingerprint.json")["domains"]["Task03_Liver"]
+    facts = domain_of(tmp_path / "out")
     assert [os.path.basename(case["image"]) for case in facts["cases"]] == [f"liver_{n}.nii.gz" for n in range(6, 10)]
 
 
@@ -296,10 +297,7 @@ def test_labels_in_any_order_of_voxels_give_the_same_facts(liver_folder, tmp_pat
         image = nibabel.Nifti1Image(np.asarray(image.dataobj), image.affine).as_reoriented(np.array(order))
         nibabel.save(image, path)
     prepare_lits(source, tmp_path / "turned")
-    plain, turned = (
-        read_json(tmp_path / name / "fingerprint.json")["domains"]["Task03_Liver"]["cases"]
-        for name in ("plain", "turned")
-    )
+    plain, turned = (domain_of(tmp_path / name)["cases"] for name in ("plain", "turned"))
     for one, other in zip(plain, turned):
         assert {key: one[key] for key in ("labels", "target_box")} == {
             key: other[key] for key in ("labels", "target_box")

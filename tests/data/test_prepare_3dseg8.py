@@ -9,6 +9,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from prepared_folders import domains_of
 from tiny_domains import SPACING, change_dataset, write_domain
 
 from med3d_ext.data import PreparedData
@@ -34,13 +35,13 @@ def src(tmp_path: Path) -> Path:
 
 
 def prepare(src: Path, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    output = src.parent / "prepared"
-    prepare_3dseg8(src, output, **options)
-    return tuple(json.loads((output / name).read_text()) for name in ("fingerprint.json", "datalist.json"))  # type: ignore[return-value]
+    """Facts and cases by domain, and the list."""
+    output = prepare_3dseg8(src, src.parent / "prepared", **options)
+    return domains_of(output), json.loads((output / "datalist.json").read_text())
 
 
 def test_domains_come_in_the_papers_order_with_channel_classes_and_range(src: Path) -> None:
-    domains = prepare(src)[0]["domains"]
+    domains = prepare(src)[0]
     assert list(domains) == ["Task01_BrainTumour", "Task03_Liver", "Task09_Spleen"]
     brain, liver, spleen = domains.values()
     assert (brain["channel"], brain["modality"], brain["intensity_range"]) == (1, "MR", None)
@@ -53,7 +54,7 @@ def test_domains_come_in_the_papers_order_with_channel_classes_and_range(src: Pa
 
 
 def test_intensities_are_those_of_the_chosen_channel(src: Path) -> None:
-    brain = prepare(src)[0]["domains"]["Task01_BrainTumour"]
+    brain = prepare(src)[0]["Task01_BrainTumour"]
     assert brain["intensity_observed"][0] > 900  # FLAIR is channel 1, at 1100
 
 
@@ -62,7 +63,7 @@ def test_the_median_spacing_is_taken_per_axis(tmp_path: Path) -> None:
     write_domain(tmp_path / "msd" / "Task02_Heart", 3, spacings=spacings)
     change_dataset(tmp_path / "msd" / "Task02_Heart", labels={"0": "background", "1": "left atrium"})
     prepare_3dseg8(tmp_path / "msd", tmp_path / "out")
-    domain = json.loads((tmp_path / "out/fingerprint.json").read_text())["domains"]["Task02_Heart"]
+    domain = domains_of(tmp_path / "out")["Task02_Heart"]
     seen = np.array([case["spacing"] for case in domain["cases"] if case["split"] != "test"])
     assert len(seen) == 2
     assert domain["spacing_median"] == pytest.approx(np.median(seen, axis=0).tolist())
@@ -70,17 +71,17 @@ def test_the_median_spacing_is_taken_per_axis(tmp_path: Path) -> None:
 
 
 def test_items_load_with_their_channel_and_labels_merge(src: Path) -> None:
-    fingerprint, datalist = prepare(src)
-    label_map = {name: domain["label_map"] for name, domain in fingerprint["domains"].items()}
+    domains, datalist = prepare(src)
+    label_map = {name: domain["label_map"] for name, domain in domains.items()}
     for item in datalist["training"]:
         loaded = MergeLabelsd("label", label_map)(LoadVolumed()(item))
-        classes = fingerprint["domains"][item["domain"]]["classes"]
+        classes = domains[item["domain"]]["classes"]
         assert loaded["label"].unique().tolist() == sorted(map(int, classes))
         assert (float(loaded["image"].mean()) > 1000) == (item["domain"] == "Task01_BrainTumour")
 
 
 def test_domains_that_share_scans_share_the_split(src: Path) -> None:
-    domains = prepare(src)[0]["domains"]
+    domains = prepare(src)[0]
     splits = [{case["sha256"]: case["split"] for case in domains[name]["cases"]} for name in list(domains)[1:]]
     assert splits[0] == splits[1]
     assert sorted(splits[0].values()) == ["test", "training", "training", "training"]
@@ -96,15 +97,15 @@ def test_the_same_seed_gives_the_same_split_and_another_seed_another(src: Path) 
     ("wanted", "names"), [("liver", ["Task03_Liver"]), (2, ["Task01_BrainTumour", "Task03_Liver"])]
 )
 def test_a_part_of_the_domains_is_prepared(src: Path, wanted: Any, names: list[str]) -> None:
-    fingerprint, datalist = prepare(src, domains=wanted)
-    assert list(fingerprint["domains"]) == names
+    domains, datalist = prepare(src, domains=wanted)
+    assert list(domains) == names
     assert {item["domain"] for item in datalist["training"]} == set(names)
 
 
 def test_folders_are_recognized_by_title_and_others_are_domains_of_their_own(tmp_path: Path) -> None:
     write_domain(tmp_path / "msd" / "a", title="Hippocampus")
     write_domain(tmp_path / "msd" / "kidneys", channels=("CT",), seed=3)
-    domains = prepare(tmp_path / "msd")[0]["domains"]
+    domains = prepare(tmp_path / "msd")[0]
     assert [(name, domain["organ"]) for name, domain in domains.items()] == [
         ("a", "hippocampus"),
         ("kidneys", "kidneys"),
@@ -114,7 +115,7 @@ def test_folders_are_recognized_by_title_and_others_are_domains_of_their_own(tmp
 
 
 def test_a_single_domains_folder_may_be_given(src: Path) -> None:
-    assert list(prepare(src / "Task09_Spleen")[0]["domains"]) == ["Task09_Spleen"]
+    assert list(prepare(src / "Task09_Spleen")[0]) == ["Task09_Spleen"]
 
 
 def test_a_line_of_json_adds_a_domain_and_takes_in_a_task_that_is_left_out(src: Path) -> None:
@@ -125,7 +126,7 @@ def test_a_line_of_json_adds_a_domain_and_takes_in_a_task_that_is_left_out(src: 
         "Task09_Spleen": {"intensity_range": [-100, 200]},
     }
     (src / "domains.json").write_text(json.dumps(lines))
-    domains = prepare(src)[0]["domains"]
+    domains = prepare(src)[0]
     expected = ["Task01_BrainTumour", "Task03_Liver", "Task09_Spleen", "MyKidneys", "Task06_Lung"]
     assert list(domains) == expected
     kidneys = domains["MyKidneys"]
@@ -198,19 +199,19 @@ def test_prepared_data_gives_items_with_domain_of_chosen_domains_and_shares(src:
         return PreparedData("3dseg8", str(src), str(tmp_path / "run"), **options)
 
     whole = data()
-    assert {item["domain"] for item in whole.items("training")} == set(whole.fingerprint["domains"])
+    assert {item["domain"] for item in whole.items("training")} == set(whole.domains)
     assert len(whole.training) == 9
-    assert {item["domain"] for item in whole.validation} == set(whole.fingerprint["domains"])
+    assert {item["domain"] for item in whole.validation} == set(whole.domains)
     assert whole.per_domain("channel") == {"Task01_BrainTumour": 1, "Task03_Liver": 0, "Task09_Spleen": 0}
     part = data(share=0.4)
-    assert [item["domain"] for item in part.training] == list(whole.fingerprint["domains"])
+    assert [item["domain"] for item in part.training] == list(whole.domains)
     assert all(item in whole.training for item in part.training)
     assert part.test == whole.test
     assert part.identity != whole.identity
     two = data(domains=2)
-    assert list(two.fingerprint["domains"]) == ["Task01_BrainTumour", "Task03_Liver"]
-    assert {item["domain"] for item in two.test} == set(two.fingerprint["domains"])
-    with pytest.raises(InputError, match="fingerprint.json' has no 'hu_window' of domain 'Task01_BrainTumour'"):
+    assert list(two.domains) == ["Task01_BrainTumour", "Task03_Liver"]
+    assert {item["domain"] for item in two.test} == set(two.domains)
+    with pytest.raises(InputError, match="facts.json' has no 'hu_window' of domain 'Task01_BrainTumour'"):
         whole.per_domain("hu_window")
 
 
@@ -227,7 +228,7 @@ def test_the_verb_writes_into_the_output_and_leaves_the_source_alone(src: Path, 
     before = sorted(src.rglob("*"))
     assert main(["prepare", "3dseg8", str(src), "--domains", "liver,brain", "--output", str(tmp_path / "out")]) == 0
     assert "out" in capsys.readouterr().out
-    assert len(json.loads((tmp_path / "out" / "fingerprint.json").read_text())["domains"]) == 2
+    assert len(domains_of(tmp_path / "out")) == 2
     assert sorted(src.rglob("*")) == before
 
 
@@ -250,7 +251,7 @@ def test_mistakes_of_the_verb_are_one_line(src: Path, words: list[str], message:
 def test_the_verb_prepares_lits_with_a_window(src: Path, tmp_path: Path) -> None:
     words = ["prepare", "lits", str(src / "Task03_Liver"), "--output", str(tmp_path / "out"), "--hu_window=-100,200"]
     assert main(words) == 0
-    domain = json.loads((tmp_path / "out" / "fingerprint.json").read_text())["domains"]["Task03_Liver"]
+    domain = domains_of(tmp_path / "out")["Task03_Liver"]
     assert domain["hu_window"] == [-100, 200]
 
 

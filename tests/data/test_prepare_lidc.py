@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from lidc_files import Chest, drawn
+from prepared_folders import domain_of
 
 from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.io.files import read_json
@@ -36,7 +37,7 @@ def test_one_command_makes_a_datalist_of_two_classes_by_patient(
     assert sorted(item["label"] for item in items["test"]) == [0, 1]
     for item in items["training"] + items["test"]:
         assert Path(item["image"]).parent == output / "images" and Path(item["mask"]).parent == output / "masks"
-    (domain,) = read_json(output / "fingerprint.json")["domains"].values()
+    domain = domain_of(output)
     assert {case["subject"] for case in domain["cases"]} == {f"LIDC-IDRI-000{n}" for n in (1, 2, 3, 4)}
     assert (domain["tied"], domain["spacing_median"], domain["cube_mm"]) == (1, [1, 1, 1], CUBE_MM)
 

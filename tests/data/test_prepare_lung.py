@@ -9,20 +9,14 @@ import numpy as np
 import pytest
 from lung_folders import save, write_decathlon, write_totalsegmentator, write_visceral
 from monai.data import load_decathlon_datalist
+from prepared_folders import domain_of
 
-from med3d_ext.data.leakage import seen_cases
 from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.errors import FaultyCases, InputError
-from med3d_ext.io.files import read_json
 from med3d_ext.tools.layouts.prepare import prepare
 from med3d_ext.tools.layouts.prepare_lung import prepare_lung
 
 WRITERS = {"decathlon": write_decathlon, "visceral": write_visceral, "totalsegmentator": write_totalsegmentator}
-
-
-def domain_of(folder):
-    (domain,) = read_json(folder / "fingerprint.json")["domains"].values()
-    return domain
 
 
 def names(items) -> set[str]:
@@ -119,13 +113,6 @@ def test_a_second_fold_reads_no_voxel(tmp_path, monkeypatch):
     PreparedData("lung", str(root), str(tmp_path / "run"), options={**options, "fold": 1})
 
 
-def test_the_test_fold_does_not_count_as_seen(tmp_path):
-    prepare_lung(write_decathlon(tmp_path / "Lung"), tmp_path / "out", folds=4, fold=2)
-    seen = seen_cases(tmp_path / "out" / "fingerprint.json")
-    (test,) = read_json(tmp_path / "out" / "datalist.json")["test"]
-    assert len(seen) == 3 and test["sha256"] not in seen
-
-
 def test_the_verb_takes_the_options_of_its_kind_alone(tmp_path):
     root = write_decathlon(tmp_path / "Lung")
     said = prepare("lung", str(root), output=str(tmp_path / "out"), num_classes=3, folds=2, fold=1)
@@ -166,7 +153,7 @@ def test_a_damaged_mask_is_named_and_no_list_is_written(layout, tmp_path):
     with pytest.raises(InputError, match="cannot be read") as error:
         prepare_lung(root, tmp_path / "out")
     assert str(path) in str(error.value)
-    assert not [name for name in ("datalist.json", "fingerprint.json") if (tmp_path / "out" / name).exists()]
+    assert not [name for name in ("datalist.json", "facts.json") if (tmp_path / "out" / name).exists()]
 
 
 @pytest.mark.parametrize(
@@ -221,5 +208,5 @@ def test_every_faulty_case_is_named_and_left_out_where_that_is_asked(tmp_path, c
     assert not (tmp_path / "out" / "datalist.json").exists()
     prepare_lung(root, tmp_path / "out", skip_bad=True)
     assert all(f"left out: {line}" in caplog.messages for line in lines[:-1])
-    facts = next(iter(read_json(tmp_path / "out" / "fingerprint.json")["domains"].values()))
+    facts = domain_of(tmp_path / "out")
     assert sorted(case["image"].split("/")[-2] for case in facts["cases"]) == ["s0003", "s0004", "s0005"]

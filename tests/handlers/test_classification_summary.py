@@ -47,6 +47,10 @@ def evaluate(data: PreparedData, folder, items: list[dict] | None = None, handle
     return handler
 
 
+def cases_of(data: PreparedData) -> list[dict]:
+    return next(iter(data.cases.values()))
+
+
 def read(folder) -> tuple[list[dict], dict]:
     with open(folder / "cases.csv", newline="") as file:
         return list(csv.DictReader(file)), json.loads((folder / "summary.json").read_text())
@@ -74,7 +78,7 @@ def test_the_size_only_baseline_is_fitted_on_the_other_cases_and_judged_on_the_s
     evaluate(data, tmp_path / "out")
     summary = read(tmp_path / "out")[1]
     (figures,) = summary["domains"].values()
-    volumes = {case["sha256"]: mask_volume(case) for case in data.domain["cases"]}
+    volumes = {case["sha256"]: mask_volume(case) for case in cases_of(data)}
     labels = np.array([item["label"] for item in data.test])
     sizes = np.array([volumes[item["sha256"]] for item in data.test])
     assert figures["size_only_auc"]["mean"] == pytest.approx(float(auc(labels, sizes)), abs=1e-4)
@@ -86,19 +90,19 @@ def test_the_size_only_baseline_is_fitted_on_the_other_cases_and_judged_on_the_s
 
 def test_cases_without_a_mask_are_not_counted_in_the_baseline(data, tmp_path):
     rows = [{"sha256": item["sha256"], "label": item["label"]} for item in data.test]
-    for case in data.domain["cases"]:
+    for case in cases_of(data):
         if case["sha256"] == rows[0]["sha256"]:
             case["labels"] = {}
-    (domain,) = data.fingerprint["domains"]
+    (domain,) = data.domains
     assert len(size_only(rows, domain, data)[0]) == 9
-    for case in data.domain["cases"]:
+    for case in cases_of(data):
         case["labels"] = {}
     assert size_only(rows, domain, data) == ([], None)
     assert size_only(rows, "another", data) == ([], None) == size_only(rows, domain, None)
 
 
 def test_without_masks_there_is_no_baseline_and_all_else_is_written(data, tmp_path):
-    for case in data.domain["cases"]:
+    for case in cases_of(data):
         case["labels"] = {}
     evaluate(data, tmp_path / "out")
     summary = read(tmp_path / "out")[1]

@@ -13,7 +13,7 @@ from med3d_ext.errors import InputError
 from med3d_ext.handlers import manifest
 from med3d_ext.handlers.manifest import RunManifest
 
-FINGERPRINT = {"domains": {"liver": {"cases": [{"image": "a.nii.gz", "sha256": "12ab", "shape": [1, 2, 3]}]}}}
+DATA = SimpleNamespace(cases={"liver": [{"image": "a.nii.gz", "sha256": "12ab", "shape": [1, 2, 3]}]})
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def test_a_completed_run_says_what_was_run_and_how_it_went(new_training, folder,
     (folder / "train.json").write_text(json.dumps({"epochs": 4, "dataset_dir": f"{folder}/data", "lr": 1}))
     program = os.path.join("monai", "bundle", "__main__.py")
     monkeypatch.setattr(sys, "argv", [program, "run", "--config_file", f"{folder}/train.json", "--epochs", "2"])
-    new_training("ckpt", epochs=2, handlers=with_manifest(data=FINGERPRINT, seed=5)).trainer.run()
+    new_training("ckpt", epochs=2, handlers=with_manifest(data=DATA, seed=5)).trainer.run()
     record = read()
     assert record["status"] == "completed"
     assert record["command"] == "python -m monai.bundle run --config_file train.json --epochs 2"
@@ -114,10 +114,8 @@ def test_a_broken_record_is_replaced(new_training, folder):
     assert read()["earlier"] == []
 
 
-@pytest.mark.parametrize("kind", ["path", "object"])
-def test_the_data_may_be_a_file_or_an_object_with_a_fingerprint(new_training, folder, kind):
-    (folder / "fingerprint.json").write_text(json.dumps(FINGERPRINT))
-    data = "fingerprint.json" if kind == "path" else SimpleNamespace(fingerprint=FINGERPRINT)
+def test_the_data_may_be_what_older_configs_give(new_training):
+    data = {"domains": {name: {"cases": cases} for name, cases in DATA.cases.items()}}
     new_training("ckpt", epochs=1, handlers=with_manifest(data=data)).trainer.run()
     assert read()["data"] == {"liver": {"a.nii.gz": "12ab"}}
 

@@ -10,8 +10,9 @@ import pytest
 from monai.transforms import Compose
 
 from med3d_ext.data import SeededDataset
+from med3d_ext.data.prepared_files import absent_classes
 from med3d_ext.handlers import SanitySheet
-from med3d_ext.handlers.sanity import case_oddities, choose, missing_classes, picture_oddities
+from med3d_ext.handlers.sanity import case_oddities, choose, picture_oddities
 from med3d_ext.transforms import LoadVolumed
 
 CASE = {
@@ -50,16 +51,14 @@ def test_values_of_mr_are_not_held_against_hounsfield():
 
 
 def test_a_class_that_no_training_case_holds_is_named_after_its_label_map():
-    domain = {
-        "classes": {"0": "background", "1": "liver", "2": "tumor"},
-        "label_map": {"0": 0, "3": 1, "255": 2},
-        "cases": [{"split": "training", "labels": {"0": 1, "3": 1}}, {"split": "test", "labels": {"255": 1}}],
-    }
-    assert list(missing_classes("Liver", domain)) == [
-        "Liver: no training case holds the class 'tumor', which cannot be learned"
+    domain = {"classes": {"0": "background", "1": "liver", "2": "tumor"}, "label_map": {"0": 0, "3": 1, "255": 2}}
+    one = {"split": "training", "label": "one.nii", "labels": {"0": 1, "3": 1}}
+    other = {"split": "test", "label": "other.nii", "labels": {"255": 1}}
+    assert list(absent_classes(domain, [one, other])) == [
+        "no training case holds the class 2 (tumor), test cases do: it cannot be learned"
     ]
-    domain["cases"][0]["labels"]["255"] = 1
-    assert list(missing_classes("Liver", domain)) == []
+    one["labels"]["255"] = 1
+    assert list(absent_classes(domain, [one, other])) == []
 
 
 def test_a_label_in_the_air_is_odd_and_one_in_the_body_is_not():
@@ -82,9 +81,10 @@ def test_the_sheet_of_a_folder_names_what_is_odd_and_changes_no_random_draw(live
     root = liver_folder(cases=3)
     paths = [(str(root / f"imagesTr/liver_{n}.nii.gz"), str(root / f"labelsTr/liver_{n}.nii.gz")) for n in range(3)]
     items = [{"image": image, "label": label, "domain": "Liver"} for image, label in paths]
-    cases = [{**CASE, "image": image} for image, _ in paths]
+    cases = [{**CASE, "image": image, "label": label, "split": "training"} for image, label in paths]
     cases[1]["target_box"] = [[0, 2, 2], [12, 12, 12]]
-    data = SimpleNamespace(fingerprint={"domains": {"Liver": {**CT, "cases": cases}}})
+    facts = {**CT, "classes": {"0": "background", "1": "liver"}}
+    data = SimpleNamespace(domains={"Liver": facts}, cases={"Liver": cases})
     dataset = SeededDataset(items, Compose([LoadVolumed()]), str(tmp_path / "cache"))
     before = np.random.get_state()[1].copy()  # noqa: NPY002
     SanitySheet(str(tmp_path / "o"), dataset, data).write(None)

@@ -135,7 +135,7 @@ def weights(tmp_path):
     cases["test"] = [{"image": "z.nii", "sha256": "c"}]
     classes = {"classes": {"0": "background", "1": "liver", "2": "tumor"}}
     (tmp_path / "card.json").write_text(json.dumps({"cases": cases}))
-    (tmp_path / "fingerprint.json").write_text(json.dumps({"domains": {"Liver": classes}}))
+    (tmp_path / "facts.json").write_text(json.dumps({"domains": {"Liver": classes}}))
     return tmp_path / "model.pt"
 
 
@@ -144,7 +144,7 @@ class Data:
 
     def __init__(self, *names: str, domain: str = "Liver") -> None:
         classes = {str(number): name for number, name in enumerate(("background", *names))}
-        self.fingerprint = {"domains": {domain: {"classes": classes}}}
+        self.domains = {domain: {"classes": classes}}
 
 
 class Named(Dataset):

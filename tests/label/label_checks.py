@@ -117,12 +117,12 @@ def test_a_batch_labels_the_images_without_label(served):
 def test_a_training_gives_new_weights_that_are_served(served):
     models = served.bundle / "models"
     before = torch.load(models / "model.pt", weights_only=True)
-    facts = json.loads((models / "fingerprint.json").read_text())["domains"]
+    facts = json.loads((models / "facts.json").read_text())["domains"]
     details = served.server.train(served.name, max_epochs=1)
     assert not any("Traceback" in line for line in details)
     after = torch.load(models / "model.pt", weights_only=True)
     assert any(not torch.equal(before[name], after[name]) for name in before)
-    check_facts(facts, json.loads((models / "fingerprint.json").read_text())["domains"])
+    check_facts(facts, json.loads((models / "facts.json").read_text())["domains"])
     seen = json.loads((models / "card.json").read_text())["cases"]["training"]
     assert all(len(case["sha256"]) == 64 for case in seen)
     assert {path.name for path in served.studies[:LABELLED]} <= {case["image"] for case in seen}

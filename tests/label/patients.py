@@ -34,7 +34,7 @@ def train(bundle: Path, data: Path, folder: Path, *options: str) -> None:
     folders = ("--output_dir", folder / "eval", "--ckpt_dir", folder / "models")
     run_bundle(bundle, "train", "--dataset_dir", data, "--epochs", 1, "--init", "scratch", *folders, *options)
     (bundle / "models").mkdir()
-    for name in ("model.pt", "fingerprint.json", "card.json"):
+    for name in ("model.pt", "facts.json", "card.json"):
         shutil.copyfile(folder / "models" / name, bundle / "models" / name)
 
 

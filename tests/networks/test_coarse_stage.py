@@ -30,7 +30,7 @@ def trained(tmp_path):
         path.parent.mkdir(parents=True)
         torch.save(network.state_dict(), path)
         domain = {"hu_window": WINDOW, "spatial_size": [48, 40, 16], **facts}
-        path.with_name("fingerprint.json").write_text(json.dumps({"domains": {"Task03_Liver": domain}}))
+        path.with_name("facts.json").write_text(json.dumps({"domains": {"Task03_Liver": domain}}))
         cases = {"training": [{"image": "a.nii", "sha256": "a" * 64}], "validation": [{"image": "b", "sha256": "b"}]}
         if "coarse_size" in facts:
             cases = {**cases, "coarse_training": [{"image": "c", "sha256": "c"}]}
@@ -89,7 +89,7 @@ def test_its_trained_weights_come_before_the_released_ones(trained, tmp_path):
 
 
 @pytest.mark.parametrize("weights", [None, "lits_coarse"])
-def test_without_coarse_weights_the_log_is_loud_and_the_fingerprint_says_so(weights, tmp_path, caplog):
+def test_without_coarse_weights_the_log_is_loud_and_the_facts_say_so(weights, tmp_path, caplog):
     stage = CoarseStage(two_stages(), weights, WINDOW, tmp_path / "lits_fine")
     assert stage.facts == {"coarse_size": None} and stage.seen == {}
     assert "NO COARSE STAGE" in caplog.text and "--coarse_weights PATH" in caplog.text

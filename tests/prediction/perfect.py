@@ -46,7 +46,7 @@ def segmentation_bundles() -> list[Path]:
 
 
 def random_weights(bundle: Path, folder: Path, **facts: Any) -> dict[str, Any]:
-    """Random weights of a bundle's network with a fingerprint beside them, as a training leaves them.
+    """Random weights of a bundle's network with their facts beside them, as a training leaves them.
 
     Returns:
         the options by which ``inference.json`` finds them; and for a cascade a margin that leaves something to cut off.
@@ -62,7 +62,7 @@ def random_weights(bundle: Path, folder: Path, **facts: Any) -> dict[str, Any]:
     }
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(network.state_dict(), folder / "model.pt")
-    (folder / "fingerprint.json").write_text(json.dumps({"domains": domains}))
+    (folder / "facts.json").write_text(json.dumps({"domains": domains}))
     return {"ckpt_dir": str(folder), **({"margin_mm": 2.0} if "margin_mm" in parser.get() else {})}
 
 

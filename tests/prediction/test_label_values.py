@@ -121,7 +121,7 @@ def test_a_labelling_servers_labels_hold_the_networks_own_numbers(tmp_path, monk
     models = tmp_path / "bundle" / "models"
     models.mkdir(parents=True)
     (models / "model.pt").write_bytes(b"")
-    (models / "fingerprint.json").write_text(json.dumps({"domains": {"a": domain}}))
+    (models / "facts.json").write_text(json.dumps({"domains": {"a": domain}}))
     monkeypatch.setenv("MONAI_LABEL_APP_DIR", str(tmp_path))
     data = PreparedData("3dseg8", None, str(tmp_path / "run"), bundle_root=str(tmp_path / "bundle"))
     assert [data.label_map()[str(number)] for number in range(4)] == [0, 1, 2, 3]

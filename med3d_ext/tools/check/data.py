@@ -33,7 +33,7 @@ def check_data(configs: BundleConfigs) -> Iterator[Finding]:
         yield from _check_images(configs, str(dataset_dir))
         return
     data = configs.value("train", "data")
-    for name, facts in data.fingerprint["domains"].items():
+    for name, facts in data.domains.items():
         yield from _check_domain(data, name, facts)
     yield from _check_leakage(configs, data)
 
@@ -77,16 +77,16 @@ def _inference_reader(configs: BundleConfigs) -> LoadVolumed:
 
 
 def _check_domain(data: Any, name: str, facts: Mapping[str, Any]) -> Iterator[Finding]:
-    cases = facts["cases"]
     counts = {split: sum(item["domain"] == name for item in data.items(split)) for split in SPLITS}
-    yield ok("data", f"{name}: {len(cases)} cases, " + ", ".join(f"{n} {split}" for split, n in counts.items()))
+    parts = ", ".join(f"{n} {split}" for split, n in counts.items())
+    yield ok("data", f"{name}: {sum(counts.values())} cases, {parts}")
     if counts["training"] == 0:
         yield error("data", f"{name} has no training case; give more labeled cases.")
     if counts["validation"] == 0:
         yield warning("data", f"{name} is too small for validation cases: the best epoch is chosen on training cases.")
     if counts["test"] == 0:
         yield warning("data", f"{name} has no test case: no evaluation; give more labeled cases.")
-    for sentence in absent_classes(facts):
+    for sentence in absent_classes(facts, data.cases[name]):
         yield warning("data", f"{name}: {sentence}; is it the right data set?")
 
 

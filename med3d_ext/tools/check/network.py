@@ -9,8 +9,8 @@ import torch
 from monai.bundle import verify_net_in_out
 from torch import nn
 
-from med3d_ext.data.fingerprint import weights_domains
 from med3d_ext.errors import InputError
+from med3d_ext.io.facts import weights_domains
 from med3d_ext.tools.check.configs import BundleConfigs, quiet
 from med3d_ext.tools.check.findings import Finding, error, ok, warning
 from med3d_ext.weights.files import fit, read_checkpoint
@@ -43,7 +43,7 @@ def check_shapes(configs: BundleConfigs) -> Iterator[Finding]:
 
 
 def check_weights(configs: BundleConfigs) -> Iterator[Finding]:
-    """What inference would load: names, shapes, finite values, and the fingerprint next to it."""
+    """What inference would load: names, shapes, finite values, and the facts next to it."""
     try:
         with quiet():
             path = find_weights(configs.folder, configs.value("inference", "ckpt_dir"))

@@ -83,10 +83,7 @@ def _volumes(configs: BundleConfigs) -> dict[str, list[int]]:
         return {}
     data = configs.value("train", "data")
     sizes = {
-        case["sha256"]: math.prod(case["shape"])
-        for domain in data.fingerprint["domains"].values()
-        for case in domain["cases"]
-        if "shape" in case
+        case["sha256"]: math.prod(case["shape"]) for cases in data.cases.values() for case in cases if "shape" in case
     }
     splits = {"training": data.training, "validation": data.validation}
     return {name: [sizes.get(item.get("sha256"), 0) for item in items] for name, items in splits.items()}

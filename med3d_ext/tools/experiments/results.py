@@ -54,25 +54,24 @@ def read_result(arm: Arm) -> ArmResult:
     Raises:
         InputError: a file is missing or damaged, or the arm was not evaluated on exactly its data's test cases.
     """
-    path = arm.folder / "models" / "fingerprint.json"
-    domains = read_json(path)["domains"]  # a study's arm holds some of the data's
-    test = [item for item in arm.data.test if item["domain"] in domains]
-    for name, domain in domains.items():
-        found = sorted(case["sha256"] for case in domain["cases"] if case["split"] == "test")
-        if found != sorted(item["sha256"] for item in test if item["domain"] == name):
+    record, card = read_json(arm.folder / RUN), read_json(arm.folder / "models" / "card.json")
+    test = [item for item in arm.data.test if item["domain"] in record["data"]]  # a study's arm may lack domains
+    chosen = {case["sha256"] for split in ("training", "validation") for case in card["cases"].get(split, [])}
+    for item in test:
+        if item["sha256"] in chosen or item["sha256"] not in record["data"][item["domain"]].values():
             raise InputError(
-                f"'{path}' has other test cases of {name} than the experiment's data; remove '{arm.folder}'."
+                f"'{arm.folder}' has other test cases of {item['domain']} than the experiment's data; remove it."
             )
     losses, history = _read_table(arm.folder / "loss.csv"), _read_table(arm.folder / "history.csv")
     history["iteration"] = history["epoch"].map(losses.groupby("epoch")["iteration"].last())
     return ArmResult(
         facts=arm.facts,
         folder=arm.folder,
-        record=read_json(arm.folder / RUN),
+        record=record,
         losses=losses["loss"].to_numpy(),
         history=history,
         cases=_read_cases(arm.folder / "test" / "cases.csv", test),
-        training=read_json(arm.folder / "models" / "card.json")["cases"]["training"],
+        training=card["cases"]["training"],
     )
 
 

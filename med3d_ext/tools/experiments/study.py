@@ -150,7 +150,7 @@ class Study:
         rows = []
         for domain, cases in result.cases.groupby("domain", sort=False):
             described = {name: describe_metric(cases[name]) for name in cases if name.startswith(METRIC)}
-            place = {"domain": domain, "organ": self.data.fingerprint["domains"][domain].get("organ", domain)}
+            place = {"domain": domain, "organ": self.data.domains[domain].get("organ", domain)}
             trained = sum(case["domain"] == domain for case in result.training)
             figures = {name: {key: one[key] for key in ("n", "mean", "interval_95")} for name, one in described.items()}
             rows.append({**result.facts, **place, "training_cases": trained, **figures, **result.effort})
@@ -171,6 +171,6 @@ def _check_network(name: str, _: Any) -> None:
 # What a wrong value would only show hours later, when its arm begins.
 _CHECKS: dict[str, Callable[[Any, PreparedData], Any]] = {
     "share": _check_share,
-    "domains": lambda value, data: choose_domains(data.fingerprint["domains"], value),
+    "domains": lambda value, data: choose_domains(data.domains, value),
     "network_name": _check_network,
 }

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from med3d_ext.data.datalists import Source, existing_file, read_source
-from med3d_ext.data.prepared_files import DATALIST, FINGERPRINT
-from med3d_ext.data.splits import SPLITS
+from med3d_ext.data.prepared_files import DATALIST, read_prepared
 from med3d_ext.errors import Faults, FaultyCases, InputError
-from med3d_ext.io.files import read_json
 from med3d_ext.tools.layouts.lung_labels import LEFT, LUNGS, RIGHT, merge_masks
 
 logger = logging.getLogger("med3d_ext.prepare")
@@ -80,18 +78,15 @@ def _with_modality(source: Source) -> Source:
 
 def _read_prepared(root: Path) -> Source:
     """What ``prepare lung`` has written, for another split or other classes."""
-    domains: dict[str, Any] = read_json(root / FINGERPRINT).get("domains", {})
-    name, domain = next(iter(domains.items()), ("", dict[str, Any]()))
+    found = read_prepared(root)
+    name, domain = next(iter(found.domains.items()))
     if "label_names" not in domain:
         raise InputError(f"'{root}' was not prepared for the lung bundle; give the source folder.")
-    facts = {(case["sha256"], os.path.basename(case["label"])): case for case in domain["cases"]}
-    lists = read_json(root / DATALIST)
     cases = []
-    for item in (item for split in SPLITS for item in lists.get(split, [])):
-        known = facts.get((item["sha256"], os.path.basename(item["label"])), {})
-        kept = {key: known[key] for key in ("modality", "subject", "stratum", "given", "fold") if key in known}
-        files = {key: str(existing_file((root / item[key]).resolve(), root / DATALIST)) for key in ("image", "label")}
-        cases.append({**kept, **files})
+    for case in found.cases[name]:
+        known = {key: case[key] for key in ("modality", "subject", "stratum", "given", "fold") if key in case}
+        files = {key: str(existing_file(Path(case[key]), root / DATALIST)) for key in ("image", "label")}
+        cases.append(known | files)
     return _with_modality(Source(name, {int(k): v for k, v in domain["label_names"].items()}, {0: "image"}, cases))
 
 

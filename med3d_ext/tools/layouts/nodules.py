@@ -13,7 +13,7 @@ from typing import Any
 
 from med3d_ext.data.datalists import Source, existing_file, listed_entries
 from med3d_ext.data.fingerprint import read_voxels
-from med3d_ext.data.prepared_files import FINGERPRINT
+from med3d_ext.data.prepared_files import DATALIST, read_prepared
 from med3d_ext.errors import Faults, FaultyCases, InputError
 from med3d_ext.io.files import read_json, read_table
 
@@ -123,10 +123,11 @@ def _layout(root: Path) -> tuple[dict[int, str], Entries, Reader]:
             root / "dataset.json", content, lambda entry: "malignancy" in entry or "label" in entry
         )
         return _class_names(root, content), iter(entries), _case_of_entry
-    if (root / FINGERPRINT).is_file():
-        domain = next(iter(read_json(root / FINGERPRINT)["domains"].values()))
-        classes = {int(value): str(name) for value, name in domain["classes"].items()}
-        return classes, enumerate(domain["cases"]), _case_of_prepared
+    if (root / DATALIST).is_file():
+        found = read_prepared(root)
+        name, domain = next(iter(found.domains.items()))
+        classes = {int(value): str(title) for value, title in domain["classes"].items()}
+        return classes, enumerate(found.cases[name]), _case_of_prepared
     fault = "is empty" if not any(root.iterdir()) else f"holds neither {TABLE} nor dataset.json"
     raise InputError(f"dataset_dir '{root}' {fault}; give a folder of nodules with a table of their ratings.")
 
@@ -159,7 +160,7 @@ def _case_of_prepared(root: Path, case: dict[str, Any], number: int) -> dict[str
     kept: dict[str, Any] = {key: case[key] for key in facts if key in case}
     for key in ("image", "mask"):
         if key in case:
-            kept[key] = str(existing_file(Path(case[key]), root / FINGERPRINT))
+            kept[key] = str(existing_file(Path(case[key]), root / DATALIST))
     return kept
 
 

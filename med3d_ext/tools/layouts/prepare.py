@@ -1,4 +1,4 @@
-"""``prepare``: a source folder becomes a datalist with a seeded split and a fingerprint."""
+"""``prepare``: a source folder becomes a datalist with a seeded split, and its facts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def prepare_lits(
 
     Args:
         src: the source folder.
-        output: folder for ``datalist.json`` and ``fingerprint.json``.
+        output: folder for ``datalist.json`` and ``facts.json``.
         seed: seed of the split.
         hu_window: intensity window (HU). Defaults to the paper's [-200, 250], narrowed to what the images hold: a CT
             that was cut at -125 HU gives other inputs under [-200, 250] than the same CT uncut.
@@ -102,7 +102,7 @@ def prepare(
     ties: str | None = None,
     skip_bad: bool = False,
 ) -> str:
-    """Turn a source folder into `datalist.json` (with a seeded split) and `fingerprint.json`.
+    """Turn a source folder into `datalist.json` (with a seeded split) and `facts.json`.
 
     Args:
         kind: 3dseg8, lits, lung, nodules or lidc.
@@ -131,7 +131,7 @@ def prepare(
         if name not in inspect.signature(PREPARE[kind]).parameters:
             raise InputError(f"prepare: --{name} is not an option of {kind}; leave it out.")
     folder = prepare_folder(kind, src, output or src, seed, **given)
-    return f"datalist.json and fingerprint.json are in {folder}"
+    return f"datalist.json and facts.json are in {folder}"
 
 
 def _window(text: str) -> list[float]:

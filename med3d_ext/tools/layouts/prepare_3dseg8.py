@@ -1,4 +1,4 @@
-"""``prepare 3dseg8``: the paper's eight domains, any of them, and a user's own, into one datalist and fingerprint."""
+"""``prepare 3dseg8``: the paper's eight domains, any of them, and a user's own, into one datalist."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def prepare_3dseg8(
 
     Args:
         src: the source folder.
-        output: folder for ``datalist.json`` and ``fingerprint.json``.
+        output: folder for ``datalist.json`` and ``facts.json``.
         seed: seed of the split, which is drawn over all domains at once.
         domains: the domains to prepare, see :func:`med3d_ext.data.subsets.choose_domains`. Defaults to None: all.
         domains_file: JSON with a user's domains and settings, see :func:`med3d_ext.data.domains.read_lines`. Defaults

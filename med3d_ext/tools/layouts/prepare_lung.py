@@ -31,7 +31,7 @@ def prepare_lung(
         src: a Decathlon folder, VISCERAL's or TotalSegmentator's data set, see
             :mod:`med3d_ext.tools.layouts.lung_layouts`, or a folder that this has prepared before, for another split or
             other classes.
-        output: folder for ``datalist.json`` and ``fingerprint.json``, and for ``labels/`` where masks are merged.
+        output: folder for ``datalist.json`` and ``facts.json``, and for ``labels/`` where masks are merged.
         seed: seed of the split.
         num_classes: 2 for background and lung, 3 for background, right and left lung.
         folds: number of parts of a cross-validation. Defaults to None: 10 % are test.

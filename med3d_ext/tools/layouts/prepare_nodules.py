@@ -1,4 +1,4 @@
-"""``prepare nodules``: rated nodules become a datalist of two classes, split by patient, with a fingerprint."""
+"""``prepare nodules``: rated nodules become a datalist of two classes, split by patient."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from med3d_ext.data.fingerprint import summarize
-from med3d_ext.data.prepared_files import FINGERPRINT, fingerprint_domain, known_cases, write_prepared
+from med3d_ext.data.prepared_files import fingerprint_domain, known_cases, write_prepared
 from med3d_ext.data.splits import split_cases
 from med3d_ext.errors import InputError
-from med3d_ext.io.files import read_json
+from med3d_ext.io.facts import facts_path, read_facts
 from med3d_ext.tools.layouts.nodules import TABLE, Nodules, read_nodules
 from med3d_ext.tools.lidc.prepare import nodules_folder
 
@@ -38,11 +38,11 @@ def prepare_nodules(
     :func:`med3d_ext.tools.lidc.prepare.read_lidc`.
 
     The split is by patient (else scan, else content of the image) and by class. Where a mask is next to an image, its
-    voxel count goes into the fingerprint: the evaluation's size-only baseline is made of it.
+    voxel count goes into the list: the evaluation's size-only baseline is made of it.
 
     Args:
         src: the source folder, or one that this has prepared before, for another fold or cube.
-        output: folder for ``datalist.json`` and ``fingerprint.json``.
+        output: folder for ``datalist.json`` and ``facts.json``.
         seed: seed of the split.
         folds: test on one of so many equal parts. Defaults to None: on a tenth.
         fold: which part, from 0 on.
@@ -77,9 +77,9 @@ def prepare_nodules(
 
 def _check_ties(src: Path, ties: str) -> None:
     """A prepared folder without its source's table has lost the tied nodules that it left out."""
-    if any((src / name).is_file() for name in (TABLE, "dataset.json")) or not (src / FINGERPRINT).is_file():
+    if any((src / name).is_file() for name in (TABLE, "dataset.json")) or facts_path(src) is None:
         return
-    tied = next(iter(read_json(src / FINGERPRINT)["domains"].values())).get("tied", 0)
+    tied = next(iter(read_facts(src)["domains"].values())).get("tied", 0)
     if tied and ties != "exclude":
         raise InputError(f"'{src}' lacks the {tied} tied nodules of its source; give the source for --ties {ties}.")
 

@@ -11,37 +11,37 @@ import torch
 from torch import Tensor
 
 from med3d_ext.errors import InputError
+from med3d_ext.io.facts import FACTS, facts_path, read_facts, write_facts
 from med3d_ext.io.files import read_json, write_atomically, write_json
 from med3d_ext.weights.files import read_checkpoint
 
 MANTISSA_BITS = 8  # bfloat16 has 7, float16 10; the two that are left out compress away
 PRECISION = f"convolutions rounded to {MANTISSA_BITS} bits of mantissa, all else as trained"
-BESIDE = ("fingerprint.json", "card.json")
+BESIDE = (FACTS, "card.json")
 """What is next to a weights file and belongs to it: what inference reads, and the cases that the weights have seen."""
 
 EARLIEST = (1980, 1, 1, 0, 0, 0)  # a zip knows no earlier time
 
 
 def release(file: str, out: str, *, overwrite: bool = False) -> str:
-    """Write weights as small as the released ones, with their fingerprint.json and card.json next to them.
+    """Write weights as small as the released ones, with their facts.json and card.json next to them.
 
     Args:
-        file: a state dict or a checkpoint that contains one; its fingerprint.json and card.json are next to it.
+        file: a state dict or a checkpoint that contains one; its facts.json and card.json are next to it.
         out: the new file, `.pt`, such as bundles/NAME/weights/model.pt.
         overwrite: replace existing files.
     """
     source = Path(file)
     state, _ = read_checkpoint(source)
-    beside = [name for name in BESIDE if source.with_name(name).is_file()]
+    there = {FACTS: facts_path(source.parent) is not None, "card.json": source.with_name("card.json").is_file()}
+    beside = [name for name in BESIDE if there[name]]
     target = check_target(out, overwrite, beside)
     content = released_bytes(state)
     for name in beside if source.resolve().parent != target.resolve().parent else []:
-        old, new = source.with_name(name), target.with_name(name)
-        if name == "card.json":
-            write_json(new, {**read_json(old), "precision": PRECISION})
+        if name == FACTS:
+            write_facts(target.parent, read_facts(source.parent))
         else:
-            with write_atomically(new) as stream:
-                stream.write(old.read_bytes())
+            write_json(target.with_name(name), {**read_json(source.with_name(name)), "precision": PRECISION})
     with write_atomically(target) as stream:
         stream.write(content)
     lacking = [f"'{source.with_name(name)}' is missing: put it there" for name in BESIDE if name not in beside]

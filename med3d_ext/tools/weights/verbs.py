@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from med3d_ext.data.fingerprint import weights_domains
 from med3d_ext.errors import InputError
+from med3d_ext.io.facts import weights_domains, write_facts
 from med3d_ext.io.files import read_json, write_atomically, write_json
 from med3d_ext.networks.resnet import ResNetEncoder
 from med3d_ext.tools.weights.release import check_target, saved
@@ -72,7 +72,7 @@ def convert(file: str, out: str, *, in_channels: int = 1, overwrite: bool = Fals
 
 
 def join(fine: str, coarse: str, out: str, *, overwrite: bool = False) -> str:
-    """Put the weights of lits_coarse into those of lits_fine and write both as one file, with its fingerprint and card.
+    """Put the weights of lits_coarse into those of lits_fine and write both as one file, with its facts and card.
 
     Tensors that are equal in both networks, as after training the coarse head on the frozen fine encoder, are stored
     once.
@@ -96,8 +96,7 @@ def join(fine: str, coarse: str, out: str, *, overwrite: bool = False) -> str:
     card_path = Path(fine).with_name("card.json")
     card = read_json(card_path) if card_path.is_file() else {}
     own = {name: cases for name, cases in card.get("cases", {}).items() if not name.startswith("coarse_")}
-    facts = {"domains": {name: {**domain, **found.facts} for name, domain in domains.items()}}
-    write_json(target.with_name("fingerprint.json"), facts)
+    write_facts(target.parent, {"domains": {name: {**domain, **found.facts} for name, domain in domains.items()}})
     write_json(target.with_name("card.json"), {**card, "cases": {**own, **found.seen}})
     with write_atomically(target) as file:
         file.write(content)

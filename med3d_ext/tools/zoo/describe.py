@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 
 from med3d_ext.errors import InputError
+from med3d_ext.io.facts import read_facts
 from med3d_ext.io.files import read_json, write_atomically
 from med3d_ext.tools.bundle_folder import find_bundle
 
@@ -28,7 +29,7 @@ def describe(bundle: str, *records: str) -> str:
     between its two `weights` comments: how the weights were trained, and their figures on the test cases.
 
     Args:
-        bundle: a bundle's folder or name; card.json and fingerprint.json are in its weights/.
+        bundle: a bundle's folder or name; card.json and facts.json are in its weights/.
         records: files such as docs/results/NAME.json, the one with `version`, `change` and the test figures first.
     """
     folder = find_bundle(bundle)
@@ -38,7 +39,7 @@ def describe(bundle: str, *records: str) -> str:
             "the first record must hold version, change and test, as docs/results/lits_fine_cascade.json does."
         )
     card = read_json(folder / "weights" / "card.json")
-    domains = read_json(folder / "weights" / "fingerprint.json")["domains"]
+    domains = read_facts(folder / "weights")["domains"]
     metadata = read_json(folder / METADATA)
     first = contents[0]
     metadata["version"] = first["version"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from med3d_ext.errors import InputError
+from med3d_ext.io.facts import FACTS
 from med3d_ext.io.files import read_json
 from med3d_ext.tools.bundle_folder import find_bundle
 from med3d_ext.tools.zoo.describe import METADATA, render
@@ -72,7 +73,7 @@ def publish(
 def _write_release(staged: Path, folder: Path, release: str, url: str | None) -> None:
     """The files of a release, named by bundle and version, since a release may hold several bundles."""
     pack_staged(staged, folder)
-    for name in ("model.pt", "model.safetensors", "card.json", "fingerprint.json"):
+    for name in ("model.pt", "model.safetensors", "card.json", FACTS):
         shutil.copyfile(staged / "models" / name, folder / f"{release}_{name}")
     sums = {path.name: digest(path) for path in sorted(folder.iterdir()) if path.suffix != ".sha256"}
     (folder / "SHA256SUMS").write_text("".join(f"{sha256}  {name}\n" for name, sha256 in sums.items()))

@@ -16,8 +16,9 @@ from torch import Tensor
 
 import med3d_ext
 from med3d_ext.errors import InputError
+from med3d_ext.io.facts import read_facts, write_facts
 from med3d_ext.io.files import read_json, write_json
-from med3d_ext.tools.weights.release import BESIDE, saved
+from med3d_ext.tools.weights.release import saved
 from med3d_ext.tools.zoo.describe import METADATA, forget_figures
 from med3d_ext.weights.files import fit, read_checkpoint, write_state
 
@@ -74,10 +75,11 @@ def stage(bundle: Path, folder: Path, weights: str | None) -> Path:
     else:
         path = _find_weights(bundle, weights)
         state, said = read_checkpoint(path)[0], f"'{path}'"
-        for name in BESIDE:
-            if not path.with_name(name).is_file():
-                raise InputError(f"'{path.with_name(name)}' is missing: it belongs to '{path}'; put it there.")
-            shutil.copyfile(path.with_name(name), staged / "models" / name)
+        card = path.with_name("card.json")
+        if not card.is_file():
+            raise InputError(f"'{card}' is missing: it belongs to '{path}'; put it there.")
+        shutil.copyfile(card, staged / "models" / card.name)
+        write_facts(staged / "models", read_facts(path.parent))
     full = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
     (staged / "models" / "model.pt").write_bytes(saved(full))
     write_state(full, staged / "models" / "model.safetensors")
@@ -105,7 +107,7 @@ def _find_weights(bundle: Path, weights: str | None) -> Path:
 
 
 def _random_weights(staged: Path) -> dict[str, Tensor]:
-    """What a training on phantoms would start from, with the fingerprint and the card that it would write."""
+    """What a training on phantoms would start from, with the facts and the card that it would write."""
     from med3d_ext.tools.phantoms.dataset import phantom_dataset
 
     parser = _parser(staged, "configs/train.json")
@@ -120,7 +122,7 @@ def _random_weights(staged: Path) -> dict[str, Tensor]:
         folders = {"output_dir": f"{scratch}/eval", "ckpt_dir": str(staged / "models"), "dataset_dir": str(data)}
         parser.update({**folders, "init": "scratch", f"{card}::evaluator": None})
         writer = parser.get_parsed_content(card)
-        writer.write_fingerprint(None)
+        writer.write_facts(None)
         writer.write_card(SimpleNamespace(state=SimpleNamespace(epoch=0)))
         state = parser.get_parsed_content("network_def").state_dict()
     path = staged / "models" / "card.json"

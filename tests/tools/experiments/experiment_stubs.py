@@ -113,7 +113,6 @@ class Runner:
         for name in ("model.pt", "training_state.pt"):
             (models / name).write_text("")
         (models / "card.json").write_text(json.dumps({"cases": {"training": data.training}}))
-        (models / "fingerprint.json").write_text(json.dumps(data.fingerprint))
         epochs, length = arguments.get("epochs", TRAIN["epochs"]), len(data.training)
         iterations = epochs * length + self.extra_iterations.get(folder.name, 0)
         values = quality(arguments, np.arange(1, iterations + 1))
@@ -133,6 +132,7 @@ class Runner:
             "iterations": iterations,
             "duration_seconds": 1.5,
             "earlier": [],
+            "data": {name: {case["image"]: case["sha256"] for case in cases} for name, cases in data.cases.items()},
         }
         best = {score: values[-1], "epoch": epochs}
         (folder / "run.json").write_text(json.dumps({**run, "device": {"type": "cpu"}, "best": best}))

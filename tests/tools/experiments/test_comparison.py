@@ -293,7 +293,7 @@ def test_an_evaluation_may_group_its_cases_otherwise_than_the_data(make, tmp_pat
 
 def test_other_test_cases_than_the_datas_are_refused(make, tmp_path) -> None:
     make(seeds=[0]).run()
-    path = tmp_path / "out" / "arms" / "med3d_seed0" / "models" / "fingerprint.json"
+    path = tmp_path / "out" / "arms" / "med3d_seed0" / "run.json"
     path.write_text(path.read_text().replace("hash17", "another"))
     with pytest.raises(InputError, match="has other test cases of liver"):
         make(seeds=[0]).run()

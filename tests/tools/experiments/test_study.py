@@ -212,7 +212,7 @@ def test_what_is_done_is_written_before_a_later_arm_fails(make, runner, tmp_path
 def test_other_test_cases_than_the_studys_are_refused(make, runner, tmp_path) -> None:
     study = make(values=(1.0,))
     study.run()
-    path = tmp_path / "eval" / "share" / "share_1.0_seed0" / "models" / "fingerprint.json"
+    path = tmp_path / "eval" / "share" / "share_1.0_seed0" / "run.json"
     path.write_text(path.read_text().replace('"Mine1"', '"another"'))
     with pytest.raises(InputError, match="other test cases of Mine"):
         study.run()

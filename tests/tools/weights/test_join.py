@@ -19,7 +19,7 @@ def write(path, network, cases, **facts):
     path.parent.mkdir(parents=True)
     torch.save(network.state_dict(), path)
     domain = {"hu_window": WINDOW, "spatial_size": [32, 32, 16], **facts}
-    path.with_name("fingerprint.json").write_text(json.dumps({"domains": {"Task03_Liver": domain}}))
+    path.with_name("facts.json").write_text(json.dumps({"domains": {"Task03_Liver": domain}}))
     path.with_name("card.json").write_text(json.dumps({"network": "resnet10", "cases": cases}))
     return str(path)
 
@@ -80,7 +80,7 @@ def test_a_coarse_network_of_its_own_stays_so(files, tmp_path):
 def test_the_facts_and_the_cases_of_both_lie_beside_it(files, tmp_path):
     fine, other, *_ = files
     join(fine, other, str(tmp_path / "out/model.pt"))
-    domain = json.loads((tmp_path / "out/fingerprint.json").read_text())["domains"]["Task03_Liver"]
+    domain = json.loads((tmp_path / "out/facts.json").read_text())["domains"]["Task03_Liver"]
     assert (domain["coarse_size"], domain["spatial_size"]) == ([64, 64, 32], [32, 32, 16])
     card = json.loads((tmp_path / "out/card.json").read_text())
     assert card["network"] == "resnet10"
@@ -94,7 +94,7 @@ def test_it_is_refused_before_anything_is_written(files, tmp_path):
         join(other, other, out)
     with pytest.raises(InputError, match="out must end with .pt"):
         join(fine, other, out.replace(".pt", ".safetensors"))
-    fingerprint = tmp_path / "coarse/fingerprint.json"
+    fingerprint = tmp_path / "coarse/facts.json"
     fingerprint.write_text(fingerprint.read_text().replace("-125.0", "-200.0"))
     with pytest.raises(InputError, match="was trained with the window"):
         join(fine, other, out)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from med3d_ext.io.facts import read_facts
 from med3d_ext.networks import Segmenter
 from med3d_ext.networks.med3d import TwoStageSegmenter
 from med3d_ext.tools import cli
@@ -20,7 +21,7 @@ def small_network():
 def as_trained(network, folder):
     """Weights as a training leaves them."""
     torch.save(network.state_dict(), folder / "model.pt")
-    (folder / "fingerprint.json").write_text('{"domains": {}}')
+    (folder / "facts.json").write_text('{"domains": {"a": {"classes": {"0": "background"}}}}')
     (folder / "card.json").write_text('{"network": "resnet10"}')
     return folder / "model.pt"
 
@@ -136,9 +137,9 @@ def test_a_view_is_stored_without_the_rest_of_its_storage(tmp_path):
     assert torch.equal(state["y"], whole[::50_000])
 
 
-def test_fingerprint_and_card_come_along_and_the_card_says_what_was_rounded(trained, tmp_path):
+def test_facts_and_card_come_along_and_the_card_says_what_was_rounded(trained, tmp_path):
     release(trained, tmp_path / "new" / "model.pt")
-    assert (tmp_path / "new" / "fingerprint.json").read_bytes() == (trained.parent / "fingerprint.json").read_bytes()
+    assert read_facts(tmp_path / "new") == read_facts(trained.parent)
     card = json.loads((tmp_path / "new" / "card.json").read_text())
     assert card == {
         "network": "resnet10",

@@ -46,7 +46,7 @@ FILES = {
     "docs/data_license.txt": "Generated data.\n",
     "large_files.yml": "large_files: []\n",
     "weights/card.json": json.dumps(CARD),
-    "weights/fingerprint.json": '{"domains": {"x": {}}}',
+    "weights/facts.json": '{"domains": {"x": {}}}',
 }
 
 

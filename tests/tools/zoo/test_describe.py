@@ -51,7 +51,7 @@ def test_the_committed_texts_are_those_that_card_and_records_give(name, tmp_path
 @each_release
 def test_the_records_are_those_of_the_weights_that_are_shipped(name):
     weights = ROOT / "bundles" / name / "weights"
-    card, domains = read(weights / "card.json"), read(weights / "fingerprint.json")["domains"]
+    card, domains = read(weights / "card.json"), read(weights / "facts.json")["domains"]
     first, *_ = records = [read(path) for path in records_of(name)]
     assert (first["seed"], first["epochs"], first["best"]) == (card["seed"], card["epochs"], card["best"])
     assert first["cases_seen"] == {split: len(card["cases"][split]) for split in ("training", "validation")}
@@ -92,7 +92,7 @@ def test_a_readme_without_the_comments_is_refused_and_nothing_is_written(tiny, t
             {"version": "0.3.0", "change": "new", "test": {"domains": {"x": {"val_mean_dice": {"n": 1, "mean": 1}}}}}
         )
     )
-    (tiny / "weights" / "fingerprint.json").write_text('{"domains": {"x": {"spatial_size": [8, 8, 8]}, "y": {}}}')
+    (tiny / "weights" / "facts.json").write_text('{"domains": {"x": {"spatial_size": [8, 8, 8]}, "y": {}}}')
     assert cli.main(["zoo", "describe", str(tiny), str(tmp_path / "record.json")]) == 2
     assert "README.md' lacks the lines '<!-- weights 0: -->'" in capsys.readouterr().err
     assert (tiny / TEXTS[0]).read_bytes() == before

@@ -53,7 +53,7 @@ def test_an_archive_holds_the_bundle_its_weights_and_this_package(tiny, tmp_path
         "docs/data_license.txt",
         "large_files.yml",
         "models/card.json",
-        "models/fingerprint.json",
+        "models/facts.json",
         "models/model.pt",
         "models/model.safetensors",
     }
@@ -244,8 +244,8 @@ def test_missing_weights_and_what_belongs_to_them_are_named(tiny, tmp_path, caps
     assert "--weights must be a file or random, and 'none.pt' is not a file." in refused(
         capsys, tiny, tmp_path / "out", "--weights", "none.pt"
     )
-    (tiny / "weights" / "fingerprint.json").unlink()
-    assert "fingerprint.json' is missing: it belongs to" in refused(capsys, tiny, tmp_path / "out")
+    (tiny / "weights" / "facts.json").unlink()
+    assert "facts.json' is missing: it holds" in refused(capsys, tiny, tmp_path / "out")
     (tiny / "weights" / "model.pt").unlink()
     assert "has neither weights/model.pt nor models/model.pt; train it, or" in refused(capsys, tiny, tmp_path / "out")
     assert "has no med3d_ext.handlers.card.WeightsCard" in refused(
@@ -305,6 +305,6 @@ def test_random_weights_are_called_so_and_have_all_that_inference_reads(tiny, tm
     assert card["weights"] == "random: never trained"
     assert (card["init"], card["epochs"], card["best"]) == ("scratch", 0, None)
     assert card["cases"] == {"training": [], "validation": []}
-    (domain,) = json.loads((models / "fingerprint.json").read_text())["domains"].values()
+    (domain,) = json.loads((models / "facts.json").read_text())["domains"].values()
     assert domain["spatial_size"] == [32, 32, 32]
     assert len(domain["spacing_mean"]) == 3

@@ -42,7 +42,7 @@ def test_a_release_is_a_folder_of_files_with_their_sums(published):
         f"{RELEASE}.zip",
         f"{RELEASE}.zip.sha256",
         f"{RELEASE}_card.json",
-        f"{RELEASE}_fingerprint.json",
+        f"{RELEASE}_facts.json",
         f"{RELEASE}_model.pt",
         f"{RELEASE}_model.safetensors",
     ]

@@ -38,7 +38,7 @@ def test_released_weights_are_the_networks_and_come_with_their_facts(bundle, tmp
     shutil.copytree(bundle / "configs", tmp_path / "configs")
     shutil.copytree(bundle / "weights", tmp_path / "models")
     check_network(tmp_path, "released weights")
-    assert read_json(tmp_path / "models" / "fingerprint.json")["domains"]
+    assert read_json(tmp_path / "models" / "facts.json")["domains"]
     card = read_json(tmp_path / "models" / "card.json")
     assert card["cases"]["training"]
     assert card["precision"]
