@@ -13,10 +13,9 @@ import torch
 from ignite.engine import Events
 
 import med3d_ext
-from med3d_ext.data.fingerprint import sha256
 from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.io.facts import write_facts
-from med3d_ext.io.files import case_name, write_json
+from med3d_ext.io.files import case_name, sha256, write_json
 from med3d_ext.transforms.sampling import size_of
 from med3d_ext.weights.initial import InitialWeights
 from med3d_ext.weights.loading import find_encoder

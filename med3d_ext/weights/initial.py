@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 import med3d_ext
@@ -134,6 +135,29 @@ class InitialWeights:
         if rank() == 0:
             text = self.report.table() if self.report else self.start
             logger.info(f"Initial weights: {text}")
+
+    def on(
+        self, device: str | torch.device, sync_batchnorm: bool = False, channels_last: bool | None = None
+    ) -> nn.Module:
+        """The network on a device.
+
+        Args:
+            device: the device.
+            sync_batchnorm: share the statistics of BatchNorm among the processes of a training on several GPUs.
+            channels_last: keep the weights as cuDNN's fastest kernels want them (``torch.channels_last_3d``); the
+                function is the same. Defaults to None: on a GPU.
+
+        Raises:
+            InputError: ``sync_batchnorm`` without a GPU; torch has none for CPUs.
+        """
+        is_gpu = torch.device(device).type == "cuda"
+        if sync_batchnorm and not is_gpu:
+            raise InputError("sync_batchnorm needs GPUs; leave it out: each process then has statistics of its own.")
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network) if sync_batchnorm else self.network
+        network = network.to(device)
+        if is_gpu if channels_last is None else channels_last:
+            network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        return network
 
     def write_report(self) -> None:
         """Write what the training starts from: the load report, or for whole networks and from scratch a sentence."""

@@ -155,7 +155,7 @@ def test_the_needs_of_a_small_run_are_met(run):
     assert [finding.level for finding in found.values()] == ["ok", "ok", "ok"]
     assert list(found) == ["disk", "RAM", "GPU"]
     assert "the largest volume" in found["RAM"].text
-    assert "cached volumes" in found["disk"].text
+    assert "of volumes '" in found["disk"].text
 
 
 def test_the_weights_on_disk_by_hand(run):

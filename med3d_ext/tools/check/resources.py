@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import torch
 
+from med3d_ext.data.loader import chosen_workers
 from med3d_ext.tools.bundle_folder import Bundle
 from med3d_ext.tools.check.findings import Finding, error, ok, warning
 from med3d_ext.tools.check.memory import inference_bytes, parameter_bytes, state_bytes, training_bytes
@@ -92,16 +93,19 @@ def _disk(bundle: Bundle, volumes: Mapping[str, Sequence[int]], weights: float) 
     folder = Path(bundle.value("train", "output_dir"))
     while not folder.exists():
         folder = folder.parent
-    cache = 3 * sum(volumes.get("training", []))  # float16 images, uint8 labels
+    kept = 3 * sum(volumes.get("training", []))  # float16 images, uint8 labels
     basis = f"weights and training state {_gb(weights)}"
-    basis += f", cached volumes {_gb(cache)}" if volumes else ", the cached volumes are unknown without --dataset_dir"
+    store = _item(bundle, "store")
+    if volumes and store is not None:
+        basis += f"; of {_gb(kept)} of volumes '{store.folder}' keeps up to {_gb(store.limit)}"
     if not os.access(folder, os.W_OK):
         return error("disk", f"'{folder}' cannot be written to; give another --output_dir.")
-    return _compare("disk", cache + weights, shutil.disk_usage(folder).free, basis, f"in '{folder}'")
+    return _compare("disk", weights, shutil.disk_usage(folder).free, basis, f"in '{folder}'")
 
 
 def _training_parts(bundle: Bundle, volumes: Mapping[str, Sequence[int]], step: float) -> dict[str, float]:
-    workers = 1 + int(_item(bundle, "num_workers") or 0)
+    given = _item(bundle, "num_workers")
+    workers = 1 + int(chosen_workers(bundle.value("train", "device")) if given is None else given)
     loading = workers * VOLUMES_WHILE_LOADING * 4 * max(volumes.get("training", []), default=0)
     kept = len(volumes.get("validation", [])) * 2 * 4 * math.prod(training_shape(bundle)[2:])
     python = workers * psutil.Process().memory_info().rss

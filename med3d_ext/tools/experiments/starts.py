@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from med3d_ext.data.fingerprint import sha256
 from med3d_ext.data.leakage import seen_cases
 from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.errors import InputError
-from med3d_ext.io.files import case_name
+from med3d_ext.io.files import case_name, sha256
 from med3d_ext.run.overrides import split_id
 from med3d_ext.tools.bundle_folder import Bundle
 from med3d_ext.tools.experiments.engine import CACHE

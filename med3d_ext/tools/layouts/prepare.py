@@ -17,6 +17,7 @@ from med3d_ext.data.prepared_files import fingerprint_domain, known_cases, left_
 from med3d_ext.data.splits import split_cases
 from med3d_ext.errors import Faults, InputError
 from med3d_ext.io.files import hold
+from med3d_ext.io.store import Store, used
 from med3d_ext.tools.layouts.prepare_3dseg8 import prepare_3dseg8
 from med3d_ext.tools.layouts.prepare_lung import prepare_lung
 from med3d_ext.tools.layouts.prepare_nodules import prepare_nodules
@@ -77,7 +78,7 @@ def prepare_folder(kind: str, src: str | os.PathLike, output: str | os.PathLike,
     path = Path(output).expanduser() / LOCK_NAME
     was_there = path.parent.is_dir(), path.exists()
     try:
-        with hold(path):
+        with hold(path), used(Store()):
             return PREPARE[kind](src, output, seed, **options)
     except BaseException:
         with contextlib.suppress(OSError):

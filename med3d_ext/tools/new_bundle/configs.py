@@ -181,7 +181,10 @@ def _two_stages(configs: dict[str, dict[str, Any]], coarse: dict[str, Any], plan
     }
     train["run"].insert(1, "$@coarse::stage.run()")
     parallel = configs["multi_gpu_train"]
-    parallel["coarse::network"] = {**parallel["network"], "module": "$@coarse::initial_weights.network.to(@device)"}
+    parallel["coarse::network"] = {
+        **parallel["network"],
+        "module": "$@coarse::initial_weights.on(@device, @sync_batchnorm)",
+    }
     parallel["coarse::validate::sampler"] = {**parallel["validate::sampler"], "dataset": "@coarse::validate::dataset"}
     parallel["coarse::validate::dataloader::sampler"] = "@coarse::validate::sampler"
 
@@ -243,7 +246,7 @@ def _coarse(template: dict[str, Any], plan: Plan) -> dict[str, Any]:
         "stage": {"_target_": "med3d_ext.engines.FirstStage", "trainer": "@coarse::train::trainer"}
         | {"checkpoint": "@coarse::checkpoint"},
     }
-    section["train"]["dataset"] |= {"data": "@train::dataset::data", "cache_dir": "$@output_dir + '/cache'"}
+    section["train"]["dataset"]["data"] = "@train::dataset::data"
     section["validate"]["dataset"]["data"] = "@validate::dataset::data"
     return section
 

@@ -19,6 +19,7 @@ from med3d_ext.errors import InputError
 from med3d_ext.io.label_maps import SourceValues, smallest_type
 from med3d_ext.run.overrides import split_id
 from med3d_ext.tools.bundle_folder import Bundle
+from med3d_ext.transforms.load import LoadVolumed
 
 # What `predict` itself decides: the images, where results go, and that the evaluator is built for every image anew.
 _OWN = {"bundle_root", "dataset_dir", "output_dir", "dataset"}
@@ -95,6 +96,12 @@ class BundlePredictor:
         finally:
             # The engine and its handlers refer to each other and would keep the volumes until the next collection.
             evaluator.state.batch = evaluator.state.output = None
+
+    def read_with(self, reader: Any) -> None:
+        """Let the bundle take its images from a reader; see :class:`med3d_ext.transforms.LoadVolumed`."""
+        for each in self.transform.transforms:
+            if isinstance(each, LoadVolumed):
+                each.store = reader
 
     @property
     def channel(self) -> int | None:
