@@ -20,6 +20,9 @@ TEMPLATES = {1: "lung_segmentation", 2: "lits_fine"}
 COARSE = "lits_coarse"
 CONFIGS = ("train", "evaluate", "inference", "multi_gpu_train", "multi_gpu_evaluate")
 
+SMALLEST_PART = 0.1
+"""Of the largest coarse component: an organ may be in several pieces, and what is lost to the region is lost."""
+
 COARSE_NETWORK = {
     "network_def::coarse": {
         "_target_": "med3d_ext.networks.SegmentationNetwork",
@@ -163,6 +166,8 @@ def _one_stage(configs: dict[str, dict[str, Any]]) -> None:
 
 def _two_stages(configs: dict[str, dict[str, Any]], coarse: dict[str, Any], plan: Plan) -> None:
     train, evaluate, inference = (configs[name] for name in CONFIGS[:3])
+    for config in (evaluate, inference):
+        config["inferers"]["cascade"]["smallest_part"] = SMALLEST_PART
     for config in (train, inference):
         for name in ("coarse_weights", "hu_window", "widths", "negative_scans", "negatives", "cut_share"):
             config.pop(name, None)
