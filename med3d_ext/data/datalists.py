@@ -72,8 +72,8 @@ def _read_decathlon(root: Path, faults: Faults | None) -> Source:
     cases = []
     found = faults or Faults()
     for where, entry in listed_entries(path, content, is_labelled=lambda entry: "label" in entry):
-        if not isinstance(entry, dict) or "image" not in entry or "label" not in entry:
-            raise InputError(f"{where} has no image with a label; complete it.")
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("image", "label")):
+            raise InputError(f"{where} has no path of an image with that of a label; complete it.")
         with found.caught():
             files = {key: str(existing_file(root / entry[key], path)) for key in ("image", "label")}
             cases.append({**entry, **files})

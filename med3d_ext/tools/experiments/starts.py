@@ -14,7 +14,7 @@ from med3d_ext.data.fingerprint import sha256
 from med3d_ext.data.leakage import seen_cases
 from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.errors import InputError
-from med3d_ext.io.files import case_name
+from med3d_ext.io.files import case_name, read_json
 from med3d_ext.run.overrides import check_overrides, split_id
 from med3d_ext.tools.experiments.engine import CACHE
 from med3d_ext.weights.initial import initial_weights_path
@@ -56,6 +56,7 @@ class BundleConfig:
         for file in (self.train, self.evaluate):
             if not Path(file).is_file():
                 raise InputError(f"bundle '{bundle}' has no '{file}', without which nothing can be compared.")
+            read_json(file)  # MONAI's own error names no file
         self.content = ConfigParser.load_config_file(self.train)
         for option in ("::".join(split_id(name)) for name in options):
             if option in OWN:

@@ -16,6 +16,7 @@ from monai.data import DataLoader, Dataset
 from monai.handlers import CheckpointLoader
 
 from med3d_ext.errors import InputError
+from med3d_ext.io.files import read_json
 from med3d_ext.io.label_maps import SourceValues, smallest_type
 from med3d_ext.run.overrides import check_overrides, split_id
 
@@ -126,9 +127,12 @@ def _parser(bundle: Path, device: str | None, overrides: Mapping[str, Any]) -> C
     file = bundle / "configs" / "inference.json"
     if not file.is_file():
         raise InputError(f"'{bundle}' has no configs/inference.json; it cannot segment.")
+    metadata = file.with_name("metadata.json")
+    for each in (file, metadata):
+        read_json(each)  # MONAI's own error names no file
     parser = ConfigParser()
     parser.read_config(str(file))
-    parser.read_meta(str(bundle / "configs" / "metadata.json"))
+    parser.read_meta(str(metadata))
     for name in overrides:
         if split_id(name)[0] in _OWN:
             raise InputError(
