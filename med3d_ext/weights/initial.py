@@ -43,12 +43,15 @@ logger = logging.getLogger("med3d_ext.weights")
 PRETRAINING = "pretrain_3dseg8"
 
 
-def find_weights(bundle_root: str | os.PathLike, ckpt_dir: str | os.PathLike | None = None) -> Path:
+def find_weights(
+    bundle_root: str | os.PathLike, ckpt_dir: str | os.PathLike | None = None, is_used: bool = True
+) -> Path:
     """The weights that a bundle's inference takes: those of its last training, else the released ones.
 
     Args:
         bundle_root: the bundle's folder.
         ckpt_dir: where its training writes. Defaults to None: ``models`` in the bundle.
+        is_used: whether they will be loaded and must be sound. Defaults to True.
 
     Returns:
         ``models/model.pt``, else ``weights/model.pt``; the log says which.
@@ -61,7 +64,7 @@ def find_weights(bundle_root: str | os.PathLike, ckpt_dir: str | os.PathLike | N
     came = "trained here" if trained.with_name("training_state.pt").is_file() else "they came with the bundle"
     for path, kind in ((trained, came), (released, "released")):
         if path.is_file():
-            broken = not_finite(read_checkpoint(path)[0])
+            broken = not_finite(read_checkpoint(path)[0]) if is_used else []
             if broken:
                 raise InputError(f"'{path}' holds values that are not finite in {broken[0]}; train or fetch it again.")
             logger.info(f"Weights: '{path}' ({kind}).")

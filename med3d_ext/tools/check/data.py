@@ -94,7 +94,9 @@ def _check_leakage(configs: BundleConfigs, data: Any) -> Iterator[Finding]:
     """Whether the weights that an evaluation would take have seen its test cases."""
     try:
         with quiet():
-            card = find_weights(configs.folder, configs.value("train", "ckpt_dir")).with_name("card.json")
+            card = find_weights(configs.folder, configs.value("train", "ckpt_dir"), is_used=False).with_name(
+                "card.json"
+            )
         seen = seen_cases(card)
     except InputError:
         return  # without weights or card there is nothing to compare

@@ -46,7 +46,7 @@ def check_weights(configs: BundleConfigs) -> Iterator[Finding]:
     """What inference would load: names, shapes, finite values, and the facts next to it."""
     try:
         with quiet():
-            path = find_weights(configs.folder, configs.value("inference", "ckpt_dir"))
+            path = find_weights(configs.folder, configs.value("inference", "ckpt_dir"), is_used=False)
     except InputError as fault:
         yield warning("weights", f"no inference yet: {fault}")
         return
