@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from monai.data import MetaTensor
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys
@@ -37,8 +38,8 @@ class TrainingIteration:
     MONAI's own step autocasts on CUDA alone, so ``amp`` does nothing on a CPU. bfloat16 needs no gradient scaler and
     runs on both. Further keyword arguments of a batch (``domain``) reach the network and the loss. What the trainer was
     told holds: ``amp`` (the forward pass in bfloat16 where the device :func:`computes_bfloat16`, the loss always in
-    float32), ``amp_kwargs``, ``accumulation_steps`` (batches whose gradients are summed for one step) and
-    ``optim_set_to_none``.
+    float32), ``amp_kwargs``, ``accumulation_steps`` (batches whose gradients are summed for one step),
+    ``optim_set_to_none``, and ``compile``, which gets tensors without metadata.
 
     Args:
         max_gradient_norm: clip the gradient's norm. Defaults to None.
@@ -50,6 +51,8 @@ class TrainingIteration:
     def __call__(self, engine: SupervisedTrainer, batchdata: dict[str, Any]) -> dict[str, Any]:
         batch = engine.prepare_batch(batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs)
         inputs, targets, args, kwargs = batch if len(batch) == 4 else (*batch, (), {})
+        if getattr(engine, "compile", False):
+            inputs, targets = (each.as_tensor() if isinstance(each, MetaTensor) else each for each in (inputs, targets))
         engine.state.output = {CommonKeys.IMAGE: inputs, CommonKeys.LABEL: targets}
         engine.network.train()
         device = torch.device(engine.state.device)

@@ -61,6 +61,14 @@ def liver_case(seed: int, shape: tuple[int, int, int] = (20, 18, 16)) -> tuple[n
     return image.round().astype(np.int16), label
 
 
+@pytest.fixture(scope="session", autouse=True)
+def store_folder(tmp_path_factory: pytest.TempPathFactory):
+    """Nothing is taken from or left in the user's store."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MED3D_STORE", str(tmp_path_factory.mktemp("store")))
+        yield
+
+
 @pytest.fixture
 def nifti() -> Callable[..., Path]:
     """:func:`save_nifti`."""

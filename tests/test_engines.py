@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from monai.data import DataLoader
+from monai.data import DataLoader, MetaTensor
 from monai.engines import IterationEvents, SupervisedTrainer
 from torch import nn
 
@@ -36,9 +36,12 @@ def train(network: nn.Module, batch_size: int = 2, epochs: int = 2, count: int =
     trainer = SupervisedTrainer(
         device=torch.device("cpu"),
         max_epochs=epochs,
-        train_data_loader=DataLoader(make_items(count), batch_size=batch_size),
         network=network,
-        **{"optim_set_to_none": True, **options},
+        **{
+            "optim_set_to_none": True,
+            "train_data_loader": DataLoader(make_items(count), batch_size=batch_size),
+            **options,
+        },
     )
     torch.manual_seed(5)
     trainer.run()
@@ -207,3 +210,25 @@ def test_the_domains_of_a_batch_become_indices_for_the_network_and_the_loss():
 def test_items_without_a_domain_belong_to_the_first():
     batch = {"image": torch.zeros(2, 1, 4, 4, 4), "label": torch.ones(2, 1, 4, 4, 4)}
     assert DomainBatch(["liver", "heart"])(batch)[3]["domain"].tolist() == [0, 0]
+
+
+def test_a_compiled_network_gets_plain_tensors_and_learns_the_same():
+    seen = []
+
+    class Note(nn.Module):
+        def forward(self, x):
+            seen.append(type(x))
+            return x
+
+    def network():
+        return nn.Sequential(Note(), *make_network())
+
+    items = [{**item, "image": MetaTensor(item["image"])} for item in make_items()]
+    ours, theirs = network(), network()
+    for each, options in (
+        (ours, {"compile": True, "compile_kwargs": {"backend": "eager"}}),
+        (theirs, {"compile": False}),
+    ):
+        train(each, iteration_update=TrainingIteration(), train_data_loader=DataLoader(items, batch_size=2), **options)
+    assert_equal(ours, theirs)
+    assert seen.count(torch.Tensor) == seen.count(MetaTensor) == 6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -85,3 +86,32 @@ def test_no_core_module_imports_a_tool_or_a_library_of_tools_at_its_top(path):
     tools = {name for name in found if name.startswith("med3d_ext.tools")}
     assert path.name == "__main__.py" or not tools
     assert not {name.partition(".")[0] for name in found} & OF_TOOLS
+
+
+def test_help_and_mistakes_load_neither_torch_nor_monai():
+    code = """
+import sys
+from med3d_ext.tools import cli
+assert cli.main(["--help"]) == 0 and cli.main(["predikt"]) == 2
+assert not {"torch", "monai", "numpy"} & sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_predict_imports_nothing_that_no_segmentation_uses_and_leaves_it_to_others(tmp_path):
+    for name in ("mlflow", "clearml", "sklearn", "pandas"):  # as if they were installed
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("OURS = True\n")
+    code = """
+import sys
+from med3d_ext.tools.cli import FOR_OTHERS, VERBS
+predict = VERBS["predict"].load()
+loaded = [name for name in FOR_OTHERS if name in sys.modules]
+assert loaded == [], loaded
+import mlflow, matplotlib.pyplot
+assert mlflow.OURS
+import monai.handlers
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(PACKAGE.parent)])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -4,6 +4,7 @@ from med3d_ext.data.batches import GridBatchSampler
 from med3d_ext.data.branches import branch_classes, class_count
 from med3d_ext.data.dataset import SeededDataset
 from med3d_ext.data.domains import label_values
+from med3d_ext.data.loader import TrainingLoader
 from med3d_ext.data.negatives import scans_without_target
 from med3d_ext.data.nodules_to_classify import NodulesToClassify
 from med3d_ext.data.prepared_data import PreparedData, images_to_segment
@@ -16,6 +17,7 @@ __all__ = [
     "NodulesToClassify",
     "PreparedData",
     "SeededDataset",
+    "TrainingLoader",
     "branch_classes",
     "class_count",
     "images_to_segment",

@@ -1,17 +1,16 @@
-"""Source folders as they come (Decathlon, LiTS, already prepared) read into one list of cases."""
+"""The images of a folder for inference, and what a folder of labelled cases is read into."""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from med3d_ext.data.splits import SPLITS
-from med3d_ext.errors import Faults, FaultyCases, InputError
+from med3d_ext.errors import InputError
 from med3d_ext.io.dicom_files import volumes_of
 from med3d_ext.io.files import SUFFIXES, is_image_name, read_json, stem, told_apart
 from med3d_ext.io.image_files import is_nifti, nifti_header
@@ -26,143 +25,30 @@ _LINK_BYTES = 1024  # a link that was checked out as text is one short line; no 
 
 @dataclass(frozen=True)
 class Source:
-    """One source folder.
+    """One folder of labelled cases, whatever its layout.
 
     Args:
         name: the folder's name; it is the name of the domain.
         classes: label value to class name, background included.
-        modality: channel number to channel name.
-        cases: dictionaries with absolute paths under ``image`` and ``label`` and whatever else the list states.
+        modality: channel number to channel name; empty if nothing names it.
+        cases: dictionaries with absolute paths under ``image`` and ``label`` and whatever else the list states. A list
+            under ``image`` is a file for each channel, see :func:`med3d_ext.tools.layouts.table.one_channel`.
+        title: what the data set calls itself.
+        merge: label value to the label value that it counts as.
+        layout: name of the layout in :mod:`med3d_ext.tools.layouts.table`.
+        channel: the channel to take of each file; None of 3D files.
+        chosen: of a set of several channels, number and name of the one that is taken.
     """
 
     name: str
     classes: dict[int, str]
     modality: dict[int, str]
     cases: list[dict[str, Any]] = field(default_factory=list)
-
-
-def read_source(
-    folder: str | os.PathLike, classes: dict[int, str] | None = None, faults: Faults | None = None
-) -> Source:
-    """Read a folder in the Decathlon's layout (``dataset.json``) or in LiTS's (``volume-*.nii``, ``segmentation-*``).
-
-    Args:
-        folder: the source folder.
-        classes: class names for a folder that states none (LiTS's layout).
-        faults: collects the cases whose files are missing. Defaults to None, which refuses them.
-
-    Raises:
-        InputError: when the folder is missing or empty, has neither layout, or lists a file that does not exist.
-    """
-    root = Path(folder).expanduser()
-    if not root.is_dir():
-        raise InputError(f"dataset_dir '{folder}' is not a folder; give the folder that holds dataset.json.")
-    root = root.resolve()
-    if (root / "dataset.json").is_file():
-        return _read_decathlon(root, faults)
-    if _files(root, "volume-*.nii*"):
-        return _read_lits(root, classes or {0: "background", 1: "liver", 2: "tumor"}, faults)
-    content = "is empty" if not any(root.iterdir()) else "holds neither dataset.json nor volume-*.nii[.gz] files"
-    raise InputError(f"dataset_dir '{folder}' {content}; give a Decathlon folder or the folder of the LiTS volumes.")
-
-
-def _read_decathlon(root: Path, faults: Faults | None) -> Source:
-    path = root / "dataset.json"
-    content = read_json(path)
-    cases = []
-    found = faults or Faults()
-    for where, entry in listed_entries(path, content, is_labelled=lambda entry: "label" in entry):
-        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("image", "label")):
-            raise InputError(f"{where} has no path of an image with that of a label; complete it.")
-        with found.caught():
-            files = {key: str(existing_file(root / entry[key], path)) for key in ("image", "label")}
-            cases.append({**entry, **files})
-    _check_found(found, cases, faults)
-    labels = content.get("labels")
-    if not isinstance(labels, dict) or not labels:
-        raise InputError(f"'{path}' has no 'labels' table; add for example {{'0': 'background', '1': 'liver'}}.")
-    try:
-        classes = {int(value): str(name) for value, name in sorted(labels.items(), key=lambda item: int(item[0]))}
-        modality = {int(channel): str(name) for channel, name in content.get("modality", {"0": "image"}).items()}
-    except (ValueError, AttributeError) as error:
-        raise InputError(
-            f"'{path}' must map numbers to names under 'labels' and 'modality', as {{'1': 'liver'}}; correct them."
-        ) from error
-    return Source(name=root.name, classes=classes, modality=modality, cases=cases)
-
-
-def _check_found(found: Faults, cases: list[dict[str, Any]], faults: Faults | None) -> None:
-    """Refuse missing files here, unless the caller collects them and some case is left."""
-    if found.sentences and (faults is None or not cases):
-        raise FaultyCases(found.sentences, len(found.sentences) + len(cases))
-
-
-def listed_entries(
-    path: Path, content: Mapping[str, Any], is_labelled: Callable[[Mapping[str, Any]], bool]
-) -> list[tuple[str, Any]]:
-    """The entries of a list of cases, each with what a message calls it.
-
-    If the list gives a split, that is a ``validation`` or ``test`` with labels, each entry states where it is under
-    ``given``; images without labels, as the Decathlon's ``test``, are not a split.
-
-    Args:
-        path: the list's file.
-        content: its content.
-        is_labelled: whether an entry has a label.
-
-    Raises:
-        InputError: there is no entry under ``training``, or only some of ``validation`` or ``test`` have a label.
-    """
-    lists: dict[str, list[Any]] = {}
-    for name in SPLITS:
-        entries = content.get(name) or []
-        if not isinstance(entries, list):
-            raise InputError(f"'{name}' of '{path}' must be a list of entries {{'image': ..., 'label': ...}}.")
-        labelled = [isinstance(entry, Mapping) and is_labelled(entry) for entry in entries]
-        if name == "training" or any(labelled):
-            lists[name] = entries
-        if name != "training" and any(labelled) and not all(labelled):
-            raise InputError(
-                f"entry {labelled.index(False)} under '{name}' of '{path}' has no label and others have; complete it, "
-                "or list it elsewhere."
-            )
-    if not lists["training"]:
-        raise InputError(f"'{path}' lists no cases under 'training'; add entries {{'image': ..., 'label': ...}}.")
-    return [
-        (
-            f"entry {number} under '{name}' of '{path}'",
-            {**entry, "given": name} if len(lists) > 1 and isinstance(entry, Mapping) else entry,
-        )
-        for name, entries in lists.items()
-        for number, entry in enumerate(entries)
-    ]
-
-
-def _read_lits(root: Path, classes: dict[int, str], faults: Faults | None) -> Source:
-    cases = []
-    found = faults or Faults()
-    for image in sorted(_files(root, "volume-*.nii*"), key=lambda path: (len(path.name), path.name)):
-        number = image.name.removeprefix("volume-")
-        labels = _files(root, f"segmentation-{number.split('.')[0]}.nii*")
-        if len(labels) > 1:  # several parts may count from 0, each with its labels
-            labels = [label for label in labels if label.parent == image.parent] or labels
-        with found.caught():
-            if not labels:
-                raise InputError(
-                    f"'{image}' has no segmentation-{number} next to it; add the label or remove the volume."
-                )
-            if len(labels) > 1:
-                raise InputError(
-                    f"'{image}' has several labels, '{labels[0]}' and '{labels[1]}'; put its own next to it."
-                )
-            cases.append({"image": str(existing_file(image)), "label": str(existing_file(labels[0]))})
-    _check_found(found, cases, faults)
-    return Source(name=root.name, classes=classes, modality={0: "CT"}, cases=cases)
-
-
-def _files(root: Path, pattern: str) -> list[Path]:
-    """Files in any depth; Kaggle and some unzippers put volume-0.nii into a folder of that name."""
-    return sorted(path for path in root.rglob(pattern) if not path.is_dir())
+    title: str = ""
+    merge: Mapping[int, int] = field(default_factory=dict)
+    layout: str = ""
+    channel: int | None = None
+    chosen: tuple[int, str] | None = None
 
 
 def existing_file(path: Path, listed_in: Path | None = None) -> Path:
@@ -180,7 +66,7 @@ def existing_file(path: Path, listed_in: Path | None = None) -> Path:
     if path.stat().st_size < _LINK_BYTES:
         content = path.read_bytes()
         if content and content.isascii() and b"\0" not in content:
-            target = path.parent / content.decode().strip()
+            target = path.resolve().parent / content.decode().strip()
             if os.path.isfile(target):  # unlike Path.is_file, no error for a text that is not a path at all
                 return target.resolve()
     return path
@@ -244,6 +130,7 @@ def _found(folder: str | os.PathLike, argument: str) -> list[tuple[str, str]]:
         return [(str(existing_file(root)), stem(root))]
     if not root.is_dir():
         raise InputError(f"{argument} '{folder}' does not exist; give a folder of images or one image.")
+    _refuse_channels(root)
     for place in (root / "imagesTs", root / "imagesTr", root / "images"):
         if place.is_dir() and (files := [path for path in sorted(place.iterdir()) if _is_image(path)]):
             return [(_linked(path), stem(path)) for path in files]
@@ -265,6 +152,18 @@ def _found(folder: str | os.PathLike, argument: str) -> list[tuple[str, str]]:
     named = [(_linked(path), path.parent / stem(path)) for path in files]
     named += [(str(path), path.parent / stem(path) if path.is_file() else path) for path in sorted(scans)]
     return [(image, "_".join(path.relative_to(root).parts) or root.resolve().name) for image, path in named]
+
+
+def _refuse_channels(root: Path) -> None:
+    """Of nnU-Net's folders with a file for each channel nothing says here which one the network was trained on."""
+    for path in [root / "dataset.json"] + [root.parent / "dataset.json"] * root.name.startswith("images"):
+        channels = read_json(path).get("channel_names") if path.is_file() else None
+        if isinstance(channels, Mapping) and len(channels) > 1:
+            known = ", ".join(f"{number.zfill(4)}: {name}" for number, name in channels.items())
+            raise InputError(
+                f"'{root}' has a file for each channel ({known}), and the network takes one; give the files of the one "
+                "that it was trained on, as imagesTs/*_0000.nii.gz, or a folder of them."
+            )
 
 
 def _is_image(path: Path) -> bool:

@@ -68,7 +68,7 @@ def recognize(folder: str, title: str = "") -> Domain | None:
     for domain in DOMAINS:
         if task_of(folder) == task_of(domain.folder):
             return domain
-    for text in (folder, title):
+    for text in (re.sub(r"^Dataset\d+_", "", folder), title):  # nnU-Net's Dataset003_Liver
         for domain in DOMAINS:
             if _letters(text) in (domain.organ, _letters(domain.folder.partition("_")[2]), *domain.titles):
                 return domain
@@ -141,26 +141,6 @@ def settings_of(name: str, folder: str, title: str, modality: Mapping[int, str],
     if limits is not None and (len(limits) != 2 or limits[0] >= limits[1]):
         raise InputError(f"intensity_range of domain '{name}' must be [lowest, highest] or null, got {limits}.")
     return domain
-
-
-def channel_number(domain: Domain, modality: Mapping[int, str], channels: int, where: str) -> int:
-    """The number of the domain's channel in files of ``channels`` channels; 0 in 3D files.
-
-    Raises:
-        InputError: when the files have several channels and the domain names none of them.
-    """
-    names = {name.lower(): number for number, name in sorted(modality.items(), reverse=True)}
-    wanted = domain.channel
-    if isinstance(wanted, int) and 0 <= wanted < channels:
-        return wanted
-    if isinstance(wanted, str) and names.get(wanted.lower(), channels) < channels:
-        return names[wanted.lower()]
-    if channels == 1 and not isinstance(wanted, int):
-        return 0
-    known = ", ".join(f"{number}: {name}" for number, name in sorted(modality.items()))
-    raise InputError(
-        f"'{where}' has {channels} channels ({known}) and none is '{wanted}'; name the channel in domains.json."
-    )
 
 
 def merge_classes(classes: Mapping[int, str], merge: Mapping[int, int]) -> tuple[dict[str, str], dict[str, int]]:

@@ -6,7 +6,6 @@ file size, times and inode, so that a second call costs nothing.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,8 @@ import torch
 
 from med3d_ext.errors import Faults, InputError
 from med3d_ext.io import image_files
-from med3d_ext.io.files import file_stamp
+from med3d_ext.io.files import file_stamp, sha256
+from med3d_ext.io.store import store_in_use
 from med3d_ext.transforms.load import LoadVolumed, usable_spacing
 from med3d_ext.transforms.sampling import target_box
 
@@ -58,7 +58,7 @@ def read_voxels(case: dict[str, Any], channel: int | None, spacing: list[float],
         InputError: for every fault that :class:`med3d_ext.transforms.load.LoadVolumed` refuses.
     """
     path = label_map(case)
-    load = LoadVolumed(("image", "label") if path else "image", channel, spacing, foreground)
+    load = LoadVolumed(("image", "label") if path else "image", channel, spacing, foreground, store=store_in_use())
     item = load({"image": case["image"], "label": path})
     voxels = item["image"].numpy()
     return {
@@ -88,19 +88,6 @@ def _percentiles(voxels: np.ndarray) -> np.ndarray:
     flat = voxels.ravel()
     step = max(1, flat.size // 10_000_000)  # a summary for people; the networks' percentiles use every voxel
     return np.percentile(flat[::step], PERCENTILES)
-
-
-def sha256(path: str | os.PathLike) -> str:
-    """Digest of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def repair_spacing(headers: list[dict[str, Any]]) -> list[int]:

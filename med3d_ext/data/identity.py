@@ -7,29 +7,18 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
 from typing import Any
 
 from monai.data.utils import pickle_hashing
 
-from med3d_ext.data.fingerprint import label_map, sha256
+from med3d_ext.data.fingerprint import label_map
 from med3d_ext.errors import InputError
-from med3d_ext.io.files import case_name, file_stamp
+from med3d_ext.io.files import case_name, file_digest
 
 FILES = ("image", "label", "mask")
 """Keys of an item whose values are files; the label of a classification is a number, and its mask may be missing."""
 HASHES = ("sha256", "label_sha256")
 """Keys of an item that state the content of its image and of its label map."""
-
-
-def file_digest(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes, read once by a process as long as the file stays as it is."""
-    return _digest_of(str(path), tuple(file_stamp(path)))
-
-
-@cache
-def _digest_of(path: str, stamp: tuple[int, ...]) -> str:
-    return sha256(path)
 
 
 def stated_files(item: Mapping[str, Any]) -> Iterator[tuple[str, str, str | None]]:

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from med3d_ext.data.datalists import existing_file
-from med3d_ext.data.fingerprint import sha256
 from med3d_ext.data.splits import SPLITS
 from med3d_ext.errors import InputError
 from med3d_ext.io.facts import facts_path, weights_domains
-from med3d_ext.io.files import case_name, read_json
+from med3d_ext.io.files import case_name, read_json, sha256
 
 logger = logging.getLogger("med3d_ext.evaluate")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from med3d_ext.data.datalists import list_images
-from med3d_ext.data.fingerprint import sha256
 from med3d_ext.errors import InputError
+from med3d_ext.io.files import sha256
 
 
 def scans_without_target(folder: str | None, domain: str) -> list[dict[str, Any]]:

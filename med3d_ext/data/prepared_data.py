@@ -29,6 +29,7 @@ from med3d_ext.data.subsets import choose_domains, nested_share
 from med3d_ext.errors import InputError
 from med3d_ext.io.facts import FACTS, read_facts
 from med3d_ext.io.files import hold
+from med3d_ext.io.store import Store, used
 from med3d_ext.weights.labelling import weights_to_continue
 
 logger = logging.getLogger("med3d_ext.prepare")
@@ -53,6 +54,7 @@ class PreparedData:
             weights that it serves and no cases; see :mod:`med3d_ext.weights.labelling`. Defaults to None.
         phantoms: whether generated phantoms stand for data that are not given; False in a bundle for a user's own data.
             Defaults to True.
+        store: where the files that preparation decodes are kept for the training. Defaults to None: nowhere.
 
     Attributes:
         folder: the prepared folder.
@@ -61,7 +63,8 @@ class PreparedData:
         cases: name of each domain in use to all that is known of its cases, see :class:`Prepared`.
 
     Raises:
-        InputError: when there is no source, it is refused, has not these domains, or changed after it was prepared.
+        InputError: when there is no source, it is refused, has not these domains, changed after it was prepared, or
+            holds the store.
     """
 
     def __init__(
@@ -75,8 +78,9 @@ class PreparedData:
         share: float = 1.0,
         bundle_root: str | os.PathLike | None = None,
         phantoms: bool = True,
+        store: Store | None = None,
     ) -> None:
-        self.seed, self.share = seed, share
+        self.seed, self.share, self.store = seed, share, store
         served = weights_to_continue(bundle_root) if dataset_dir is None else None
         if served is not None:
             found = Prepared(served.parent, read_facts(served.parent)["domains"])
@@ -96,6 +100,8 @@ class PreparedData:
 
     def _prepared(self, kind: str, source: Path, output_dir: Path, options: Mapping[str, Any]) -> Prepared:
         """What was prepared by hand, if it is as this run wants it; else the run prepares it for itself."""
+        if self.store is not None and self.store.folder.resolve().is_relative_to(source.resolve()):
+            raise InputError(f"the store '{self.store.folder}' is in the data '{source}'; give another --store_dir.")
         if (source / DATALIST).is_file():
             found = read_prepared(source)
             other = other_option(found.domains, options)
@@ -114,7 +120,8 @@ class PreparedData:
                     "folder, or prepare it again."
                 )
         folder = output_dir / "prepared" / source.resolve().name
-        with hold(folder / LOCK_NAME):  # read inside, and once: another run may prepare the folder again
+        # Read inside, and once: another run may prepare the folder again.
+        with hold(folder / LOCK_NAME), used(self.store):
             _prepare(kind, source, folder, self.seed, options)
             return read_prepared(folder)
 

@@ -296,10 +296,15 @@ def other_option(domains: Mapping[str, Mapping[str, Any]], options: Mapping[str,
     """
     wanted = {name: value for name, value in options.items() if value is not None}
     if "folds" not in wanted and wanted.get("fold") == 0:
-        del wanted["fold"]
+        del wanted["fold"]  # the default, which means nothing alone
     for facts in domains.values():
         stated = {**facts, **facts.get("options", {})}
         for name, value in wanted.items():
-            if name in stated and stated[name] != (list(value) if isinstance(value, tuple) else value):
+            if name in stated and not _agrees(stated[name], list(value) if isinstance(value, tuple) else value):
                 return name, stated[name], value
     return None
+
+
+def _agrees(stated: Any, wanted: Any) -> bool:
+    """Whether an option is what it was; a channel is stated by number and name."""
+    return stated == wanted or (isinstance(stated, list) and str(wanted).lower() in [str(v).lower() for v in stated])

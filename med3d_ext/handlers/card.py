@@ -13,12 +13,12 @@ import torch
 from ignite.engine import Events
 
 import med3d_ext
-from med3d_ext.data.fingerprint import sha256
 from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.io.facts import write_facts
-from med3d_ext.io.files import case_name, write_json
+from med3d_ext.io.files import case_name, sha256, write_json
 from med3d_ext.transforms.sampling import size_of
 from med3d_ext.weights.initial import InitialWeights
+from med3d_ext.weights.loading import find_encoder
 
 
 class WeightsCard:
@@ -59,6 +59,8 @@ class WeightsCard:
         self.ckpt_dir = Path(ckpt_dir)
         self.data = data
         self.dataset = dataset
+        if initial is not None and find_encoder(initial.network) is None:
+            network_name = type(initial.network).__name__  # network_def was replaced by a network of another kind
         self.facts = {"network": network_name, "init": os.path.basename(init), "seed": seed}
         self.spatial_size = spatial_size
         self.evaluator = evaluator

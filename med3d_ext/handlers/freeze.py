@@ -28,9 +28,10 @@ class FreezeEncoder:
     def __init__(self, network: nn.Module, epochs: int, keep_statistics: bool | str = False) -> None:
         if epochs < -1:
             raise ValueError(f"epochs must be -1 (always), 0 (never) or a number of epochs, got {epochs}.")
-        self.encoder = encoder_of(network)
         self.epochs = epochs
         self.keep_statistics = truth("keep_statistics", keep_statistics)
+        # A network of another kind has no encoder, and nothing of it is ever frozen.
+        self.encoder = encoder_of(network) if epochs or self.keep_statistics else nn.Module()
         self._hook: RemovableHandle | None = None
 
     def attach(self, engine: Engine) -> None:

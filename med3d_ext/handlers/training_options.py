@@ -10,9 +10,11 @@ from typing import Any
 MAY_CHANGE = (
     *("epochs", "*::epochs", "*train::trainer::max_epochs"),  # the length
     *("val_interval", "*::interval"),  # how often something is validated or written
+    *("store_dir", "store", "store::*", "*::store"),  # where volumes are kept that were read once
     *("dataset_dir", "negatives", "output_dir", "ckpt_dir", "bundle_root"),  # folders; their content is compared
     *("*::dataset_dir", "*::output_dir", "*::ckpt_dir", "*::bundle_root", "*::cache_dir", "*::log_dir"),
     *("*report_path", "*::num_workers", "num_workers", "*::pin_memory", "*::prefetch_factor", "*::progress"),
+    *("*::checkpointing", "*::non_blocking", "train::trainer::compile", "*::compile_kwargs"),  # how it is computed
     *("device", "*::device", "main_process", "resume", "save_execute_config", "*::_desc_"),
     *("tracking_uri", "experiment_name", "run_name", "is_not_rank0", "validate::additional_metrics::*"),
 )

@@ -28,7 +28,8 @@ Box = tuple[np.ndarray, np.ndarray]
 class CascadeInferer(Inferer):
     """Run ``network.coarse`` on the whole volume, ``network.fine`` on the region of interest that it finds.
 
-    The box around the largest component of the coarse foreground, grown by a margin, is the region of interest. The
+    The box around the largest component of the coarse foreground (or several, see ``smallest_part``), grown by a
+    margin, is the region of interest. The
     fine logits are pasted into a volume whose other voxels are certain background. Two fallbacks, both logged: without
     any coarse foreground the fine network sees the whole volume once; a fine mask within half the margin of a face of
     the region which is no face of the volume moves that face out, by the margin, then twice and four times that, and
@@ -47,6 +48,8 @@ class CascadeInferer(Inferer):
         overlap: share by which they overlap. Defaults to 0.25.
         maximum_growths: how often a region may grow. Defaults to 3.
         minimum_ml: a smaller fine result (ml) counts as nothing, and the label map is empty. Defaults to 0.
+        smallest_part: coarse components of at least this share of the largest are in the region, too, such as a second
+            kidney. Defaults to 1: the largest alone.
         logits_dtype: type of the logits on the volume's grid. Defaults to None, that of the network; ``torch.float16``
             halves the memory of a large volume, and where float32 decides by less than a thousandth it may pick the
             other class.
@@ -66,6 +69,7 @@ class CascadeInferer(Inferer):
         maximum_growths: int = 3,
         minimum_ml: float = 0.0,
         logits_dtype: torch.dtype | None = None,
+        smallest_part: float = 1.0,
     ) -> None:
         self.margin_mm = margin_mm
         self.coarse_size = None if coarse_size is None else tuple(coarse_size)
@@ -73,7 +77,7 @@ class CascadeInferer(Inferer):
         self.maximum_voxels = maximum_voxels
         self.maximum_growths = maximum_growths
         self.minimum_ml = minimum_ml
-        self.logits_dtype = logits_dtype
+        self.logits_dtype, self.smallest_part = logits_dtype, smallest_part
         self.regions: list[tuple[Box, np.ndarray]] = []
         self.sliding_window = SlidingWindowInferer(roi_size, overlap=overlap, mode="gaussian")
 
@@ -150,7 +154,8 @@ class CascadeInferer(Inferer):
             logger.warning("There is no trained coarse network: the fine network runs once on the whole volume.")
             return None
         logits = coarse(resized(volume, self.coarse_size))
-        found = region_of_interest(foreground(logits), (1.0, 1.0, 1.0), 0.0)  # connected on the coarse grid: quick
+        # Connected on the coarse grid: quick.
+        found = region_of_interest(foreground(logits), (1.0, 1.0, 1.0), 0.0, self.smallest_part)
         if found is None:
             logger.warning("The coarse network found nothing: the fine network runs once on the whole volume.")
             return None

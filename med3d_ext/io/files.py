@@ -15,12 +15,14 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
 from med3d_ext.errors import InputError
+from med3d_ext.io.image_files import detached
 
 logger = logging.getLogger(__name__)
 
@@ -135,9 +137,32 @@ def case_name(path: str | os.PathLike) -> str:
 
 
 def file_stamp(path: str | os.PathLike) -> list[int]:
-    """Size, times (ns) and inode of a file: they change with its content, also if a copy kept the time of writing."""
-    status = os.stat(path)
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+    """Size, times (ns) and inode of a file: they change with its content, also if a copy kept the time of writing.
+
+    Of an image whose voxels are in a file of their own, those of both.
+    """
+    found = [os.stat(part) for part in (path, *detached(path))]
+    return [number for each in found for number in (each.st_size, each.st_mtime_ns, each.st_ctime_ns, each.st_ino)]
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Digest of a file's bytes; of an image whose voxels are in a file of their own, of both."""
+    digest = hashlib.sha256()
+    for part in (path, *detached(path)):
+        with open(part, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def file_digest(path: str | os.PathLike) -> str:
+    """:func:`sha256` of a file, read once by a process as long as the file stays as it is."""
+    return _digest_of(str(path), tuple(file_stamp(path)))
+
+
+@cache
+def _digest_of(path: str, stamp: tuple[int, ...]) -> str:
+    return sha256(path)
 
 
 def is_image_name(name: str | os.PathLike) -> bool:

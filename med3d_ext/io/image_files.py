@@ -26,6 +26,7 @@ from monai.data.utils import affine_to_spacing, correct_nifti_header_if_necessar
 from med3d_ext.errors import InputError
 
 _PAIR = (".hdr", ".img")
+_WITH_PARTS = (".nrrd", ".nhdr", ".mha", ".mhd")
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _GZIP = b"\x1f\x8b"
 _CHUNK = 1 << 16  # of zeros, a chunk becomes a thousand times as large
@@ -77,6 +78,27 @@ def is_dicom(path: str | os.PathLike) -> bool:
         bytes((number, 0)) for number in (0, 1, 2, 5, 6, 8, 0x12, 0x16)
     }
     return is_first and (length == b"\0\0" or (kind.isalpha() and kind.isupper()))
+
+
+def is_dicom_input(path: str | os.PathLike) -> bool:
+    """Whether an input is DICOM: the folder of a series, or a file of frames."""
+    return os.path.isdir(path) or (os.path.isfile(path) and is_dicom(path))
+
+
+def detached(path: str | os.PathLike) -> list[Path]:
+    """The file that holds the voxels of a header, such as a .mhd: its content is the image's, too. Most have none."""
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix in _PAIR:
+        other = _PAIR[suffix == ".hdr"]
+        return [name for name in map(path.with_suffix, (other, other.upper())) if name.is_file()][:1]
+    if suffix not in _WITH_PARTS or not path.is_file():
+        return []
+    try:
+        file = _nrrd(path).file if suffix in (".nrrd", ".nhdr") else _meta(path).file
+    except (InputError, ValueError):  # whoever reads it says what is wrong
+        return []
+    return [file] if file != path and file.is_file() else []
 
 
 def _format(path: str | os.PathLike) -> str:
@@ -131,6 +153,23 @@ def read_volume(path: str | os.PathLike) -> tuple[np.ndarray, Header]:
             return voxels, header
         header, payload = _text_header(path, kind)
         return payload.read(path), header
+
+
+def read_image(path: str | os.PathLike) -> tuple[np.ndarray, Header, list[str]]:
+    """:func:`read_volume` for DICOM, too: a folder of one series, or a file of frames.
+
+    Returns:
+        voxels; the header; and what must be known of how the image was read, a sentence each.
+    """
+    if not is_dicom_input(path):
+        return *read_volume(path), []
+    from med3d_ext.io.dicom_series import check_series, read_series, single_series  # which needs this module
+
+    series = single_series(path)
+    check_series(series)
+    voxels, affine = read_series(series)
+    spacing = [float(value) for value in affine_to_spacing(affine, suppress_zeros=False)]
+    return voxels, Header(voxels.shape, affine, spacing, True), list(series.remarks)
 
 
 def nifti_header(path: str | os.PathLike) -> Any:

@@ -9,29 +9,36 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.metrics import CumulativeIterationMetric
-from monai.transforms import get_largest_connected_component_mask
 from monai.utils import MetricReduction
+from skimage import measure
 
 from med3d_ext.transforms.sampling import axis_spacing, target_box
 
 
 def region_of_interest(
-    mask: torch.Tensor, spacing: Sequence[float], margin_mm: float
+    mask: torch.Tensor, spacing: Sequence[float], margin_mm: float, smallest_part: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """The box around the largest component of a mask, grown by a margin and cut at the volume's faces.
+    """The box around the largest components of a mask, grown by a margin and cut at the volume's faces.
 
     Args:
         mask: foreground mask (1, X, Y, Z).
         spacing: voxel spacing of the three axes (mm).
         margin_mm: margin on each side (mm).
+        smallest_part: components of at least this share of the largest one's voxels count: two kidneys are two.
+            Defaults to 1, the largest alone.
 
     Returns:
         first and one-past-last voxel, or None for an empty mask.
     """
-    foreground = torch.as_tensor(mask) > 0
-    box = target_box(get_largest_connected_component_mask(foreground)) if foreground.any() else None
-    if box is None:
+    foreground = (torch.as_tensor(mask) > 0)[0].cpu().numpy()
+    if not foreground.any():
         return None
+    components = measure.label(foreground, connectivity=3)
+    sizes = np.bincount(components.ravel())
+    sizes[0] = 0
+    chosen = np.flatnonzero(sizes >= smallest_part * sizes.max()) if smallest_part < 1 else [sizes.argmax()]
+    first, last = target_box(torch.from_numpy(np.isin(components, chosen))[None])  # type: ignore[misc]
+    box = first, last
     margin = np.ceil(margin_mm / np.asarray(spacing)).astype(int)
     return np.maximum(box[0] - margin, 0), np.minimum(box[1] + margin, mask.shape[1:])
 

@@ -83,27 +83,32 @@ def input_error_message(error: BaseException | None) -> str | None:
 
 
 @contextmanager
-def heard_warnings(alone: bool = False) -> Iterator[list[str]]:
+def heard_warnings(alone: bool = False, any_thread: bool = True) -> Iterator[list[str]]:
     """The warnings that this package's parts log meanwhile, each once.
 
     Args:
         alone: nobody else hears them.
+        any_thread: False takes those of this thread only.
     """
     heard: list[str] = []
-    package = logging.getLogger("med3d_ext")
+    package, here = logging.getLogger("med3d_ext"), threading.get_ident()
 
     def note(record: logging.LogRecord) -> None:
-        if record.getMessage() not in heard:
+        if record.getMessage() not in heard and (any_thread or record.thread == here):
             heard.append(record.getMessage())
 
     listener = logging.Handler(logging.WARNING)
     listener.emit = note  # type: ignore[method-assign]
     before, propagates = package.handlers, package.propagate
-    package.handlers, package.propagate = ([listener], False) if alone else ([*before, listener], propagates)
+    if alone:
+        package.handlers, package.propagate = [], False
+    package.addHandler(listener)
     try:
         yield heard
     finally:
-        package.handlers, package.propagate = before, propagates
+        package.removeHandler(listener)  # nothing else is put back that another thread may have changed meanwhile
+        if alone:
+            package.handlers, package.propagate = before, propagates
 
 
 def user_message(error: BaseException | None) -> str | None:

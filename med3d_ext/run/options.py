@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from med3d_ext.errors import InputError
 from med3d_ext.run.overrides import walk
 
@@ -64,6 +62,8 @@ def _depths() -> Option:
 
 
 def _is_device(value: Any) -> bool:
+    import torch  # takes a second, and a verb's help needs none of it
+
     try:
         device = torch.device(value)
     except (RuntimeError, TypeError):
@@ -96,6 +96,7 @@ OPTIONS: dict[str, Option] = {
     "dataset_dir": OPTIONAL_PATH,
     "output_dir": PATH,
     "ckpt_dir": PATH,
+    "store_dir": OPTIONAL_PATH,
     "results_dir": PATH,
     "negatives": OPTIONAL_PATH,
     "init": PATH,
@@ -113,7 +114,7 @@ OPTIONS: dict[str, Option] = {
         lambda value: isinstance(value, dict) or _are_sizes(value),
         optional=True,
     ),
-    "num_workers": _whole(0, 1024),
+    "num_workers": _whole(0, 1024, optional=True),
     "seed": _whole(0, 2**32 - 1),
     "seeds": _row("a list of whole numbers of at least 0", lambda value: all(_is_whole(v) and v >= 0 for v in value)),
     "values": _row("a list of values", lambda value: True),
@@ -152,8 +153,14 @@ OPTIONS: dict[str, Option] = {
         optional=True,
     ),
     "branch": Option(TEXT.rule, TEXT.fits, optional=True),
+    "channel": Option(
+        "the name or the number of a channel",
+        lambda value: _is_whole(value) and value >= 0 or isinstance(value, str) and bool(value),
+        optional=True,
+    ),
     "init_head": SWITCH,
     "resume": SWITCH,
+    "sync_batchnorm": SWITCH,
     "main_process": SWITCH,
     "skip_bad": SWITCH,
     "save_execute_config": Option("true, false or a path", lambda value: isinstance(value, bool | str)),
@@ -161,9 +168,10 @@ OPTIONS: dict[str, Option] = {
     "train::trainer::epoch_length": _whole(1, optional=True),
     "train::trainer::accumulation_steps": COUNT,
     "train::trainer::amp": SWITCH,
+    "train::trainer::compile": SWITCH,
     "train::trainer::device": DEVICE,
     "train::dataloader::batch_size": COUNT,
-    "train::dataloader::num_workers": _whole(0, 1024),
+    "train::dataloader::num_workers": _whole(0, 1024, optional=True),
     "train::dataset::seed": _whole(0, 2**32 - 1),
     "train::sampler::seed": _whole(0, 2**32 - 1),
     "validate::dataloader::batch_size": COUNT,
@@ -171,7 +179,7 @@ OPTIONS: dict[str, Option] = {
     "validate::evaluator::device": DEVICE,
     "validate::evaluator::amp": Option(
         "false on a machine without a GPU: MONAI's evaluator has mixed precision only on CUDA",
-        lambda value: isinstance(value, bool) and (not value or torch.cuda.is_available()),
+        lambda value: isinstance(value, bool) and (not value or _is_device("cuda")),
     ),
     "optimizer::lr": RATE,
     "optimizer::weight_decay": NOT_NEGATIVE,

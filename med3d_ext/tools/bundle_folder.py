@@ -1,16 +1,135 @@
-"""Which bundle a command means: a folder, or the name of one."""
+"""A bundle: its folder, found by path or name, and its configs with the overrides of a command."""
 
 from __future__ import annotations
 
 import difflib
+import logging
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
 
 import med3d_ext
 from med3d_ext.errors import InputError
+from med3d_ext.io.files import read_json
+from med3d_ext.run.overrides import check_overrides, set_by_id, split_id
+from med3d_ext.weights.initial import find_weights
 
 PACKAGE = Path(med3d_ext.__file__).resolve().parent
-MARK = Path("configs", "metadata.json")  # what makes a folder a bundle
+METADATA = "configs/metadata.json"
+"""What makes a folder a bundle."""
+MISSING = object()
+COMMANDS = {"train": ("train",), "evaluate": ("train", "evaluate"), "inference": ("inference",)}
+"""The config files of each command, without the folder and ``.json``."""
+
+
+class Bundle:
+    """A bundle's folder and its configs, as each command merges them with those overrides that have an effect on it.
+
+    Args:
+        folder: the bundle's folder.
+        overrides: new values by id, as on a command line.
+
+    Attributes:
+        image_sizes: voxels of the images to segment, if the data are such and the check has read them.
+    """
+
+    def __init__(self, folder: str | os.PathLike, overrides: Mapping[str, Any] | None = None) -> None:
+        self.folder = Path(folder)
+        self.overrides = dict(overrides or {})
+        self.image_sizes: list[int] = []
+        self.merged = cache(self._merged)
+        self._parser = cache(self.config)
+
+    @classmethod
+    def find(cls, name_or_path: str | os.PathLike, overrides: Mapping[str, Any] | None = None) -> Bundle:
+        """The bundle that a command means, see :func:`find_bundle`."""
+        return cls(find_bundle(name_or_path), overrides)
+
+    @cached_property
+    def metadata(self) -> dict[str, Any]:
+        """The content of ``metadata.json``."""
+        return read_json(self.folder / METADATA)
+
+    def files(self, command: str) -> list[str]:
+        """The config files of a command, a key of ``COMMANDS``."""
+        return [str(self.folder / "configs" / f"{name}.json") for name in COMMANDS[command]]
+
+    def as_written(self, command: str) -> dict[str, Any]:
+        """The merged files, without the overrides."""
+        for file in self.files(command):
+            read_json(file)  # MONAI's own error names no file
+        return dict(ConfigParser.load_config_files(self.files(command)))
+
+    def options(self, command: str) -> dict[str, Any]:
+        """The overrides that have an effect on a command, and the bundle's folder, which MONAI finds by itself."""
+        config = self.as_written(command)
+        mine = {name: value for name, value in self.overrides.items() if fault_of(config, name, value) is None}
+        return {"bundle_root": str(self.folder), **mine}
+
+    def refuse_unknown(self, command: str) -> None:
+        """Stop on an override that has no effect on a command; the InputError names the nearest id."""
+        check_overrides(self.as_written(command), self.overrides, Path(self.files(command)[-1]).name)
+
+    def _merged(self, command: str) -> dict[str, Any]:
+        config = self.as_written(command)
+        for name, value in self.options(command).items():
+            set_by_id(config, split_id(name), value)
+        return config
+
+    def config(self, command: str, **more: Any) -> ConfigParser:
+        """A command's config, nothing built yet.
+
+        Args:
+            command: a key of ``COMMANDS``.
+            more: further overrides, which win.
+        """
+        parser = ConfigParser()
+        parser.read_config(self.files(command))
+        parser.read_meta(str(self.folder / METADATA))
+        parser.update({**self.options(command), **more})
+        return parser
+
+    def value(self, command: str, name: str, default: Any = MISSING, **more: Any) -> Any:
+        """An item of a command's config, built; once, unless ``more`` overrides are given.
+
+        ``default`` stands for an item that the config does not have.
+        """
+        parser = self.config(command, **more) if more else self._parser(command)
+        return default if default is not MISSING and name not in parser else parser.get_parsed_content(name)
+
+    def weights(self) -> Path:
+        """The weights that inference takes; an InputError if there are none."""
+        with quiet():
+            given = self.overrides.get("weights")
+            return Path(given) if given else find_weights(self.folder, self.value("inference", "ckpt_dir"))
+
+    def card(self) -> Path:
+        """The card next to them."""
+        return self.weights().with_name("card.json")
+
+
+def fault_of(config: Mapping[str, Any], name: str, value: Any) -> str | None:
+    """Why an override has no effect on a config; None if it has one."""
+    try:
+        check_overrides(config, {name: value}, "train.json and inference.json")
+    except InputError as fault:
+        return str(fault)
+    return None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the log lines of MONAI's tools: what they find is told by the caller."""
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def find_bundle(name_or_path: str | os.PathLike) -> Path:
@@ -27,13 +146,13 @@ def find_bundle(name_or_path: str | os.PathLike) -> Path:
         InputError: there is no such bundle; the message names the nearest.
     """
     path = Path(name_or_path).expanduser()
-    if (path / MARK).is_file():
+    if (path / METADATA).is_file():
         return path
     known = _known_bundles()
     if path.name == str(name_or_path) and path.name in known:
         return known[path.name]
     if path.is_dir():
-        fault = f"'{path}' is not a bundle, it has no {MARK.as_posix()}"
+        fault = f"'{path}' is not a bundle, it has no {METADATA}"
     else:
         fault = f"There is no bundle '{name_or_path}'"
     nearest = difflib.get_close_matches(path.name, known, n=1, cutoff=0.0)
@@ -50,7 +169,7 @@ def _known_bundles() -> dict[str, Path]:
     folders = [*_inside(Path("bundles")), *_inside(beside / "bundles"), beside]
     found: dict[str, Path] = {}
     for folder in folders:
-        if (folder / MARK).is_file():
+        if (folder / METADATA).is_file():
             found.setdefault(folder.name, folder)
     return found
 

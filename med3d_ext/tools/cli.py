@@ -35,16 +35,30 @@ KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
 }
 
 
+# What MONAI imports if it is installed, seconds in all, and no segmentation of an image uses.
+FOR_OTHERS = ("mlflow", "clearml", "sklearn", "pandas", "transformers", "matplotlib.pyplot")
+
+
 @dataclass(frozen=True)
 class Verb:
-    """Where a verb's function lies (``module:function``) and what it does, in one line."""
+    """Where a verb's function lies (``module:function``) and what it does, in one line.
+
+    A ``lean`` verb imports MONAI as if :data:`FOR_OTHERS` were not installed; later imports of these are as usual.
+    """
 
     target: str
     summary: str
+    lean: bool = False
 
     def load(self) -> Callable[..., Any]:
         module, _, function = self.target.partition(":")
-        return getattr(importlib.import_module(module), function)
+        hidden: dict[str, Any] = dict.fromkeys([name for name in FOR_OTHERS if self.lean and name not in sys.modules])
+        sys.modules.update(hidden)  # None: Python's own way to say that there is no such module
+        try:
+            return getattr(importlib.import_module(module), function)
+        finally:
+            for name in hidden:
+                del sys.modules[name]
 
 
 VERBS = {
@@ -59,7 +73,7 @@ VERBS = {
     "compare": Verb(
         "med3d_ext.tools.experiments.compare:compare", "train from scratch and from other weights, and compare"
     ),
-    "predict": Verb("med3d_ext.tools.predict.verb:predict", "turn images into label maps, pictures and volumes"),
+    "predict": Verb("med3d_ext.tools.predict.verb:predict", "turn images into label maps and volumes", lean=True),
     "export": Verb("med3d_ext.tools.export:export", "write network and weights as TorchScript or ONNX"),
     "evaluate": Verb("med3d_ext.tools.evaluate.verb:evaluate", "compare label maps with the truth"),
     "weights inspect": Verb("med3d_ext.tools.weights.verbs:inspect", "show what a weights file contains"),

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import scratch_folder
 from med3d_ext.networks.med3d import PADDING_LOGIT
-from med3d_ext.run.overrides import split_id
-from med3d_ext.tools.bundle_folder import find_bundle
-from med3d_ext.tools.check.configs import BundleConfigs, check_options, quiet
+from med3d_ext.tools.bundle_folder import Bundle, quiet
+from med3d_ext.tools.check.configs import check_options
 from med3d_ext.tools.check.findings import ERROR
 from med3d_ext.weights.initial import load_network
 
@@ -42,26 +41,25 @@ def export(bundle: str, out: str, *, part: str = "", overwrite: bool = False, **
     """
     target = Path(out).expanduser()
     write = _writer(target, overwrite)
-    configs = BundleConfigs(find_bundle(bundle), overrides)
-    if any(split_id(name)[0] == "network" for name in overrides):
-        raise InputError("--network has no effect, export takes network_def; give its options, such as --network_name.")
-    for finding in check_options(configs):
+    found = Bundle.find(bundle, overrides)
+    for finding in check_options(found):
         if finding.level == ERROR:
             raise InputError(finding.text)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of MONAI about reading configs, of torch about exporters
-        network = _network(configs, part)
-        image = torch.randn(1, *_input_shape(configs, part), generator=torch.Generator().manual_seed(0))
-        with scratch_folder(target) as folder:
-            made = folder / target.name  # a TorchScript archive holds its file's name
-            run = write(network, image, made, configs)
+        network = _network(found, part)
+        image = torch.randn(1, *_input_shape(found, part), generator=torch.Generator().manual_seed(0))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            made = Path(folder) / target.name  # a TorchScript archive holds its file's name
+            run = write(network, image, made, found)
             difference = _difference(run(image), network, image)
             os.replace(made, target)
     shape = " x ".join(map(str, image.shape))
     return f"'{target}': the same as the network to {difference:.1e} of the largest logit, for an image of {shape}."
 
 
-def _writer(target: Path, overwrite: bool) -> Callable[[nn.Module, Tensor, Path, BundleConfigs], Any]:
+def _writer(target: Path, overwrite: bool) -> Callable[[nn.Module, Tensor, Path, Bundle], Any]:
     writers = {".ts": write_torchscript, ".onnx": write_onnx}
     if target.suffix not in writers:
         raise InputError(f"out must end with .ts or .onnx, got '{target}'.")
@@ -70,38 +68,36 @@ def _writer(target: Path, overwrite: bool) -> Callable[[nn.Module, Tensor, Path,
     return writers[target.suffix]
 
 
-def _network(configs: BundleConfigs, part: str) -> nn.Module:
-    with quiet():
-        weights = configs.value("inference", "weights")
-    network = configs.value("inference", "network_def")
-    load_network(network, weights)
+def _network(bundle: Bundle, part: str) -> nn.Module:
+    network = bundle.value("inference", "network_def")
+    load_network(network, bundle.weights())
     parts = [name for name, child in network.named_children() if any(True for _ in child.parameters())]
     if part and part not in parts:
         raise InputError(f"part must be one of {', '.join(parts)}, got '{part}'.")
     return (getattr(network, part) if part else network).float().eval()
 
 
-def _input_shape(configs: BundleConfigs, part: str) -> list[int]:
+def _input_shape(bundle: Bundle, part: str) -> list[int]:
     """Channels and grid: those that the weights were trained with."""
-    domain = configs.value("inference", "domain")
+    domain = bundle.value("inference", "domain")
     grid = domain.get("coarse_size") if part == "coarse" else None
-    channels = configs.metadata["network_data_format"]["inputs"]["image"]["num_channels"]
+    channels = bundle.metadata["network_data_format"]["inputs"]["image"]["num_channels"]
     return [channels, *map(int, grid or domain["spatial_size"])]
 
 
-def write_torchscript(network: nn.Module, image: Tensor, path: Path, configs: BundleConfigs) -> Callable[..., Tensor]:
+def write_torchscript(network: nn.Module, image: Tensor, path: Path, bundle: Bundle) -> Callable[..., Tensor]:
     """Write a TorchScript archive with metadata.json and inference.json, and give back what it computes."""
     from monai.data import save_net_with_metadata
 
-    files = {"inference.json": json.dumps(self_contained(configs)).encode()}
+    files = {"inference.json": json.dumps(self_contained(bundle)).encode()}
     plain = {"include_config_vals": False, "append_timestamp": False}  # the metadata states its versions
     scripted = torch.jit.script(network)
-    save_net_with_metadata(scripted, str(path), meta_values=configs.metadata, more_extra_files=files, **plain)
+    save_net_with_metadata(scripted, str(path), meta_values=bundle.metadata, more_extra_files=files, **plain)
     loaded = torch.jit.load(str(path)).eval()
     return lambda x: loaded(x)
 
 
-def write_onnx(network: nn.Module, image: Tensor, path: Path, configs: BundleConfigs) -> Callable[..., Tensor]:
+def write_onnx(network: nn.Module, image: Tensor, path: Path, bundle: Bundle) -> Callable[..., Tensor]:
     """Write an ONNX model with the input `image` and the output `pred`, and give back what onnxruntime computes."""
     try:
         import onnx  # noqa: F401  the exporter needs it
@@ -115,16 +111,16 @@ def write_onnx(network: nn.Module, image: Tensor, path: Path, configs: BundleCon
     return lambda x: torch.from_numpy(session.run(["pred"], {"image": x.numpy()})[0])
 
 
-def self_contained(configs: BundleConfigs) -> dict[str, Any]:
+def self_contained(bundle: Bundle) -> dict[str, Any]:
     """The inference config with the facts of the weights in the place of what would read them from a file."""
-    config = dict(configs.merged("inference"))
-    for name, value in configs.merged("inference").items():
+    config = dict(bundle.merged("inference"))
+    for name, value in bundle.merged("inference").items():
         if isinstance(value, Mapping) and "_target_" in value and OF_THE_WEIGHTS.search(json.dumps(value)):
             with quiet():
-                found = configs.value("inference", name)
+                found = bundle.value("inference", name)
             if isinstance(found, dict | list | int | float | str):
                 config[name] = found
-    written = configs.as_written("inference")
+    written = bundle.as_written("inference")
     folders = ("bundle_root", "ckpt_dir", "output_dir", "dataset_dir")  # this machine's are no one else's business
     return {**config, "weights": None, **{name: written[name] for name in folders if name in written}}
 

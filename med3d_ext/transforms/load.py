@@ -18,7 +18,7 @@ from monai.utils import ensure_tuple_rep
 
 from med3d_ext.errors import InputError
 from med3d_ext.io.grids import Grid, on_image_grid
-from med3d_ext.io.image_files import is_dicom, read_header, read_volume
+from med3d_ext.io.image_files import is_dicom_input, read_header, read_image
 from med3d_ext.transforms.labels import whole_values
 
 IN_MEMORY = "image in memory"
@@ -33,11 +33,6 @@ def usable_spacing(spacing: Sequence[float]) -> bool:
     return bool(np.isfinite(spacing).all() and np.greater(spacing, 0).all())
 
 
-def is_dicom_input(path: str | os.PathLike) -> bool:
-    """Whether an input is DICOM: the folder of a series, or a file of frames."""
-    return os.path.isdir(path) or (os.path.isfile(path) and is_dicom(path))
-
-
 def stated_spacing(path: str | os.PathLike | MetaTensor, affine: Any) -> list[float]:
     """Spacing (mm) of the stored axes by a file's header; 0 or NaN where the header states none.
 
@@ -46,11 +41,11 @@ def stated_spacing(path: str | os.PathLike | MetaTensor, affine: Any) -> list[fl
         affine: the affine that :func:`load_volume` gives it (4, 4).
     """
     if isinstance(path, MetaTensor) or is_dicom_input(path) or not os.path.isfile(path):
-        return [float(value) for value in affine_to_spacing(np.asarray(affine, dtype=float), suppress_zeros=False)]
+        return _spacing_of(affine)
     return read_header(path).spacing
 
 
-def load_volume(path: str | os.PathLike | MetaTensor, channel: int | None = None) -> MetaTensor:
+def load_volume(path: str | os.PathLike | MetaTensor, channel: int | None = None, store: Any = None) -> MetaTensor:
     """Load one 3D volume as a channel-first float32 MetaTensor with its affine.
 
     NIfTI goes through nibabel, the headers of NRRD and MetaImage through ITK: the two differ where a file has neither
@@ -61,37 +56,34 @@ def load_volume(path: str | os.PathLike | MetaTensor, channel: int | None = None
         path: file, or folder of a DICOM series; or, as MONAI Deploy hands it over, a volume that was read before:
             (X, Y, Z) or (X, Y, Z, channels) with its affine.
         channel: the channel to take of a 4D file; None wants a 3D file.
+        store: see :class:`LoadVolumed`.
 
     Raises:
         InputError: when the file cannot be read, is not 3D, or holds NaN or infinite voxels; when a folder or a DICOM
             file holds not exactly one DICOM series or its slices are not evenly spaced.
     """
-    return _load(path, channel)[0]
+    return _load(path, channel, store)[0]
 
 
-def _load(path: str | os.PathLike | MetaTensor, channel: int | None) -> tuple[MetaTensor, list[str]]:
-    """:func:`load_volume`, and what must be known of how the volume was read, a sentence each."""
+def _load(
+    path: str | os.PathLike | MetaTensor, channel: int | None, store: Any = None
+) -> tuple[MetaTensor, list[str], list[float]]:
+    """:func:`load_volume`, what must be known of how the volume was read, a sentence each, and its stated spacing."""
     if isinstance(path, MetaTensor):
-        return _three_dimensional(path.to(torch.float32), IN_MEMORY, channel), []
-    if is_dicom_input(path):
-        # Imported here: the package of the data readers needs this module.
-        from med3d_ext.io.dicom_series import check_series, read_series, single_series
-
-        series = single_series(path)
-        check_series(series)
-        voxels, affine = read_series(series)
-        volume = MetaTensor(torch.from_numpy(voxels), affine=torch.from_numpy(affine))
-        return _three_dimensional(volume, path, channel), list(series.remarks)
-    voxels, header = read_volume(path)
+        return _three_dimensional(path.to(torch.float32), IN_MEMORY, channel), [], _spacing_of(path.affine)
+    voxels, header, remarks = (read_image if store is None else store.image)(path)
     volume = MetaTensor(torch.from_numpy(voxels), affine=torch.from_numpy(header.affine))
-    remarks = []
     if not header.is_oriented and usable_spacing(header.spacing):
         axes = "".join(map(str, nibabel.aff2axcodes(header.affine)))
-        remarks.append(
+        remarks = [
             f"'{path}' states no orientation in its header: its axes are taken as {axes}; compare left and right with "
             "the patient's, and write the orientation into its header."
-        )
-    return _three_dimensional(volume, path, channel), remarks
+        ]
+    return _three_dimensional(volume, path, channel), remarks, header.spacing
+
+
+def _spacing_of(affine: Any) -> list[float]:
+    return [float(value) for value in affine_to_spacing(np.asarray(affine, dtype=float), suppress_zeros=False)]
 
 
 def _three_dimensional(volume: Any, path: Any, channel: int | None) -> MetaTensor:
@@ -134,6 +126,8 @@ class LoadVolumed(MapTransform):
         default_spacing: spacing (mm) for an image whose header has none. Defaults to None, which refuses such a file.
         require_foreground: refuse a label file without any foreground. Defaults to False.
         domain: the domain of items that name none, as a labelling server sends them. Defaults to None, no domain.
+        store: has an ``image`` in place of :func:`med3d_ext.io.image_files.read_image`, as
+            :class:`med3d_ext.io.store.Store` has. Defaults to None: every file is read.
     """
 
     def __init__(
@@ -144,41 +138,45 @@ class LoadVolumed(MapTransform):
         require_foreground: bool = False,
         domain: str | None = None,
         allow_missing_keys: bool = False,
+        store: Any = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.channel = channel
         self.default_spacing = default_spacing
         self.require_foreground = require_foreground
         self.domain = domain
+        self.store = store
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         if self.domain is not None:
             item.setdefault("domain", self.domain)
         image_key, *label_keys = list(self.key_iterator(item))
-        image, remarks = _load(item[image_key], item.get("channel", self.channel))
+        image, remarks, spacing = _load(item[image_key], item.get("channel", self.channel), self.store)
         for remark in remarks:
             logger.warning(remark)
         grid = Grid.of(image.meta["filename_or_obj"], image.shape[1:], image.affine)
-        self._repair_spacing(image, item[image_key])
+        self._repair_spacing(image, spacing)
         if "case" in item:
             image.meta["case"] = item["case"]
         item[image_key] = image
         for key in label_keys:
             path = item[key]
-            item[key] = _empty_label(image) if path is None else self._label(load_volume(path), image, grid)
+            item[key] = (
+                _empty_label(image) if path is None else self._label(load_volume(path, None, self.store), image, grid)
+            )
         return item
 
-    def _repair_spacing(self, image: MetaTensor, path: Any) -> None:
-        if usable_spacing(stated_spacing(path, image.affine)):
+    def _repair_spacing(self, image: MetaTensor, spacing: Sequence[float]) -> None:
+        if usable_spacing(spacing):
             return
         if self.default_spacing is None:
             name = image.meta["filename_or_obj"]
             raise InputError(f"'{name}' has no usable voxel spacing (0 or NaN); write the spacing into its header.")
         diagonal = torch.tensor([*ensure_tuple_rep(self.default_spacing, 3), 1.0], dtype=torch.float64)
-        spacing = " x ".join(f"{size:.2f}" for size in diagonal[:3].tolist())
+        taken = " x ".join(f"{size:.2f}" for size in diagonal[:3].tolist())
         logger.warning(
-            f"'{image.meta['filename_or_obj']}' has no usable voxel spacing (0 or NaN): {spacing} mm along R, A and S "
+            f"'{image.meta['filename_or_obj']}' has no usable voxel spacing (0 or NaN): {taken} mm along R, A and S "
             "are taken; write the spacing into its header."
         )
         image.affine = torch.diag(diagonal)

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 import med3d_ext
@@ -17,7 +18,7 @@ from med3d_ext.run.overrides import truth
 from med3d_ext.run.rank import rank
 from med3d_ext.weights.files import check_sha256, download_weights, fit, not_finite, read_checkpoint, write_state
 from med3d_ext.weights.labelling import weights_to_continue
-from med3d_ext.weights.loading import adapt_stem, encoder_of, load_encoder, read_weights
+from med3d_ext.weights.loading import adapt_stem, encoder_of, find_encoder, load_encoder, read_weights
 from med3d_ext.weights.report import LoadReport
 from med3d_ext.weights.sources import SOURCES, Description, describe_weights
 
@@ -80,7 +81,7 @@ class InitialWeights:
     labelling server a training goes on from the weights that are served, whole; see :mod:`med3d_ext.weights.labelling`.
 
     Args:
-        network: an encoder or a network with one, see :func:`encoder_of`.
+        network: an encoder or a network with one, see :func:`encoder_of`; from scratch any module.
         init: `scratch`; `med3d`, the released encoder; `kinetics`, which has no released file and is refused with a
             sentence; or the path of a weights file.
         bundle_root: the bundle's folder; the released encoder is looked for next to it, then in the checkout that this
@@ -141,6 +142,29 @@ class InitialWeights:
             text = self.report.table() if self.report else self.start
             logger.info(f"Initial weights: {text}")
 
+    def on(
+        self, device: str | torch.device, sync_batchnorm: bool = False, channels_last: bool | None = None
+    ) -> nn.Module:
+        """The network on a device.
+
+        Args:
+            device: the device.
+            sync_batchnorm: share the statistics of BatchNorm among the processes of a training on several GPUs.
+            channels_last: keep the weights as cuDNN's fastest kernels want them (``torch.channels_last_3d``); the
+                function is the same. Defaults to None: on a GPU.
+
+        Raises:
+            InputError: ``sync_batchnorm`` without a GPU; torch has none for CPUs.
+        """
+        is_gpu = torch.device(device).type == "cuda"
+        if sync_batchnorm and not is_gpu:
+            raise InputError("sync_batchnorm needs GPUs; leave it out: each process then has statistics of its own.")
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network) if sync_batchnorm else self.network
+        network = network.to(device)
+        if is_gpu if channels_last is None else channels_last:
+            network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        return network
+
     def write_report(self) -> None:
         """Write what the training starts from: the load report, or for whole networks and from scratch a sentence."""
         if self.report_path is None:
@@ -166,7 +190,8 @@ class InitialWeights:
         rate = self.learning_rate if learning_rate is None else learning_rate
         if rank() == 0:
             logger.info(f"Learning rate {rate:g}.")
-        encoder = list(encoder_of(self.network).parameters())
+        found = find_encoder(self.network)
+        encoder = [] if found is None else list(found.parameters())
         inside = set(map(id, encoder))
         rest = [each for each in self.network.parameters() if id(each) not in inside and each.requires_grad]
         groups = [{"params": encoder, "lr": rate}, {"params": rest, "lr": rate * head_lr_multiplier}]

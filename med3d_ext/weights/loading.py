@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from med3d_ext.errors import InputError
-from med3d_ext.networks.resnet import ResNetEncoder
 from med3d_ext.weights.files import read_checkpoint
 from med3d_ext.weights.report import LoadReport
 from med3d_ext.weights.sources import EncoderTensors, describe_encoder, encoder_tensors, identify, is_counter
@@ -34,18 +34,33 @@ def read_weights(path: str | os.PathLike, sha256: str | None = None) -> tuple[di
     return state, identify(state, keys)
 
 
-def encoder_of(network: nn.Module) -> ResNetEncoder:
-    """The encoder in ``network``, or the network itself where it is one; of a cascade that of the fine network.
+def encoder_of(network: nn.Module) -> Any:
+    """The encoder in ``network``, or the network itself if it is one; of a cascade that of the fine network.
+
+    An encoder is a module with ``channels`` and ``output_stride``, as :class:`~med3d_ext.networks.ResNetEncoder`.
 
     Raises:
-        ValueError: there is none, or more than one and no fine network.
+        InputError: there is none, or more than one and no fine network.
     """
-    encoders = {name: part for name, part in network.named_modules() if isinstance(part, ResNetEncoder)}
+    if (encoder := find_encoder(network)) is None:
+        raise InputError(
+            f"network_def, a {type(network).__name__}, must hold one encoder (a module with channels and "
+            "output_stride), or one in 'fine', to load weights or to freeze it; --init scratch and "
+            "heads_first_epochs 0 need none."
+        )
+    return encoder
+
+
+def find_encoder(network: nn.Module) -> nn.Module | None:
+    """:func:`encoder_of`; None in a network of another kind, which trains from scratch."""
+    encoders = {
+        name: part
+        for name, part in network.named_modules()
+        if hasattr(part, "channels") and hasattr(part, "output_stride")
+    }
     if len(encoders) > 1:
         encoders = {name: part for name, part in encoders.items() if "fine" in name.split(".")}
-    if len(encoders) != 1:
-        raise ValueError(f"network must hold one ResNetEncoder or a fine network, got {type(network).__name__}.")
-    return next(iter(encoders.values()))
+    return next(iter(encoders.values())) if len(encoders) == 1 else None
 
 
 def load_encoder(

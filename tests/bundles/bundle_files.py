@@ -40,6 +40,15 @@ def is_classifier(bundle: Path) -> bool:
     return metadata["network_data_format"]["outputs"]["pred"]["format"] == "classes"
 
 
+def checkpointing_id(bundle: Path) -> str:
+    """The id that switches gradient checkpointing of a bundle's encoder on."""
+    node, path = merged(bundle, "train")["network_def"], "network_def"
+    for key in ("fine", "encoder"):
+        if key in node:
+            node, path = node[key], f"{path}::{key}"
+    return f"{path}::checkpointing"
+
+
 def key_metric(bundle: Path) -> str:
     """Name of the metric that picks the best epoch."""
     return next(iter(merged(bundle, "train")["validate"]["key_metric"]))

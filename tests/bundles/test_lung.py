@@ -13,6 +13,8 @@ import torch
 from bundle_files import REPOSITORY, run_bundle, workflow
 from monai.utils import set_determinism
 
+from med3d_ext.run.one_line import input_error_message
+
 BUNDLE = REPOSITORY / "bundles" / "lung_segmentation"
 FOLD = {"folds": 4, "fold": 1}
 
@@ -111,3 +113,31 @@ def test_a_labelling_servers_request_gives_a_label_map(run, inference):
     np.testing.assert_allclose(item["pred"].affine.numpy(), nibabel.load(path).affine, atol=1e-4)
     assert item["image"].meta["spatial_shape"].tolist() == [20, 18, 16]
     assert item["image_path"] == str(path)
+
+
+UNET = {"_target_": "UNet", "spatial_dims": 3, "in_channels": 1, "out_channels": "@num_classes"} | {
+    "channels": [4, 8],
+    "strides": [2],
+}
+
+
+def test_any_network_trains_from_scratch_and_its_card_names_it(tmp_path):
+    data = write_chests(tmp_path / "chests")
+    folders = {"bundle_root": str(BUNDLE), "output_dir": str(tmp_path / "eval"), "ckpt_dir": str(tmp_path / "models")}
+    options = {"spatial_size": [16, 16, 16], "device": "cpu", "dataset_dir": str(data), "network_def": UNET, **folders}
+    trained = run_bundle(BUNDLE, "train", epochs=1, init="scratch", **options).parser.get_parsed_content("network_def")
+    assert type(trained).__name__ == "UNet"
+    saved = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    assert saved.keys() == trained.state_dict().keys()
+    assert json.loads((tmp_path / "models" / "card.json").read_text())["network"] == "UNet"
+
+
+@pytest.mark.parametrize("change", [{"init": "med3d"}, {"init": "scratch", "heads_first_epochs": 1}])
+def test_what_needs_an_encoder_is_refused_for_a_network_without_one(tmp_path, change):
+    data = write_chests(tmp_path / "chests")
+    folders = {"bundle_root": str(BUNDLE), "output_dir": str(tmp_path / "eval"), "ckpt_dir": str(tmp_path / "models")}
+    made = workflow(BUNDLE, "train", dataset_dir=str(data), device="cpu", network_def=UNET, **folders, **change)
+    with pytest.raises(RuntimeError) as error:
+        made.run()
+    message = input_error_message(error.value) or ""
+    assert "UNet, must hold one encoder" in message and "--init scratch" in message and "\n" not in message

@@ -9,7 +9,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from bundle_files import REPOSITORY, SMALL, run_bundle
+from bundle_files import REPOSITORY, SMALL, run_bundle, workflow
 
 from med3d_ext.errors import InputError
 from med3d_ext.tools.check.verb import check
@@ -97,7 +97,7 @@ def test_decathlon_tasks_that_are_not_in_3dseg8_are_data_like_any_other(tmp_path
         ("missing", "is not a folder; give the folder that holds"),
         ("several", r"holds several data sets \(A, B\); give one."),
         ("one class", "names one class; name the background and what to segment."),
-        ("channels", r"has 2 channels \(0: T1, 1: T2\) and none is 'None'; name the channel"),
+        ("channels", r"has 2 channels \(0: T1, 1: T2\) and none is chosen; name the channel by --channel"),
     ],
 )
 def test_what_cannot_be_a_bundle_is_refused_in_a_sentence_and_leaves_nothing(tmp_path, fault, message):
@@ -118,3 +118,30 @@ def test_what_cannot_be_a_bundle_is_refused_in_a_sentence_and_leaves_nothing(tmp
     with pytest.raises(InputError, match=message):
         new_bundle(name, dataset_dir=str(data), output=str(tmp_path / "out"))
     assert files_of(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("layout", ["nnU-Net", "images and labels"])
+def test_every_layout_with_one_chosen_channel_becomes_a_bundle_that_takes_it(tmp_path, layout, clean_process):
+    folder = write_domain(tmp_path / "source", 12, ("kidney",), ("T1", "T2"))
+    root, labels = tmp_path / "Dataset100_Kidney", "labelsTr" if layout == "nnU-Net" else "labels"
+    (root / labels).mkdir(parents=True)
+    (root / labels.replace("labels", "images")).mkdir()
+    for path in (folder / "imagesTr").iterdir():
+        image = nibabel.load(path)
+        for number in range(2):
+            channel = nibabel.Nifti1Image(np.asarray(image.dataobj)[..., number], image.affine)
+            name = path.name.replace(".nii.gz", f"_{number:04d}.nii.gz")
+            nibabel.save(channel, root / labels.replace("labels", "images") / name)
+        (root / labels / path.name).write_bytes((folder / "labelsTr" / path.name).read_bytes())
+    chosen = "1"
+    if layout == "nnU-Net":
+        stated = {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "kidney": 1}}
+        (root / "dataset.json").write_text(json.dumps({**stated, "file_ending": ".nii.gz", "numTraining": 12}))
+        chosen = "t2"
+    with pytest.raises(InputError, match="0: .*1: .*--channel"):
+        new_bundle("kidney", dataset_dir=str(root), output=str(tmp_path))
+    new_bundle("kidney", dataset_dir=str(root), output=str(tmp_path), channel=chosen)
+    bundle = tmp_path / "kidney"
+    data = workflow(bundle, "train", dataset_dir=str(root), bundle_root=str(bundle)).parser.get_parsed_content("data")
+    assert len(data.training) == 10
+    assert {Path(item["image"]).name[-8:] for item in data.training + data.test} == {"1.nii.gz"}

@@ -7,9 +7,10 @@ import os
 
 import pytest
 import torch
-from bundle_files import BUNDLES, merged, workflow
+from bundle_files import BUNDLES, checkpointing_id, merged, workflow
 from monai.bundle import ConfigParser, ConfigWorkflow
 
+from med3d_ext.data.loader import chosen_workers
 from med3d_ext.errors import InputError
 from med3d_ext.networks import ResNetEncoder
 from med3d_ext.run.one_line import input_error_message, user_message
@@ -55,6 +56,7 @@ EFFECTS = {
     "share": (0.5, lambda get: get("data").share),
     "spatial_size": ([40, 32, 24], lambda get: get_size(get)),
     "margin_mm": (7.0, lambda get: get_margin(get)),
+    "channel": (0, lambda get: get("data::options")["channel"]),
     "hu_window": ([-100.0, 200.0], lambda get: list(get("domain")["hu_window"])),
     "cut_share": (0.25, lambda get: get("train::random_transforms::0").weights[0]),
     "widths": ([16, 8], lambda get: [16, 8] if "widths" in merged_text(get) else None),
@@ -78,6 +80,7 @@ REFUSED = {
 }
 # What the fixtures of these tests set, what MONAI's tracking reads, and what test_lits_fine and test_lung try.
 ELSEWHERE = {"bundle_root", "dataset_dir", "output_dir", "ckpt_dir", "device", "save_execute_config", "num_classes"}
+ELSEWHERE |= {"store_dir"}  # a test of its own below
 
 
 def batch_size(loader):
@@ -115,6 +118,30 @@ def test_every_option_has_an_effect(bundle, folders, phantoms):
     found = {name: EFFECTS[name][1](get) for name in mine}
     assert found == mine
     assert get("lr_scheduler").T_max == 3
+
+
+@each_bundle
+def test_the_store_is_where_it_is_asked_for_and_every_reader_of_volumes_has_it(bundle, folders, phantoms, tmp_path):
+    options = {**folders, "dataset_dir": str(phantoms(bundle)), "init": "scratch", "store_dir": str(tmp_path / "here")}
+    get = workflow(bundle, "train", **options).parser.get_parsed_content
+    store = get("train::dataset").store
+    assert store.folder == tmp_path / "here"
+    assert get("train::preprocessing_transforms")[0].store is store
+    assert list(store.folder.glob("*.volume.pt"))  # the preparation's
+
+
+@each_bundle
+def test_gradient_checkpointing_is_an_option_of_every_encoder(bundle, folders, phantoms):
+    options = {**folders, "dataset_dir": str(phantoms(bundle)), "init": "scratch", checkpointing_id(bundle): True}
+    assert encoder_of(workflow(bundle, "train", **options).parser.get_parsed_content("network_def")).checkpointing
+
+
+@each_bundle
+def test_workers_are_chosen_by_the_machine_if_none_are_asked_for(bundle, folders, phantoms):
+    get = workflow(
+        bundle, "train", **{**folders, "dataset_dir": str(phantoms(bundle)), "init": "scratch", "device": "cpu"}
+    ).parser.get_parsed_content
+    assert get("train::dataloader").num_workers == chosen_workers("cpu")
 
 
 @each_bundle

@@ -20,7 +20,12 @@ def parser(phantoms, tmp_path):
 
     def make(*overlays, **overrides):
         found = ConfigParser(ConfigParser.load_config_files(config_files(PRETRAINING, "train", *overlays)))
-        places = {"bundle_root": str(PRETRAINING), "output_dir": str(tmp_path), "ckpt_dir": str(tmp_path / "models")}
+        places = {
+            "bundle_root": str(PRETRAINING),
+            "output_dir": str(tmp_path),
+            "ckpt_dir": str(tmp_path / "models"),
+            "store_dir": str(tmp_path / "store"),
+        }
         size = {"spatial_size": [32, 32, 32], "device": "cpu", "epochs": 4}
         for name, value in {"dataset_dir": str(phantoms(PRETRAINING)), **places, **size, **overrides}.items():
             found[name] = value
@@ -41,9 +46,10 @@ def test_every_overlay_names_what_exists():
 
 def test_intensities_change_and_geometry_labels_and_the_cached_part_do_not(parser, tmp_path):
     plain = samples(parser())
-    cached = sorted(path.name for path in (tmp_path / "cache").iterdir())
+    cached = sorted(path.name for path in (tmp_path / "store").rglob("*.pt"))
+    assert cached
     changed = samples(parser("intensity"))
-    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == cached
+    assert sorted(path.name for path in (tmp_path / "store").rglob("*.pt")) == cached
     same = [torch.equal(one["image"].as_tensor(), other["image"].as_tensor()) for one, other in zip(plain, changed)]
     assert sum(same) < 8  # each step is drawn with a probability of its own, so some samples stay
     for one, other in zip(plain, changed):

@@ -104,7 +104,8 @@ def test_evaluation_and_inference_run_the_cascade_on_the_own_grid(bundle, organs
     summary = json.loads((tmp_path / "eval" / "test" / "summary.json").read_text())
     figures = summary["domains"]["Organs"]
     assert set(figures) >= {"val_mean_dice", "val_roi_recall", "val_roi_share"}
-    run_bundle(bundle, "inference", **places, output_dir=str(tmp_path / "found"))
+    found = run_bundle(bundle, "inference", **places, output_dir=str(tmp_path / "found"))
+    assert found.parser.get_parsed_content("inferer").smallest_part == 0.1  # a kidney is one of two
     assert len(list((tmp_path / "found").glob("*_seg.nii.gz"))) == 6
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from med3d_ext.tools.check.configs import BundleConfigs
+from med3d_ext.tools.bundle_folder import Bundle
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -24,9 +24,9 @@ def bundle(tmp_path) -> Path:
 
 
 @pytest.fixture
-def configs(bundle) -> Callable[..., BundleConfigs]:
+def configs(bundle) -> Callable[..., Bundle]:
     """Its configs with overrides by id."""
-    return lambda **overrides: BundleConfigs(bundle, overrides)
+    return lambda **overrides: Bundle(bundle, overrides)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import namedtuple
 from types import SimpleNamespace
 
@@ -14,8 +15,8 @@ import torch
 
 from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.networks import Segmenter
+from med3d_ext.tools.bundle_folder import Bundle
 from med3d_ext.tools.check import resources
-from med3d_ext.tools.check.configs import BundleConfigs
 from med3d_ext.tools.check.data import _check_domain, check_data
 from med3d_ext.tools.check.findings import gather
 from med3d_ext.tools.check.resources import check_resources, training_shape
@@ -103,7 +104,7 @@ def test_images_are_read_as_inference_reads_them(configs, nifti, tmp_path):
 
 def test_a_folder_of_images_to_segment_is_no_error_and_is_measured_for_inference(bundle, nifti, tmp_path):
     nifti(tmp_path / "new" / "p1" / "ct.nii.gz", np.zeros((40, 40, 40), np.int16))
-    configs = BundleConfigs(bundle, {"dataset_dir": str(tmp_path / "new"), "device": "cpu"})
+    configs = Bundle(bundle, {"dataset_dir": str(tmp_path / "new"), "device": "cpu"})
     found = check_bundle(configs)
     assert [finding.text for finding in found if finding.level == "error"] == []
     topics = {finding.topic: finding.text for finding in found}
@@ -115,7 +116,7 @@ def test_what_is_wrong_with_the_data_is_said_once_and_read_once(bundle, liver_fo
     damaged = folder / "imagesTr" / "liver_1.nii.gz"
     damaged.write_bytes(damaged.read_bytes()[:-20])
     options = {"dataset_dir": str(folder), "output_dir": str(tmp_path / "eval"), "device": "cpu"}
-    found = check_bundle(BundleConfigs(bundle, options))
+    found = check_bundle(Bundle(bundle, options))
     assert [finding.topic for finding in found if str(damaged) in finding.text] == ["data"]
     assert {"disk", "RAM", "GPU"} <= {finding.topic for finding in found}
 
@@ -154,7 +155,7 @@ def test_the_needs_of_a_small_run_are_met(run):
     assert [finding.level for finding in found.values()] == ["ok", "ok", "ok"]
     assert list(found) == ["disk", "RAM", "GPU"]
     assert "the largest volume" in found["RAM"].text
-    assert "cached volumes" in found["disk"].text
+    assert "of volumes '" in found["disk"].text
 
 
 def test_the_weights_on_disk_by_hand(run):
@@ -189,3 +190,16 @@ def test_a_gpu_that_is_not_there_is_an_error_and_one_that_is_too_small_too(run, 
     assert found_resources(run(device="cuda"))["GPU"].level == "error"
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (64 * GIB, 64 * GIB))
     assert found_resources(run(device="cuda"))["GPU"].level == "ok"
+
+
+@pytest.mark.parametrize("names", [("images", "labels"), ("imagesTr", "labelsTr")])
+def test_images_with_labels_are_checked_as_a_training_and_images_alone_as_inference(
+    configs, liver_folder, tmp_path, names
+):
+    source = liver_folder(cases=12)
+    for before, now in zip(("imagesTr", "labelsTr"), names):
+        shutil.copytree(source / before, tmp_path / "x" / now)
+    made = {"dataset_dir": str(tmp_path / "x"), "output_dir": str(tmp_path / "eval")}
+    assert texts(check_data(configs(**made))) == ["ok x: 12 cases, 10 training, 1 validation, 1 test"]
+    shutil.rmtree(tmp_path / "x" / names[1])
+    assert "12 images without labels" in texts(check_data(configs(**made)))[-1]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from med3d_ext.tools.check.configs import BundleConfigs
+from med3d_ext.tools.bundle_folder import Bundle
 from med3d_ext.tools.check.findings import ERROR
 from med3d_ext.tools.check.verb import check_bundle
 from med3d_ext.tools.cli import main
@@ -19,7 +19,7 @@ TOPICS = ["files", "ids", "classes", "versions", "network", "weights", "init", "
 @pytest.mark.parametrize("folder", BUNDLES, ids=lambda path: path.name)
 def test_every_bundle_passes(folder, tmp_path):
     before = list(sys.path)
-    findings = check_bundle(BundleConfigs(folder, {"output_dir": str(tmp_path), "device": "cpu", "init": "scratch"}))
+    findings = check_bundle(Bundle(folder, {"output_dir": str(tmp_path), "device": "cpu", "init": "scratch"}))
     assert [str(finding) for finding in findings if finding.level == ERROR] == []
     assert [topic for topic in dict.fromkeys(finding.topic for finding in findings) if topic != "options"] == TOPICS
     assert sys.path == before

@@ -11,10 +11,11 @@ import pytest
 from monai.transforms import SaveImage
 
 from med3d_ext.data import images_to_segment
-from med3d_ext.data.datalists import existing_file, list_images, named_images, read_source
+from med3d_ext.data.datalists import existing_file, list_images, named_images
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import read_json, write_json
 from med3d_ext.io.label_maps import label_map_name, write_label_map
+from med3d_ext.tools.layouts.table import read_source
 
 
 def names(cases: list[dict], key: str) -> list[str]:

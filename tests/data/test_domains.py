@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from med3d_ext.data.domains import DOMAINS, channel_number, merge_classes, read_lines, recognize, settings_of
+from med3d_ext.data.domains import DOMAINS, merge_classes, read_lines, recognize, settings_of
 from med3d_ext.errors import InputError
 
 
@@ -60,28 +60,6 @@ def test_the_modality_of_an_unknown_folder_is_that_of_its_channels(channel: str,
 def test_impossible_settings_are_refused(line: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         settings_of("kidneys", "kidneys", "", {0: "CT"}, line)
-
-
-@pytest.mark.parametrize(
-    ("wanted", "modality", "channels", "number"),
-    [
-        ("FLAIR", {0: "T1", 1: "flair"}, 2, 1),
-        ("FLAIR", {0: "MRI"}, 1, 0),
-        (1, {0: "a", 1: "b"}, 2, 1),
-        (None, {0: "MRI"}, 1, 0),
-        ("b", {0: "a", 1: "b"}, 1, 0),  # a 3D file has one channel, whatever its name
-    ],
-)
-def test_the_channel_is_found_by_name_or_number(wanted, modality, channels, number) -> None:
-    domain = settings_of("x", "x", "", modality, {"channel": wanted})
-    assert channel_number(domain, modality, channels, "a.nii") == number
-
-
-@pytest.mark.parametrize(("wanted", "channels"), [("FLAIR", 2), (None, 2), (2, 2), (1, 1)])
-def test_a_channel_that_is_not_there_is_refused_with_the_file(wanted, channels) -> None:
-    domain = settings_of("x", "x", "", {}, {"channel": wanted})
-    with pytest.raises(InputError, match="'a.nii' has . channels"):
-        channel_number(domain, {0: "a", 1: "b"}, channels, "a.nii")
 
 
 def test_merged_classes_are_numbered_anew() -> None:

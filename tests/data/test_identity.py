@@ -112,12 +112,12 @@ def test_a_corrected_label_is_computed_anew_and_a_moved_case_is_not(liver_folder
     first = make([item_of(source)], cache)[0]["label"].numpy().copy()
     moved = shutil.copytree(source, tmp_path / "moved")
     again = make([item_of(moved)], cache)[0]
-    assert len(list(cache.iterdir())) == 1
+    assert len(list(cache.glob("*.pt"))) == 1
     assert again["image"].meta["filename_or_obj"] == item_of(moved)["image"]
     keep_time(Path(item_of(source)["label"]), exchange)
     corrected = make([item_of(source)], cache)[0]["label"].numpy()
     assert (first == 1).sum() == (corrected == 2).sum() > 0
-    assert len(list(cache.iterdir())) == 2
+    assert len(list(cache.glob("*.pt"))) == 2
 
 
 def test_parameters_of_the_deterministic_transforms_and_the_version_are_in_the_name(
@@ -149,7 +149,7 @@ def test_a_damaged_cache_file_is_made_again_with_a_warning(liver_folder, tmp_pat
     items = [item_of(liver_folder(suffix=".nii"))]
     cache = tmp_path / "cache"
     whole = make(items, cache)[0]["image"].numpy().copy()
-    (path,) = cache.iterdir()
+    (path,) = cache.glob("*.pt")
     content = path.read_bytes()
     damage(path, kind)
     again = make(items, cache)

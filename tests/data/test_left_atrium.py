@@ -10,8 +10,9 @@ from tiny_domains import write_domain
 
 from med3d_ext.data.fingerprint import read_header
 from med3d_ext.errors import InputError
-from med3d_ext.tools.layouts.left_atrium import is_left_atrium, read_left_atrium
+from med3d_ext.tools.layouts.organs import is_left_atrium
 from med3d_ext.tools.layouts.prepare import prepare_3dseg8
+from med3d_ext.tools.layouts.table import read_source
 from med3d_ext.transforms import LoadVolumed, MergeLabelsd
 
 
@@ -48,7 +49,7 @@ def test_the_header_tells_what_the_loaded_volume_has(tmp_path: Path) -> None:
 
 
 def test_patients_with_a_label_are_cases(tmp_path: Path) -> None:
-    source = read_left_atrium(write_patients(tmp_path / "atria"))
+    source = read_source(write_patients(tmp_path / "atria"))
     assert [case["subject"] for case in source.cases] == ["patient0", "patient1", "patient2"]
     assert all(Path(case["image"]).name == "lgemri.nrrd" for case in source.cases)
     assert all(Path(case["label"]).name == "laendo.nrrd" for case in source.cases)
@@ -76,7 +77,7 @@ def test_a_set_without_labels_is_refused(tmp_path: Path) -> None:
     write_nrrd(tmp_path / "patient" / "lgemri.nrrd", np.zeros((4, 4, 4), np.uint8))
     assert is_left_atrium(tmp_path)
     with pytest.raises(InputError, match="no laendo file next to any of them"):
-        read_left_atrium(tmp_path)
+        read_source(tmp_path)
 
 
 def test_damaged_and_flat_files_are_refused_by_name(tmp_path: Path) -> None:

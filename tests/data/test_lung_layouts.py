@@ -11,7 +11,7 @@ import pytest
 from lung_folders import chest, right_and_left, save, write_decathlon, write_totalsegmentator, write_visceral
 
 from med3d_ext.errors import InputError
-from med3d_ext.tools.layouts.lung_layouts import read_lung
+from med3d_ext.tools.layouts.prepare_lung import read_lung
 
 
 def label_of(case) -> np.ndarray:
@@ -139,6 +139,6 @@ def test_label_maps_never_go_into_the_data(write, tmp_path):
 def test_foreign_folders_are_refused_by_name(tmp_path):
     (tmp_path / "foreign" / "sub").mkdir(parents=True)
     save(tmp_path / "foreign" / "sub" / "ct.nii.gz", chest(0)[0])
-    for folder, word in (("nowhere", "is not a folder"), ("foreign", "is not a lung data set")):
+    for folder, word in (("nowhere", "is not a folder"), ("foreign", "holds neither dataset.json nor")):
         with pytest.raises(InputError, match=f"dataset_dir '{tmp_path / folder}' {word}"):
             read_lung(tmp_path / folder, tmp_path / "out")

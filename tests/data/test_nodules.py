@@ -7,7 +7,8 @@ import json
 import pytest
 
 from med3d_ext.errors import InputError
-from med3d_ext.tools.layouts.nodules import median_rating, rated_class, read_nodules
+from med3d_ext.tools.layouts.nodules import median_rating, rated_class
+from med3d_ext.tools.layouts.prepare_nodules import read_nodules
 
 
 def labels(folder, **options) -> dict[str, int]:

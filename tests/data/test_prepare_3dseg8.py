@@ -13,12 +13,12 @@ from prepared_folders import domains_of
 from tiny_domains import SPACING, change_dataset, write_domain
 
 from med3d_ext.data import PreparedData
-from med3d_ext.data.datalists import read_source
 from med3d_ext.data.fingerprint import read_header, sha256
 from med3d_ext.data.splits import split_cases
 from med3d_ext.errors import InputError
 from med3d_ext.tools.cli import main
 from med3d_ext.tools.layouts.prepare import prepare_3dseg8
+from med3d_ext.tools.layouts.table import read_source
 from med3d_ext.transforms import LoadVolumed, MergeLabelsd
 
 
@@ -141,8 +141,11 @@ def fail(src: Path, message: str, **options: Any) -> None:
         prepare(src, **options)
 
 
-def test_a_domain_folder_without_dataset_json_is_refused(src: Path) -> None:
+def test_a_domain_folder_without_dataset_json_takes_its_classes_from_the_labels(src: Path) -> None:
     (src / "Task09_Spleen" / "dataset.json").unlink()
+    domain = prepare(src)[0]["Task09_Spleen"]
+    assert (domain["classes"], domain["organ"]) == ({"0": "background", "1": "label 1"}, "spleen")
+    (src / "Task09_Spleen" / "labelsTr").rename(src / "Task09_Spleen" / "elsewhere")
     fail(src, "Task09_Spleen' holds neither dataset.json")
 
 

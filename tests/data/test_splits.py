@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from med3d_ext.data import splits as splits_module
-from med3d_ext.data.datalists import read_source
 from med3d_ext.data.splits import split_cases
 from med3d_ext.errors import InputError
+from med3d_ext.tools.layouts.table import read_source
 
 
 def cases_of(*hashes: object) -> list[dict]:

@@ -45,6 +45,14 @@ def test_only_the_largest_component_counts():
     assert first.tolist() == [3, 3, 3] and last.tolist() == [6, 6, 6]
 
 
+def test_a_second_organ_is_in_the_region_and_a_speck_is_not():
+    """Two kidneys of 27 and 8 voxels, and one voxel of noise, on both sides of the share that is asked for."""
+    mask = torch.zeros(1, 20, 20, 20)
+    mask[0, 2:5, 2:5, 2:5], mask[0, 12:14, 2:4, 2:4], mask[0, 18, 18, 18] = 1, 1, 1
+    ends = {part: region_of_interest(mask, (1, 1, 1), 0.0, part)[1].tolist() for part in (1.0, 0.31, 0.29, 0.01)}
+    assert ends == {1.0: [5, 5, 5], 0.31: [5, 5, 5], 0.29: [14, 5, 5], 0.01: [19, 19, 19]}
+
+
 def test_an_empty_mask_has_no_region():
     assert region_of_interest(torch.zeros(1, 4, 4, 4), (1, 1, 1), 10) is None
 

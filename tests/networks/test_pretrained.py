@@ -329,7 +329,7 @@ def test_the_encoder_is_found_in_networks_and_wrappers():
     cascade = nn.ModuleDict({"coarse": Segmenter("resnet10"), "fine": segmenter})
     assert encoder_of(cascade) is segmenter.encoder
     for wrong in (nn.Identity(), nn.ModuleList([segmenter, Segmenter("resnet10")])):
-        with pytest.raises(ValueError, match="network must hold one ResNetEncoder"):
+        with pytest.raises(ValueError, match="must hold one encoder"):
             encoder_of(wrong)
 
 

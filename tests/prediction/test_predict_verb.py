@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import time
 from pathlib import Path
 
 import nibabel
@@ -321,3 +322,62 @@ def test_options_of_the_config_are_passed_on(predict, images, tmp_path):
     assert predict(images, "--spatial_size", "[48,48,48]") == 0
     assert json.loads((tmp_path / "out" / "good_seg.json").read_text())["options"]["spatial_size"] == [48, 48, 48]
     assert math.isclose(summary(tmp_path)["done"][0]["labels"]["1"]["volume_ml"], 100 * 3 / 1000)
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """What happens in a prediction, in its order."""
+    seen: list[str] = []
+
+    def note(module, name, word, pause=0.0):
+        real = getattr(module, name)
+
+        def noted(*args, **kwargs):
+            seen.append(f"{word} begins")
+            time.sleep(pause)
+            try:
+                return real(*args, **kwargs)
+            finally:
+                seen.append(f"{word} ends")
+
+        monkeypatch.setattr(module, name, noted)
+
+    note(predict_verb, "read_image", "read")
+    note(predict_verb, "write_results", "write", pause=0.3)
+    note(BundlePredictor, "__call__", "network", pause=0.3)
+    return seen
+
+
+def test_the_next_image_is_read_and_the_last_result_written_while_the_network_computes(
+    predict, images, nifti, events, tmp_path
+):
+    for number in range(3):
+        nifti(images / f"{number}.nii.gz", scan(), AFFINE)
+    assert predict(images) == 0
+    assert [each["case"] for each in summary(tmp_path)["done"]] == ["0", "1", "2", "good"]
+    assert events.count("read begins") == 4  # each image once, for the network and its picture
+    place = {(word, number): index for index, (word, number) in enumerate(numbered(events))}
+    for number in range(3):
+        assert place["read begins", number + 1] < place["network ends", number]
+        assert place["write begins", number] < place["network ends", number + 1] < place["write ends", number + 1]
+        assert number == 2 or place["read begins", number + 2] > place["network ends", number]  # no further ahead
+
+
+def numbered(words):
+    counts: dict[str, int] = {}
+    for word in words:
+        yield word, counts.setdefault(word, 0)
+        counts[word] += 1
+
+
+def test_warnings_are_those_of_their_own_case(predict, images, nifti, tmp_path):
+    (images / "good.nii.gz").unlink()
+    for number in range(6):
+        voxels = scan() if number % 2 else np.full((20, 18, 16), -200, np.int16)
+        nifti(images / f"{number}.nii.gz", voxels, *([AFFINE] if number % 3 else [None, (1.0, 1.0, 2.0)]))
+    assert predict(images) == 0
+    for number, case in enumerate(summary(tmp_path)["done"]):
+        text = " ".join(case["warnings"])
+        assert ("Nothing was found" in text) == (number % 2 == 0), case
+        assert ("states no orientation" in text) == (number % 3 == 0), case
+        assert text.count(".nii.gz'") == text.count(f"{number}.nii.gz'")

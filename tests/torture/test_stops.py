@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 import signal
@@ -152,16 +153,18 @@ def test_a_damaged_checkpoint_is_recognized(damage, halfway, shell, data, place,
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_a_damaged_cache_entry_is_made_again(damage, halfway, shell, data, place, quiet):
+def test_a_damaged_entry_of_the_store_is_made_again(damage, halfway, shell, data, place, quiet):
     shutil.copytree(halfway, place, dirs_exist_ok=True, copy_function=link)
-    entries = [path for path in (place / "eval" / "cache").rglob("*") if path.is_file()]
-    assert entries, "no cache"
+    shutil.copytree(os.environ["MED3D_STORE"], place / "store")
+    entries = list((place / "store").glob("*.pt"))
+    assert entries, "no store"
     for path in entries:
         content = path.read_bytes()
         path.unlink()
         path.write_bytes(content)
         damage(path)
-    done = shell.run(MONAI, *train_words(BUNDLE, data[BUNDLE], place), folder=place)
+    words = [*train_words(BUNDLE, data[BUNDLE], place), "--store_dir", place / "store"]
+    done = shell.run(MONAI, *words, folder=place)
     assert not (place / "ran").exists(), "code of the file was run"
     assert done.code == 0, done
     assert differing(results(place), quiet) == []

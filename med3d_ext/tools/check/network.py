@@ -11,46 +11,45 @@ from torch import nn
 
 from med3d_ext.errors import InputError
 from med3d_ext.io.facts import weights_domains
-from med3d_ext.tools.check.configs import BundleConfigs, quiet
+from med3d_ext.tools.bundle_folder import Bundle, quiet
 from med3d_ext.tools.check.findings import Finding, error, ok, warning
 from med3d_ext.weights.files import fit, read_checkpoint
-from med3d_ext.weights.initial import find_weights, initial_weights_path
+from med3d_ext.weights.initial import initial_weights_path
 from med3d_ext.weights.loading import check_share, encoder_of, fit_weights, read_weights
 from med3d_ext.weights.sources import encoder_tensors
 
 
-def build_network(configs: BundleConfigs) -> nn.Module:
+def build_network(bundle: Bundle) -> nn.Module:
     """The network of inference on the meta device: shapes without values, thus at once."""
     with torch.device("meta"):
-        return configs.value("inference", "network_def")
+        return bundle.value("inference", "network_def")
 
 
-def check_shapes(configs: BundleConfigs) -> Iterator[Finding]:
+def check_shapes(bundle: Bundle) -> Iterator[Finding]:
     """One forward pass against what the metadata states of image and prediction."""
-    metadata = str(configs.folder / "configs" / "metadata.json")
-    (config,) = configs.files("inference")
-    options = {**configs.options("inference"), "device": "meta"}
+    metadata = str(bundle.folder / "configs" / "metadata.json")
+    (config,) = bundle.files("inference")
+    options = {**bundle.options("inference"), "device": "meta"}
     try:
         with quiet(), torch.device("meta"):
             verify_net_in_out("network_def", metadata, config, **options)
     except ValueError as fault:
         yield error("network", f"{str(fault).rstrip('.')}; correct network_data_format in metadata.json.")
         return
-    formats = configs.metadata["network_data_format"]
+    formats = bundle.metadata["network_data_format"]
     channels = [formats[side][key]["num_channels"] for side, key in (("inputs", "image"), ("outputs", "pred"))]
-    millions = sum(parameter.numel() for parameter in build_network(configs).parameters()) / 1e6
+    millions = sum(parameter.numel() for parameter in build_network(bundle).parameters()) / 1e6
     yield ok("network", f"{channels[0]} channel in, {channels[1]} out, {millions:.1f} million parameters")
 
 
-def check_weights(configs: BundleConfigs) -> Iterator[Finding]:
+def check_weights(bundle: Bundle) -> Iterator[Finding]:
     """What inference would load: names, shapes, finite values, and the facts next to it."""
     try:
-        with quiet():
-            path = find_weights(configs.folder, configs.value("inference", "ckpt_dir"), is_used=False)
+        path = bundle.weights()
     except InputError as fault:
         yield warning("weights", f"no inference yet: {fault}")
         return
-    faults = fit(read_checkpoint(path)[0], build_network(configs).state_dict())
+    faults = fit(read_checkpoint(path)[0], build_network(bundle).state_dict())
     for fault_text in faults:
         yield error("weights", f"'{path}' {fault_text}; train with these options or give other weights.")
     domains = weights_domains(path)  # refuses where it is missing
@@ -63,15 +62,15 @@ def check_weights(configs: BundleConfigs) -> Iterator[Finding]:
         yield ok("weights", f"'{path}' fits the network; trained on {', '.join(domains)}")
 
 
-def check_initial_weights(configs: BundleConfigs) -> Iterator[Finding]:
+def check_initial_weights(bundle: Bundle) -> Iterator[Finding]:
     """What a training would start from: found, of this architecture, and how much of the encoder it covers."""
-    init = str(configs.value("train", "init"))
-    path = initial_weights_path(init, configs.folder)
+    init = str(bundle.value("train", "init"))
+    path = initial_weights_path(init, bundle.folder)
     if path is None:
         yield ok("init", "from scratch")
         return
     state, source = read_weights(path)
-    encoder = encoder_of(build_network(configs)).state_dict()
+    encoder = encoder_of(build_network(bundle)).state_dict()
     _, report = fit_weights(encoder, encoder_tensors(state, source), source, str(path))
     check_share(report, 0.95)
     yield ok("init", f"'{Path(path)}' covers {report.share:.1%} of the encoder ({report.network})")

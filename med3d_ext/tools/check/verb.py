@@ -6,8 +6,8 @@ import sys
 import warnings
 from typing import Any
 
-from med3d_ext.tools.bundle_folder import find_bundle
-from med3d_ext.tools.check.configs import COMMANDS, BundleConfigs, check_classes, check_files, check_ids, check_options
+from med3d_ext.tools.bundle_folder import COMMANDS, Bundle
+from med3d_ext.tools.check.configs import check_classes, check_files, check_ids, check_options
 from med3d_ext.tools.check.data import check_data
 from med3d_ext.tools.check.findings import ERROR, Finding, gather, summary
 from med3d_ext.tools.check.network import check_initial_weights, check_shapes, check_weights
@@ -26,36 +26,35 @@ def check(bundle: str, *, dataset_dir: str | None = None, **overrides: Any) -> s
         dataset_dir: the data of the run.
         overrides: options of the run, such as `--epochs 100 --network_name resnet50`.
     """
-    folder = find_bundle(bundle)
     given = overrides if dataset_dir is None else {"dataset_dir": dataset_dir, **overrides}
-    findings = check_bundle(BundleConfigs(folder, given))
+    findings = check_bundle(Bundle.find(bundle, given))
     if any(finding.level == ERROR for finding in findings):
         print(summary(findings))
         raise SystemExit(1)
     return summary(findings)
 
 
-def check_bundle(configs: BundleConfigs) -> list[Finding]:
+def check_bundle(bundle: Bundle) -> list[Finding]:
     """All findings. What rests on readable configs is left out where they are not."""
     path = list(sys.path)
-    sys.path.insert(1, str(configs.folder))  # as a run does: a bundle may carry modules of its own
+    sys.path.insert(1, str(bundle.folder))  # as a run does: a bundle may carry modules of its own
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MONAI's remarks on files that are read in any case
-            findings = gather("files", check_files, configs) + gather("options", check_options, configs)
+            findings = gather("files", check_files, bundle) + gather("options", check_options, bundle)
             if any(finding.topic == "files" and finding.level == ERROR for finding in findings):
                 return findings
             for command in COMMANDS:
-                findings += gather("ids", check_ids, configs, command)
-                findings += gather("classes", check_classes, configs, command)
-            findings += gather("versions", check_versions, configs)
-            findings += gather("network", check_shapes, configs)
-            findings += gather("weights", check_weights, configs)
-            findings += gather("init", check_initial_weights, configs)
-            data = gather("data", check_data, configs)
+                findings += gather("ids", check_ids, bundle, command)
+                findings += gather("classes", check_classes, bundle, command)
+            findings += gather("versions", check_versions, bundle)
+            findings += gather("network", check_shapes, bundle)
+            findings += gather("weights", check_weights, bundle)
+            findings += gather("init", check_initial_weights, bundle)
+            data = gather("data", check_data, bundle)
             # What is wrong with the data has been said, and is not looked for again.
             is_good = all(finding.level != ERROR for finding in data)
-            findings += data + gather("resources", check_resources, configs, is_good)
+            findings += data + gather("resources", check_resources, bundle, is_good)
             return findings
     finally:
         sys.path[:] = path

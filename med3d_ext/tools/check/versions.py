@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from monai.utils.module import version_geq
 
-from med3d_ext.tools.check.configs import BundleConfigs
+from med3d_ext.tools.bundle_folder import Bundle
 from med3d_ext.tools.check.findings import Finding, error, ok, warning
 
 NAMES = {"monai_version": "monai", "pytorch_version": "torch", "numpy_version": "numpy"}
@@ -15,10 +15,10 @@ FROM = {"torch": "2.8", "monai": "1.6.1", "numpy": "1.26"}
 BELOW = {"monai": "1.7"}
 
 
-def check_versions(configs: BundleConfigs) -> Iterator[Finding]:
+def check_versions(bundle: Bundle) -> Iterator[Finding]:
     """Packages that are missing or outside the range, and those older than the tested ones."""
-    tested = {package: configs.metadata[key] for key, package in NAMES.items() if key in configs.metadata}
-    tested |= configs.metadata.get("required_packages_version", {})
+    tested = {package: bundle.metadata[key] for key, package in NAMES.items() if key in bundle.metadata}
+    tested |= bundle.metadata.get("required_packages_version", {})
     found = []
     for package, wanted in tested.items():
         try:

@@ -68,6 +68,7 @@ def pair_cases(pred: str | os.PathLike, label: str | os.PathLike) -> CasePairs:
     predictions, labels = _label_maps(pred, "PRED"), _label_maps(label, "LABEL")
     if Path(pred).is_file() and Path(label).is_file() and len(labels) == 1:
         labels = {next(iter(predictions)): next(iter(labels.values()))}
+    predictions = _by_case([(_without_channel(name, labels), path) for name, path in predictions.items()], Path(pred))
     files = {name: (predictions[name], labels[name]) for name in sorted(predictions.keys() & labels.keys())}
     if not files:
         names = [min(found) for found in (predictions, labels)]
@@ -80,6 +81,12 @@ def pair_cases(pred: str | os.PathLike, label: str | os.PathLike) -> CasePairs:
     return CasePairs(
         files, *unmatched, {name: _merged_by_prediction(files[name][0]) or listed.get(name, {}) for name in files}
     )
+
+
+def _without_channel(name: str, labels: Mapping[str, Path]) -> str:
+    """The case of nnU-Net's image CASE_0000, whose label is CASE."""
+    case = re.sub(r"_\d{4}$", "", name)
+    return case if name not in labels and case in labels else name
 
 
 def _merged_by_prediction(pred: Path) -> Merged:

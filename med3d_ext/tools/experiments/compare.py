@@ -18,7 +18,7 @@ from med3d_ext.tools.experiments.engine import CACHE, MARK, PLACES, Arm, Experim
 from med3d_ext.tools.experiments.figures import LOSS, arm_figures, iterations_to_reach, loss_curves, metric_curves
 from med3d_ext.tools.experiments.report import comparison_table, draw_curves, draw_overlays, share_words
 from med3d_ext.tools.experiments.results import METRIC, ArmResult, check_budgets, read_result
-from med3d_ext.tools.experiments.starts import BundleConfig, parse_starts
+from med3d_ext.tools.experiments.starts import ComparedBundle, parse_starts
 
 T = TypeVar("T")
 logger = logging.getLogger("med3d_ext.experiments")
@@ -122,12 +122,12 @@ class Comparison:
         self.output, self.seeds, self.metric = output, list(seeds), metric
         self.shares: list[float | None] = list(shares) if shares else [None]
         self.folds: list[int | None] = list(range(folds)) if folds else [None]
-        self.config = BundleConfig(bundle, options or {})
+        self.config = ComparedBundle(bundle, options or {})
         if shares:
             self.config.require("--shares", "share")
         if folds:
             self.config.require("--folds", "folds", "fold")
-            self.config.options["folds"] = folds
+            self.config.overrides["folds"] = folds
         epochs = self.config.whole_number("epochs")
         self.starts = parse_starts(inits, bundle, *self.config.rates())
         self.data = self._prepare()
@@ -149,8 +149,8 @@ class Comparison:
         write_json(overlay, {"+validate::handlers": [handler]})
         self.experiment = Experiment(
             title="the comparison",
-            train=[self.config.train],
-            evaluate=self.config.evaluate,
+            train=self.config.files("train"),
+            evaluate=self.config.files("evaluate")[1],
             overlays=[str(overlay)],
             keep_weights=keep_weights,
             places=(*PLACES, "init"),
@@ -162,7 +162,7 @@ class Comparison:
         prepared = {}
         for fold in self.folds:
             folder, own = (self.output, {}) if fold is None else (self.output / f"fold{fold}", {"fold": fold})
-            prepared[fold] = self.config.value("data", output_dir=str(folder), **own)
+            prepared[fold] = self.config.value("train", "data", output_dir=str(folder), **own)
         # a folder that is prepared already keeps its split, whatever fold is asked for
         folds = [{(item["domain"], item["sha256"]) for item in data.test} for data in prepared.values()]
         if len(set().union(*folds)) < sum(map(len, folds)):
@@ -179,12 +179,12 @@ class Comparison:
             words = [] if share is None else [f"share{share:.12g}"]
             words += [] if fold is None else [f"fold{fold}"]
             folder = self.output / "arms" / "_".join([start.name, *words, f"seed{seed}"])
-            own = {"bundle_root": str(self.config.bundle), "init": start.init, "learning_rate": start.learning_rate}
-            if "cache_dir" in self.config.content.get("train", {}).get("dataset", {}):
+            own = {"bundle_root": str(self.config.folder), "init": start.init, "learning_rate": start.learning_rate}
+            if "cache_dir" in self.config.as_written("train").get("train", {}).get("dataset", {}):
                 own[CACHE] = str(self.output / "cache")
             weights = self.facts[start.name].get("sha256")
             facts = {"start": start.name, "share": share, "fold": fold, "seed": seed, "weights": weights}
-            yield Arm(folder, self.data[fold], {**self.config.options, **own, **given}, facts)
+            yield Arm(folder, self.data[fold], {**self.config.overrides, **own, **given}, facts)
 
     def _check_unmixed(self) -> None:
         """No arm in the output folder was run with other settings; the message names the first difference."""
@@ -248,9 +248,9 @@ class Comparison:
             panels.append(row)
         test = {"test" if fold is None else f"fold {fold}": data.test for fold, data in self.data.items()}
         record = {
-            "bundle": self.config.bundle.resolve().name,
+            "bundle": self.config.folder.resolve().name,
             **origin(self.data[self.folds[0]], test),
-            "options": portable(self.config.options),
+            "options": portable(self.config.overrides),
             "shares": self.shares,
             "folds": None if self.folds == [None] else len(self.folds),
             "starts": self.facts,

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser
-
-from med3d_ext.data.fingerprint import sha256
 from med3d_ext.data.leakage import seen_cases
 from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.errors import InputError
-from med3d_ext.io.files import case_name, read_json
-from med3d_ext.run.overrides import check_overrides, split_id
+from med3d_ext.io.files import case_name, sha256
+from med3d_ext.run.overrides import split_id
+from med3d_ext.tools.bundle_folder import Bundle
 from med3d_ext.tools.experiments.engine import CACHE
 from med3d_ext.weights.initial import initial_weights_path
 from med3d_ext.weights.loading import load_encoder
@@ -38,11 +36,11 @@ NEEDED = ("init", "learning_rate", "seed", "epochs", "output_dir", "ckpt_dir", "
 RATES = {"initial_weights::scratch_learning_rate": 0.01, "initial_weights::pretrained_learning_rate": 0.001}
 
 
-class BundleConfig:
-    """``train.json`` of a bundle, with the options of a command.
+class ComparedBundle(Bundle):
+    """A bundle with the options of a comparison.
 
     Args:
-        bundle: the bundle's folder.
+        folder: the bundle's folder.
         options: overrides by id.
 
     Raises:
@@ -50,56 +48,46 @@ class BundleConfig:
             comparison needs.
     """
 
-    def __init__(self, bundle: Path, options: Mapping[str, Any]) -> None:
-        self.bundle, self.options = bundle, dict(options)
-        self.train, self.evaluate = (str(bundle / "configs" / f"{name}.json") for name in ("train", "evaluate"))
-        for file in (self.train, self.evaluate):
+    def __init__(self, folder: Path, options: Mapping[str, Any]) -> None:
+        super().__init__(folder, options)
+        for file in self.files("evaluate"):
             if not Path(file).is_file():
-                raise InputError(f"bundle '{bundle}' has no '{file}', without which nothing can be compared.")
-            read_json(file)  # MONAI's own error names no file
-        self.content = ConfigParser.load_config_file(self.train)
+                raise InputError(f"bundle '{folder}' has no '{file}', without which nothing can be compared.")
         for option in ("::".join(split_id(name)) for name in options):
             if option in OWN:
                 raise InputError(f"a comparison sets {option} of each arm itself; give {OWN[option]}.")
         self.require("a comparison", *NEEDED)
-        check_overrides(self.content, self.options, "train.json")
+        self.refuse_unknown("train")
 
     def require(self, what: str, *names: str) -> None:
         """Stop if the top of ``train.json`` lacks one of these ids."""
         for name in names:
-            if name not in self.content:
+            if name not in self.as_written("train"):
                 raise InputError(
-                    f"bundle '{self.bundle.name}' has no '{name}' at the top of its train.json; {what} needs it."
+                    f"bundle '{self.folder.name}' has no '{name}' at the top of its train.json; {what} needs it."
                 )
-
-    def value(self, name: str, default: Any = None, **overrides: Any) -> Any:
-        """The value of an id with the options and further overrides; ``default`` if there is no such id."""
-        parser = ConfigParser()
-        parser.read_config(self.train)
-        parser.update({**self.options, "bundle_root": str(self.bundle), **overrides})
-        return parser.get_parsed_content(name) if name in parser else default
 
     def whole_number(self, name: str) -> int:
         """The value of ``epochs`` or ``val_interval``, 1 if the bundle has no such id."""
-        value = self.value(name, 1)
+        value = self.value("train", name, default=1)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name} must be a whole number above 0, got {value!r}.")
         return value
 
     def rates(self) -> list[float]:
         """The learning rates from scratch and for pretrained weights."""
-        rates = {name: self.value(name, default) for name, default in RATES.items()}
+        rates = {name: self.value("train", name, default) for name, default in RATES.items()}
         for name, rate in rates.items():
             if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
-                raise InputError(f"{name} of bundle '{self.bundle.name}' must be a number above 0, got {rate!r}.")
+                raise InputError(f"{name} of bundle '{self.folder.name}' must be a number above 0, got {rate!r}.")
         return [float(rate) for rate in rates.values()]
 
     def check_weights(self, weights: Path, data: PreparedData, output_dir: Path) -> None:
         """Load weights once, so that those of another network stop the comparison before its first arm."""
         places = {"output_dir": str(output_dir), "dataset_dir": str(data.folder)}
-        share = self.value("initial_weights::minimum_share", **places)
+        share = self.value("train", "initial_weights::minimum_share", None, **places)
         load_encoder(
-            self.value("network_def", **places), weights, **({} if share is None else {"minimum_share": share})
+            self.value("train", "network_def", **places), weights, **({} if share is None else {"minimum_share": share})
         )
 
 

@@ -1,17 +1,17 @@
-"""Lung data as it comes: a Decathlon folder, VISCERAL's files, TotalSegmentator's folders, a prepared folder."""
+"""Layouts of lung data alone: VISCERAL's files, TotalSegmentator's folders, a folder that is prepared already."""
 
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from med3d_ext.data.datalists import Source, existing_file, read_source
-from med3d_ext.data.prepared_files import DATALIST, read_prepared
-from med3d_ext.errors import Faults, FaultyCases, InputError
+from med3d_ext.data.datalists import Source, existing_file
+from med3d_ext.data.prepared_files import DATALIST
+from med3d_ext.data.prepared_files import read_prepared as read_lists
+from med3d_ext.errors import Faults, InputError
 from med3d_ext.tools.layouts.lung_labels import LEFT, LUNGS, RIGHT, merge_masks
 
 logger = logging.getLogger("med3d_ext.prepare")
@@ -31,54 +31,14 @@ LOBES = {
 SCANS = {"ct": "CT", "mri": "MR"}  # file of a TotalSegmentator folder to its modality
 
 
-def read_lung(src: str | os.PathLike, output: str | os.PathLike, faults: Faults | None = None) -> Source:
-    """The cases of a lung data set, each with its ``modality``; one mask per organ becomes one label map per case.
-
-    Args:
-        src: the source folder, in any of the four layouts.
-        output: folder of the preparation; merged label maps go to ``labels/`` in it.
-        faults: collects the faulty cases. Defaults to None, which refuses them.
-
-    Raises:
-        InputError: when the folder has no known layout, a file is missing, masks do not fit their image, or merged
-            label maps would lie inside the data.
-    """
-    root = Path(src).expanduser()
-    if not root.is_dir():
-        raise InputError(f"dataset_dir '{src}' is not a folder; give the folder of the lung data set.")
-    root = root.resolve()
-    if (root / "dataset.json").is_file():
-        return _with_modality(read_source(root, faults=faults))
-    if (root / DATALIST).is_file():
-        return _read_prepared(root)
-    found = faults or Faults()
-    cases = find_totalsegmentator(root, found) or ([] if found.sentences else find_visceral(root))
-    if not cases and not found.sentences:
-        raise InputError(
-            f"dataset_dir '{src}' is not a lung data set; give a folder with dataset.json, VISCERAL's volumes and "
-            "segmentations, or TotalSegmentator's folders."
-        )
-    target = Path(output).resolve()
-    if target.is_relative_to(root):
-        raise InputError(f"output must be a folder outside of '{root}' for the merged label maps, got '{output}'.")
-    labelled = list(_merged(cases, target / "labels", found))
-    if found.sentences and (faults is None or not labelled):
-        raise FaultyCases(found.sentences, len(labelled) + len(found.sentences))
-    if not labelled:
-        raise InputError(f"dataset_dir '{src}' has no case that shows a lung; give cases of the chest.")
-    return Source(root.name, LUNGS, {0: "CT or MR"}, labelled)
+def has_datalist(root: Path) -> bool:
+    """Whether ``prepare`` has written the folder."""
+    return (root / DATALIST).is_file()
 
 
-def _with_modality(source: Source) -> Source:
-    """Each case's ``modality`` as its entry states it, else as the folder does."""
-    for case in source.cases:
-        case["modality"] = str(case.get("modality") or source.modality.get(0, "image"))
-    return source
-
-
-def _read_prepared(root: Path) -> Source:
+def read_prepared(root: Path, output: Path | None, faults: Faults) -> Source:
     """What ``prepare lung`` has written, for another split or other classes."""
-    found = read_prepared(root)
+    found = read_lists(root)
     name, domain = next(iter(found.domains.items()))
     if "label_names" not in domain:
         raise InputError(f"'{root}' was not prepared for the lung bundle; give the source folder.")
@@ -87,7 +47,42 @@ def _read_prepared(root: Path) -> Source:
         known = {key: case[key] for key in ("modality", "subject", "stratum", "given", "fold") if key in case}
         files = {key: str(existing_file(Path(case[key]), root / DATALIST)) for key in ("image", "label")}
         cases.append(known | files)
-    return _with_modality(Source(name, {int(k): v for k, v in domain["label_names"].items()}, {0: "image"}, cases))
+    return Source(name, {int(k): v for k, v in domain["label_names"].items()}, {0: "image"}, cases)
+
+
+def is_totalsegmentator(root: Path) -> bool:
+    """Whether there are folders of a case with a scan and a folder of masks."""
+    return any((image.parent / "segmentations").is_dir() for scan in SCANS for image in root.glob(f"*/{scan}.nii*"))
+
+
+def read_totalsegmentator(root: Path, output: Path | None, faults: Faults) -> Source:
+    """TotalSegmentator's cases with a lung; their masks become label maps in ``output``."""
+    return _with_label_maps(root, output, find_totalsegmentator(root, faults), faults)
+
+
+def is_visceral(root: Path) -> bool:
+    """Whether VISCERAL's files are in the folder, in any depth."""
+    return any(VISCERAL.fullmatch(path.name) for path in root.rglob("*.nii*"))
+
+
+def read_visceral(root: Path, output: Path | None, faults: Faults) -> Source:
+    """VISCERAL's volumes with masks of both lungs, which become label maps in ``output``."""
+    return _with_label_maps(root, output, find_visceral(root), faults)
+
+
+def _with_label_maps(root: Path, output: Path | None, cases: list[dict[str, Any]], faults: Faults) -> Source:
+    """The cases, their masks merged to one label map each in ``labels/`` of ``output``.
+
+    Raises:
+        InputError: no case shows a lung, or ``output`` is inside the data.
+    """
+    target = Path(output or root).resolve()
+    if target.is_relative_to(root):
+        raise InputError(f"output must be a folder outside of '{root}' for the merged label maps, got '{output}'.")
+    labelled = list(_merged(cases, target / "labels", faults))
+    if not labelled and not faults.sentences:
+        raise InputError(f"dataset_dir '{root}' has no case that shows a lung; give cases of the chest.")
+    return Source(root.name, LUNGS, {0: "CT or MR"}, labelled)
 
 
 def find_totalsegmentator(root: Path, faults: Faults) -> list[dict[str, Any]]:

@@ -2,86 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from med3d_ext.data.datalists import Source, existing_file, listed_entries
-from med3d_ext.data.fingerprint import read_voxels
-from med3d_ext.data.prepared_files import DATALIST, read_prepared
-from med3d_ext.errors import Faults, FaultyCases, InputError
+from med3d_ext.data.datalists import Source, existing_file
+from med3d_ext.data.prepared_files import DATALIST
+from med3d_ext.data.prepared_files import read_prepared as read_lists
+from med3d_ext.errors import Faults, InputError
 from med3d_ext.io.files import read_json, read_table
+from med3d_ext.tools.layouts.organs import listed_entries
 
 TABLE = "nodules.csv"
 CLASSES = {0: "benign", 1: "malignant"}
 TIES = {"exclude": None, "benign": 0, "malignant": 1}
 SUFFIXES = (".nii.gz", ".nii")
 _SUBJECT = ("patient", "subject", "scan")  # what names the patient, the best first
-
-
-@dataclass(frozen=True)
-class Nodules:
-    """What a folder of nodules holds.
-
-    Args:
-        source: the cases: ``image``, ``label`` (0 or 1), perhaps ``mask``, ``malignancy`` and ``subject``; ``stratum``.
-        tied: number of nodules that were left out because their median rating lies between the classes.
-        skipped: one sentence for each faulty nodule that was left out.
-    """
-
-    source: Source
-    tied: int
-    skipped: list[str]
-
-
-def read_nodules(folder: str | os.PathLike, ties: str = "exclude", skip_bad: bool = False) -> Nodules:
-    """Read a folder with ``nodules.csv``, ``images/`` and perhaps ``masks/``, with ``dataset.json``, or a prepared one.
-
-    ``nodules.csv`` has a row per nodule: ``nodule`` (the file's name in ``images/`` and ``masks/``), ``malignancy``
-    (one rating from 1 to 5, or those of all readers as ``3;4;5``) and, for the split, ``patient`` or ``scan``. The
-    entries of ``dataset.json`` state ``image`` and either ``malignancy`` or the class as ``label``, perhaps ``mask``
-    and ``patient``.
-
-    The class is that of the median rating: benign up to 3, malignant from 4 on (paper, section 4.2).
-
-    Args:
-        folder: the source folder.
-        ties: what becomes of a median between 3 and 4: "exclude", "benign" or "malignant".
-        skip_bad: leave out nodules that are faulty instead of refusing the folder.
-
-    Raises:
-        InputError: when the folder has neither layout, a nodule has no rating from 1 to 5, its file is missing or
-            damaged, it is listed twice, or only one class is left.
-    """
-    if ties not in TIES:
-        raise InputError(f"ties must be one of {', '.join(TIES)}, got {ties!r}.")
-    root = Path(folder).expanduser()
-    if not root.is_dir():
-        raise InputError(f"dataset_dir '{folder}' is not a folder; give the folder that holds {TABLE} or dataset.json.")
-    root = root.resolve()
-    classes, entries, read = _layout(root)
-    cases, tied, total, faults = [], 0, 0, Faults(skip_bad)
-    for number, entry in entries:
-        total += 1
-        with faults.caught():
-            case = read(root, entry, number)
-            if "malignancy" in case:
-                case["label"] = rated_class(case["malignancy"], ties)
-            if skip_bad:  # else a damaged file is found where all voxels are read, once
-                read_voxels(case, channel=None, spacing=[1.0, 1.0, 1.0], foreground=True)
-            if case["label"] is None:
-                tied += 1
-            else:
-                cases.append({**case, "stratum": classes[case["label"]]})
-    if faults.sentences and not skip_bad:
-        raise FaultyCases(faults.sentences, total)
-    _check_cases(root, cases, classes)
-    return Nodules(Source(root.name, classes, {0: "CT"}, cases), tied, faults.sentences)
 
 
 def rated_class(malignancy: float, ties: str = "exclude") -> int | None:
@@ -109,27 +47,52 @@ def median_rating(value: Any, where: str) -> float:
     return float(median(ratings))
 
 
-Entries = Iterator[tuple[Any, dict[str, Any]]]
-Reader = Callable[[Path, dict[str, Any], Any], dict[str, Any]]
+def has_table(root: Path) -> bool:
+    """Whether the folder has a ``nodules.csv``."""
+    return (root / TABLE).is_file()
 
 
-def _layout(root: Path) -> tuple[dict[int, str], Entries, Reader]:
-    """Class names, entries with their numbers or places, and what makes a case of an entry."""
-    if (root / TABLE).is_file():
-        return dict(CLASSES), iter(read_table(root / TABLE, ("nodule", "malignancy"))), _case_of_row
-    if (root / "dataset.json").is_file():
-        content = read_json(root / "dataset.json")
-        entries = listed_entries(
-            root / "dataset.json", content, lambda entry: "malignancy" in entry or "label" in entry
-        )
-        return _class_names(root, content), iter(entries), _case_of_entry
-    if (root / DATALIST).is_file():
-        found = read_prepared(root)
-        name, domain = next(iter(found.domains.items()))
-        classes = {int(value): str(title) for value, title in domain["classes"].items()}
-        return classes, enumerate(found.cases[name]), _case_of_prepared
-    fault = "is empty" if not any(root.iterdir()) else f"holds neither {TABLE} nor dataset.json"
-    raise InputError(f"dataset_dir '{root}' {fault}; give a folder of nodules with a table of their ratings.")
+def read_rows(root: Path, output: Path | None, faults: Faults) -> Source:
+    """``nodules.csv``, ``images/`` and perhaps ``masks/``.
+
+    A row is a nodule: ``nodule`` (the file's name in ``images/`` and ``masks/``), ``malignancy`` (one rating from 1 to
+    5, or those of all readers as ``3;4;5``) and, for the split, ``patient`` or ``scan``.
+    """
+    cases = []
+    for line, row in read_table(root / TABLE, ("nodule", "malignancy")):
+        with faults.caught():
+            cases.append(_case_of_row(root, row, line))
+    return Source(root.name, dict(CLASSES), {0: "CT"}, cases)
+
+
+def read_entries(root: Path, output: Path | None, faults: Faults) -> Source:
+    """``dataset.json``: entries with ``image`` and either ``malignancy`` or the class as ``label``.
+
+    They may state ``mask`` and ``patient``.
+    """
+    path = root / "dataset.json"
+    content = read_json(path)
+    cases = []
+    for where, entry in listed_entries(path, content, lambda entry: "malignancy" in entry or "label" in entry):
+        with faults.caught():
+            cases.append(_case_of_entry(root, entry, where))
+    return Source(root.name, _class_names(root, content), {0: "CT"}, cases)
+
+
+def has_datalist(root: Path) -> bool:
+    """Whether ``prepare`` has written the folder."""
+    return (root / DATALIST).is_file()
+
+
+def read_prepared(root: Path, output: Path | None, faults: Faults) -> Source:
+    """What ``prepare nodules`` has written, for another fold or cube."""
+    found = read_lists(root)
+    name, domain = next(iter(found.domains.items()))
+    cases = []
+    for case in found.cases[name]:
+        with faults.caught():
+            cases.append(_case_of_prepared(root, case))
+    return Source(root.name, {int(value): str(title) for value, title in domain["classes"].items()}, {0: "CT"}, cases)
 
 
 def _case_of_row(root: Path, row: dict[str, str], line: int) -> dict[str, Any]:
@@ -155,7 +118,7 @@ def _subject(entry: Mapping[str, Any]) -> dict[str, str]:
     return {"subject": stated[0]} if stated else {}
 
 
-def _case_of_prepared(root: Path, case: dict[str, Any], number: int) -> dict[str, Any]:
+def _case_of_prepared(root: Path, case: dict[str, Any]) -> dict[str, Any]:
     facts = ("label", "malignancy", "subject", "given", "fold")
     kept: dict[str, Any] = {key: case[key] for key in facts if key in case}
     for key in ("image", "mask"):
@@ -191,13 +154,3 @@ def _case_of_entry(root: Path, entry: Any, where: str) -> dict[str, Any]:
     if isinstance(label, bool) or label not in (0, 1):
         raise InputError(f"{where} has neither 'malignancy' nor a class as 'label' (0 or 1); complete it.")
     return {**case, "label": int(label)}
-
-
-def _check_cases(root: Path, cases: list[dict[str, Any]], classes: Mapping[int, str]) -> None:
-    (image, count) = next(iter(Counter(case["image"] for case in cases).most_common(1)), ("", 0))
-    if count > 1:
-        raise InputError(f"'{image}' is listed {count} times in '{root}'; a nodule is one row: remove the others.")
-    found = {case["label"] for case in cases}
-    for value, name in classes.items():
-        if value not in found:
-            raise InputError(f"'{root}' holds no {name} nodule; both classes are needed to train and to measure.")

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from med3d_ext.data.datalists import read_source
 from med3d_ext.data.domains import merge_classes
 from med3d_ext.data.fingerprint import summarize
 from med3d_ext.data.prepared_data import LOCK_NAME
@@ -18,10 +17,11 @@ from med3d_ext.data.prepared_files import fingerprint_domain, known_cases, left_
 from med3d_ext.data.splits import split_cases
 from med3d_ext.errors import Faults, InputError
 from med3d_ext.io.files import hold
-from med3d_ext.run.options import check_options
+from med3d_ext.io.store import Store, used
 from med3d_ext.tools.layouts.prepare_3dseg8 import prepare_3dseg8
 from med3d_ext.tools.layouts.prepare_lung import prepare_lung
 from med3d_ext.tools.layouts.prepare_nodules import prepare_nodules
+from med3d_ext.tools.layouts.table import channel_facts, one_channel, read_source
 
 logger = logging.getLogger("med3d_ext.prepare")
 LITS_WINDOW = (-200.0, 250.0)  # paper, section 4.3
@@ -33,8 +33,9 @@ def prepare_lits(
     seed: int = 0,
     hu_window: Sequence[float] | None = None,
     skip_bad: bool = False,
+    channel: str | int | None = None,
 ) -> Path:
-    """Prepare a liver data set: Decathlon's Task03 or LiTS's own volumes; tumor voxels count as liver in training.
+    """Prepare a liver data set in any layout of an organ; tumor voxels count as liver in training.
 
     Args:
         src: the source folder.
@@ -43,15 +44,18 @@ def prepare_lits(
         hu_window: intensity window (HU). Defaults to the paper's [-200, 250], narrowed to what the images hold: a CT
             that was cut at -125 HU gives other inputs under [-200, 250] than the same CT uncut.
         skip_bad: leave out faulty cases instead of refusing them all.
+        channel: the channel of sets that have several, its name or number.
 
     Returns:
         the output folder.
     """
     faults = Faults(skip_bad)
-    source = read_source(src, faults=faults)
-    domain = fingerprint_domain(source, known_cases(output), foreground=True, faults=faults)
+    source = one_channel(read_source(src, faults=faults), channel)
+    known = known_cases(output, source.channel)
+    domain = fingerprint_domain(source, known, source.channel, foreground=True, faults=faults)
     faults.settle(len(domain["cases"]) + len(faults.sentences), logger)
-    domain["classes"], domain["label_map"] = merge_classes(source.classes, {})
+    domain["classes"], domain["label_map"] = merge_classes(source.classes, source.merge)
+    domain |= channel_facts(source)
     split_cases({source.name: domain["cases"]}, seed)
     domain.update(summarize(domain["cases"]))
     low, high = domain["intensity_observed"]
@@ -74,7 +78,7 @@ def prepare_folder(kind: str, src: str | os.PathLike, output: str | os.PathLike,
     path = Path(output).expanduser() / LOCK_NAME
     was_there = path.parent.is_dir(), path.exists()
     try:
-        with hold(path):
+        with hold(path), used(Store()):
             return PREPARE[kind](src, output, seed, **options)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -101,6 +105,7 @@ def prepare(
     cube_mm: float | None = None,
     ties: str | None = None,
     skip_bad: bool = False,
+    channel: str | None = None,
 ) -> str:
     """Turn a source folder into `datalist.json` (with a seeded split) and `facts.json`.
 
@@ -119,13 +124,14 @@ def prepare(
         cube_mm: nodules: edge of the network's cube in mm. Defaults to 32, or the smallest image's extent.
         ties: nodules: a median rating between 3 and 4 is left out (exclude), benign or malignant. Defaults to exclude.
         skip_bad: leave out faulty cases (nodules, lidc: scans, marks and nodules), list and count them.
+        channel: 3dseg8, lits, lung: name or number of the channel to take of images that have several.
     """
     if kind not in PREPARE:
         raise InputError(f"prepare: KIND must be one of {', '.join(sorted(PREPARE))}, got '{kind}'.")
     options: dict[str, Any] = {"domains": domains, "domains_file": domains_file, "download": download or None}
     options["hu_window"] = None if hu_window is None else _window(hu_window)
     options |= {"num_classes": num_classes, "folds": folds, "fold": fold}
-    options |= {"cube_mm": cube_mm, "ties": ties, "skip_bad": skip_bad or None}
+    options |= {"cube_mm": cube_mm, "ties": ties, "skip_bad": skip_bad or None, "channel": channel}
     given = {name: value for name, value in options.items() if value is not None}
     for name in given:
         if name not in inspect.signature(PREPARE[kind]).parameters:

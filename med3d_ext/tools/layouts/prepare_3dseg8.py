@@ -5,35 +5,36 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from med3d_ext.data.datalists import Source, read_source
+from med3d_ext.data.datalists import Source
 from med3d_ext.data.domains import (
     DOMAINS,
     OTHER_TASKS,
     Domain,
-    channel_number,
     merge_classes,
     read_lines,
     recognize,
     settings_of,
     task_of,
 )
-from med3d_ext.data.fingerprint import read_header, summarize
+from med3d_ext.data.fingerprint import summarize
 from med3d_ext.data.prepared_files import fingerprint_domain, known_cases, left_out, write_prepared
 from med3d_ext.data.splits import split_cases
 from med3d_ext.data.subsets import choose_domains
-from med3d_ext.errors import Faults, FaultyCases, InputError
-from med3d_ext.io.files import read_json
+from med3d_ext.errors import Faults, InputError
 from med3d_ext.tools.layouts.download import download_tasks
-from med3d_ext.tools.layouts.left_atrium import is_left_atrium, read_left_atrium
+from med3d_ext.tools.layouts.table import LEFT_ATRIUM, LITS, channel_facts, layout_of, one_channel, read_source
+from med3d_ext.transforms.load import load_volume
 
 logger = logging.getLogger("med3d_ext.prepare")
 
 
 LINES = "domains.json"
+AIR = -100  # HU; sets that were cut to a window hold at least what is fat
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,13 @@ def prepare_3dseg8(
     domains_file: str | os.PathLike | None = None,
     download: bool = False,
     skip_bad: bool = False,
+    channel: str | int | None = None,
 ) -> Path:
-    """Prepare the domains of a folder for pretraining: each is a sub-folder in the Decathlon's layout.
+    """Prepare the domains of a folder for pretraining: each is a sub-folder, in any layout of an organ.
 
     Folders of the Decathlon are recognized by task number, name or title (lung and colon are not in 3DSeg-8 and left
-    out), the 2018 left-atrium set by its files. Every other folder with ``dataset.json`` is a domain of its own.
-    A folder that is itself one domain may be given, too.
+    out), the 2018 left-atrium set by its files. Every other folder in a layout of
+    :mod:`med3d_ext.tools.layouts.table` is a domain of its own. A folder that is itself one domain may be given, too.
 
     Args:
         src: the source folder.
@@ -69,6 +71,7 @@ def prepare_3dseg8(
             to ``domains.json`` in ``src``, if there is one.
         download: fetch tasks that ``src`` lacks.
         skip_bad: leave out faulty cases instead of refusing them all.
+        channel: name or number of the channel of a single domain, see :func:`find_domains`.
 
     Returns:
         the output folder.
@@ -81,9 +84,8 @@ def prepare_3dseg8(
         table = {domain.folder: {"organ": domain.organ} for domain in DOMAINS}
         download_tasks(root, choose_domains(table, domains))
     faults = Faults(skip_bad)
-    found = find_domains(root, domains_file, faults)
-    chosen = choose_domains({name: {"organ": each.settings.organ} for name, each in found.items()}, domains)
-    facts = {name: _describe(found[name], output, faults) for name in chosen}
+    found = find_domains(root, domains_file, faults, domains, channel)
+    facts = {name: _describe(each, output, faults) for name, each in found.items()}
     faults.settle(sum(len(each["cases"]) for each in facts.values()) + len(faults.sentences), logger)
     split_cases({name: each["cases"] for name, each in facts.items()}, seed)
     for domain in facts.values():
@@ -93,11 +95,25 @@ def prepare_3dseg8(
 
 
 def find_domains(
-    root: Path, domains_file: str | os.PathLike | None = None, faults: Faults | None = None
+    root: Path,
+    domains_file: str | os.PathLike | None = None,
+    faults: Faults | None = None,
+    domains: int | str | Sequence[str] | None = None,
+    channel: str | int | None = None,
 ) -> dict[str, Found]:
     """The domains of a folder by name, in the order of the paper's table 2, a user's own after them.
 
-    ``faults`` collects the cases whose files are missing; without it they are refused.
+    Of each case one channel is taken: ``channel``, else that of the domain's settings.
+
+    Args:
+        root: the folder.
+        domains_file: JSON with a user's domains. Defaults to ``domains.json`` in the folder, if there is one.
+        faults: collects the cases whose files are missing. Defaults to None, which refuses them.
+        domains: the domains to take, see :func:`med3d_ext.data.subsets.choose_domains`. Defaults to None: all.
+        channel: name or number of the channel of a single domain that has several.
+
+    Raises:
+        InputError: there is no domain or none of these, one is at fault, or several channels and none is chosen.
     """
     if not root.is_dir():
         raise InputError(f"'{root}' is not a folder; give the folder that holds the domains' folders.")
@@ -110,7 +126,17 @@ def find_domains(
     found = _without_twins(found)
     order = [domain.organ for domain in DOMAINS]
     place = {name: order.index(each.settings.organ) for name, each in found.items() if each.settings.organ in order}
-    return {name: found[name] for name in sorted(found, key=lambda name: (place.get(name, len(order)), name))}
+    found = {name: found[name] for name in sorted(found, key=lambda name: (place.get(name, len(order)), name))}
+    chosen = choose_domains({name: {"organ": each.settings.organ} for name, each in found.items()}, domains)
+    if channel is not None and len(chosen) > 1:
+        raise InputError(
+            f"channel '{channel}' is for one domain, and '{root}' has {', '.join(chosen)}; name the channel of each in "
+            f"{LINES}."
+        )
+    return {
+        name: replace(found[name], source=one_channel(found[name].source, channel, found[name].settings.channel))
+        for name in chosen
+    }
 
 
 def _folders(root: Path, lines: Mapping[str, Mapping[str, Any]]) -> dict[str, Path]:
@@ -140,31 +166,44 @@ def _folders(root: Path, lines: Mapping[str, Mapping[str, Any]]) -> dict[str, Pa
 def _is_domain(folder: Path) -> bool:
     if folder.name.startswith("."):
         return False
-    known = task_of(folder.name) is not None and recognize(folder.name) is not None
-    layout = (folder / "dataset.json").is_file() or (folder / "imagesTr").is_dir() or any(folder.glob("volume-*.nii*"))
-    return known or layout or is_left_atrium(folder)
+    if (task_of(folder.name) is not None and recognize(folder.name) is not None) or (folder / "imagesTr").is_dir():
+        return True  # to be refused by name if it has no layout
+    layout = layout_of(folder, "organ")
+    # LiTS's volumes are found in any depth, and a folder of domains may hold theirs.
+    return layout is not None and (layout.name != LITS or any(folder.glob("volume-*.nii*")))
 
 
 def _read(name: str, folder: Path, line: Mapping[str, Any], faults: Faults | None) -> Found:
-    if is_left_atrium(folder):
-        source, title = read_left_atrium(folder), "left atrium"
-        line = {"merge": {255: 1}, **line}
-    else:
-        source = read_source(folder, faults=faults)
-        title = str(read_json(folder / "dataset.json").get("name", "")) if (folder / "dataset.json").is_file() else ""
-    settings = settings_of(name, folder.name, title or folder.name, source.modality, line)
+    source = read_source(folder, faults=faults)
+    modality = {0: line["modality"]} if "modality" in line else source.modality
+    if not modality and recognize(folder.name, source.title or folder.name) is None:
+        modality = {0: _guessed_modality(source)}
+    line = {**({"merge": source.merge} if source.merge else {}), **line}
+    settings = settings_of(name, folder.name, source.title or folder.name, modality, line)
     return Found(folder, replace(source, name=name), settings)
+
+
+def _guessed_modality(source: Source) -> str:
+    """CT or MR, if nothing says it: HU are far below 0 outside of the body."""
+    guess = "MR"
+    for case in source.cases:
+        with suppress(InputError):  # a damaged file is refused where all are read
+            image = load_volume(case["image"] if isinstance(case["image"], str) else case["image"][0], 0)
+            guess = "CT" if image.min() <= AIR else "MR"
+            break
+    logger.warning(f"'{source.name}' states no modality: {guess} by the intensities; correct it by a line in {LINES}")
+    return guess
 
 
 def _without_twins(found: dict[str, Found]) -> dict[str, Found]:
     """Refuse one domain in two folders; the 100 cases of 2018 alone may take the place of the Decathlon's 20 hearts."""
     kept: dict[str, str] = {}
-    for name in sorted(found, key=lambda name: not is_left_atrium(found[name].folder)):
+    for name in sorted(found, key=lambda name: found[name].source.layout != LEFT_ATRIUM):
         organ, folder = found[name].settings.organ, found[name].folder
         other = kept.setdefault(organ, name)
         if other == name:
             continue
-        if not is_left_atrium(found[other].folder):
+        if found[other].source.layout != LEFT_ATRIUM:
             raise InputError(
                 f"'{folder}' and '{found[other].folder}' are both the domain '{organ}'; remove one, or give it a name "
                 f'of its own by a line in {LINES}: {{"NAME": {{"folder": "{folder.name}"}}}}.'
@@ -174,9 +213,7 @@ def _without_twins(found: dict[str, Found]) -> dict[str, Found]:
 
 
 def _describe(found: Found, output: str | os.PathLike, faults: Faults) -> dict[str, Any]:
-    source, settings = found.source, found.settings
-    first, header = _first_header(source)
-    channel = channel_number(settings, source.modality, header["channels"], first)
+    source, settings, channel = found.source, found.settings, found.source.channel or 0
     try:
         classes, label_map = merge_classes(source.classes, settings.merge)
     except InputError as error:
@@ -191,13 +228,5 @@ def _describe(found: Found, output: str | os.PathLike, faults: Faults) -> dict[s
         "spatial_size": list(settings.spatial_size),
         "intensity_range": None if settings.intensity_range is None else list(settings.intensity_range),
         "cases": facts["cases"],
+        **channel_facts(source),
     }
-
-
-def _first_header(source: Source) -> tuple[str, dict[str, Any]]:
-    """The first image whose header can be read, and the header."""
-    faults = Faults()
-    for case in source.cases:
-        with faults.caught():
-            return case["image"], read_header(case["image"])
-    raise FaultyCases(faults.sentences, len(source.cases))

@@ -4,22 +4,77 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from med3d_ext.data.fingerprint import summarize
+from med3d_ext.data.datalists import Source
+from med3d_ext.data.fingerprint import read_voxels, summarize
 from med3d_ext.data.prepared_files import fingerprint_domain, known_cases, write_prepared
 from med3d_ext.data.splits import split_cases
-from med3d_ext.errors import InputError
+from med3d_ext.errors import Faults, FaultyCases, InputError
 from med3d_ext.io.facts import facts_path, read_facts
-from med3d_ext.tools.layouts.nodules import TABLE, Nodules, read_nodules
+from med3d_ext.tools.layouts.nodules import TABLE, TIES, rated_class
+from med3d_ext.tools.layouts.table import read_source
 from med3d_ext.tools.lidc.prepare import nodules_folder
 
 logger = logging.getLogger("med3d_ext.prepare")
 CUBE_MM = 32.0  # holds LIDC's nodules of 3 to 30 mm, and little else: the network pools over all of it
 INTENSITY_RANGE = (-1000.0, 400.0)  # HU; what lies beyond is air and bone, and the percentiles should not depend on it
+
+
+@dataclass(frozen=True)
+class Nodules:
+    """What a folder of nodules holds.
+
+    Args:
+        source: the cases: ``image``, ``label`` (0 or 1), perhaps ``mask``, ``malignancy`` and ``subject``; ``stratum``.
+        tied: number of nodules that were left out because their median rating lies between the classes.
+        skipped: one sentence for each faulty nodule that was left out.
+    """
+
+    source: Source
+    tied: int
+    skipped: list[str]
+
+
+def read_nodules(folder: str | os.PathLike, ties: str = "exclude", skip_bad: bool = False) -> Nodules:
+    """Read a folder of nodules, see :mod:`med3d_ext.tools.layouts.nodules`, and give each nodule its class.
+
+    It is that of the median rating: benign up to 3, malignant from 4 on (paper, section 4.2).
+
+    Args:
+        folder: the source folder.
+        ties: what becomes of a median between 3 and 4: "exclude", "benign" or "malignant".
+        skip_bad: leave out nodules that are faulty instead of refusing the folder.
+
+    Raises:
+        InputError: when the folder has no known layout, a nodule has no rating from 1 to 5, its file is missing or
+            damaged, it is listed twice, or only one class is left.
+    """
+    if ties not in TIES:
+        raise InputError(f"ties must be one of {', '.join(TIES)}, got {ties!r}.")
+    faults = Faults(skip_bad)
+    source = read_source(folder, "nodules", faults=faults)
+    cases, tied, total = [], 0, len(source.cases) + len(faults.sentences)
+    for case in source.cases:
+        with faults.caught():
+            if "malignancy" in case:
+                case["label"] = rated_class(case["malignancy"], ties)
+            if skip_bad:  # else a damaged file is found where all voxels are read, once
+                read_voxels(case, channel=None, spacing=[1.0, 1.0, 1.0], foreground=True)
+            if case["label"] is None:
+                tied += 1
+            else:
+                cases.append({**case, "stratum": source.classes[case["label"]]})
+    if faults.sentences and not skip_bad:
+        raise FaultyCases(faults.sentences, total)
+    _check_cases(Path(folder).expanduser().resolve(), cases, source.classes)
+    return Nodules(replace(source, cases=cases), tied, faults.sentences)
 
 
 def prepare_nodules(
@@ -32,7 +87,7 @@ def prepare_nodules(
     ties: str | None = None,
     skip_bad: bool = False,
 ) -> Path:
-    """Prepare nodules for classification, see :func:`med3d_ext.tools.layouts.nodules.read_nodules` for the layouts.
+    """Prepare nodules for classification, see :mod:`med3d_ext.tools.layouts.nodules` for the layouts.
 
     LIDC-IDRI as it is published is first made into such a folder, the output, see
     :func:`med3d_ext.tools.lidc.prepare.read_lidc`.
@@ -100,3 +155,13 @@ def _remarks(found: Nodules) -> str:
     if found.skipped:
         parts.append(f"{len(found.skipped)} faulty skipped")
     return "; " + "; ".join(parts)
+
+
+def _check_cases(root: Path, cases: list[dict[str, Any]], classes: Mapping[int, str]) -> None:
+    (image, count) = next(iter(Counter(case["image"] for case in cases).most_common(1)), ("", 0))
+    if count > 1:
+        raise InputError(f"'{image}' is listed {count} times in '{root}'; a nodule is one row: remove the others.")
+    found = {case["label"] for case in cases}
+    for value, name in classes.items():
+        if value not in found:
+            raise InputError(f"'{root}' holds no {name} nodule; both classes are needed to train and to measure.")

@@ -20,6 +20,9 @@ TEMPLATES = {1: "lung_segmentation", 2: "lits_fine"}
 COARSE = "lits_coarse"
 CONFIGS = ("train", "evaluate", "inference", "multi_gpu_train", "multi_gpu_evaluate")
 
+SMALLEST_PART = 0.1
+"""Of the largest coarse component: an organ may be in several pieces, and what is lost to the region is lost."""
+
 COARSE_NETWORK = {
     "network_def::coarse": {
         "_target_": "med3d_ext.networks.SegmentationNetwork",
@@ -99,7 +102,9 @@ WHOLE = {"_target_": "med3d_ext.transforms.RandTargetCropd", "keys": ["image", "
 ANY_TARGET = {"_target_": "AsDiscreted", "_desc_": "one box around all classes", "keys": "label", "threshold": 0.5}
 
 
-def own_configs(bundles: Path, plan: Plan, modality: str | None, classes: int) -> dict[str, dict[str, Any]]:
+def own_configs(
+    bundles: Path, plan: Plan, modality: str | None, classes: int, channel: str | None
+) -> dict[str, dict[str, Any]]:
     """The configs by name.
 
     Args:
@@ -107,6 +112,7 @@ def own_configs(bundles: Path, plan: Plan, modality: str | None, classes: int) -
         plan: stages, grids and epochs.
         modality: "CT" is windowed, all else normalized by percentiles.
         classes: number of classes, background counted, of a network that has no weights yet.
+        channel: the channel that is taken of images that have several.
     """
     configs = {name: read_json(bundles / TEMPLATES[plan.stages] / "configs" / f"{name}.json") for name in CONFIGS}
     train, inference = configs["train"], configs["inference"]
@@ -118,12 +124,11 @@ def own_configs(bundles: Path, plan: Plan, modality: str | None, classes: int) -
     _set(inference, {"dataset::data::kind": "3dseg8", "dataset::data::phantoms": False})
     for config in (train, inference):
         _set(config, network)
-    train["data"].pop("options")
+    train["channel"], train["data"]["options"] = channel, {"channel": "@channel"}
     train["train"]["preprocessing_transforms"][0].pop("require_foreground")
     for steps in (train["train"]["preprocessing_transforms"], inference["preprocessing"]["transforms"]):
         steps[_place(steps, "HUWindowd", "PercentileNormalized")] = normalize
     train["train"]["preprocessing_transforms"][2]["label_map"] = "$@data.label_map()"
-    inference["preprocessing"]["transforms"][0]["channel"] = "$@domain.get('channel')"
     inference["num_classes"] = {"_target_": "med3d_ext.data.class_count", "bundle_root": "@bundle_root"} | {
         "ckpt_dir": "@ckpt_dir",
         "default": classes,
@@ -161,6 +166,8 @@ def _one_stage(configs: dict[str, dict[str, Any]]) -> None:
 
 def _two_stages(configs: dict[str, dict[str, Any]], coarse: dict[str, Any], plan: Plan) -> None:
     train, evaluate, inference = (configs[name] for name in CONFIGS[:3])
+    for config in (evaluate, inference):
+        config["inferers"]["cascade"]["smallest_part"] = SMALLEST_PART
     for config in (train, inference):
         for name in ("coarse_weights", "hu_window", "widths", "negative_scans", "negatives", "cut_share"):
             config.pop(name, None)
@@ -179,7 +186,10 @@ def _two_stages(configs: dict[str, dict[str, Any]], coarse: dict[str, Any], plan
     }
     train["run"].insert(1, "$@coarse::stage.run()")
     parallel = configs["multi_gpu_train"]
-    parallel["coarse::network"] = {**parallel["network"], "module": "$@coarse::initial_weights.network.to(@device)"}
+    parallel["coarse::network"] = {
+        **parallel["network"],
+        "module": "$@coarse::initial_weights.on(@device, @sync_batchnorm)",
+    }
     parallel["coarse::validate::sampler"] = {**parallel["validate::sampler"], "dataset": "@coarse::validate::dataset"}
     parallel["coarse::validate::dataloader::sampler"] = "@coarse::validate::sampler"
 
@@ -241,7 +251,7 @@ def _coarse(template: dict[str, Any], plan: Plan) -> dict[str, Any]:
         "stage": {"_target_": "med3d_ext.engines.FirstStage", "trainer": "@coarse::train::trainer"}
         | {"checkpoint": "@coarse::checkpoint"},
     }
-    section["train"]["dataset"] |= {"data": "@train::dataset::data", "cache_dir": "$@output_dir + '/cache'"}
+    section["train"]["dataset"]["data"] = "@train::dataset::data"
     section["validate"]["dataset"]["data"] = "@validate::dataset::data"
     return section
 

@@ -18,7 +18,7 @@ Segments {targets} in {modality}, after Med3D (arXiv:1904.00625, section 3.3): {
 
 ## Data
 
-The data set {folder}, in the Decathlon's layout. A run splits its cases by content into training, validation and test.
+The data set {folder}. A run splits its cases by content into training, validation and test.
 
 ## Training configuration
 

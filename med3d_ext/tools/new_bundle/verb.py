@@ -9,17 +9,16 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from med3d_ext.data.domains import Domain, channel_number, merge_classes
-from med3d_ext.data.fingerprint import read_header
+from med3d_ext.data.domains import merge_classes
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import read_json, scratch_folder, write_json
 from med3d_ext.run.moved import renewed
-from med3d_ext.tools.bundle_folder import find_bundle
+from med3d_ext.tools.bundle_folder import METADATA, find_bundle
 from med3d_ext.tools.layouts.prepare_3dseg8 import Found, find_domains
 from med3d_ext.tools.new_bundle.configs import TEMPLATES, own_configs
 from med3d_ext.tools.new_bundle.plan import Plan, plan
 from med3d_ext.tools.new_bundle.texts import TERMS, own_metadata, own_readme
-from med3d_ext.tools.zoo.stage import METADATA, check_name
+from med3d_ext.tools.zoo.stage import check_name
 
 COPIED = ("LICENSE", "large_files.yml", "configs/logging.conf")
 
@@ -29,6 +28,7 @@ def new_bundle(
     *,
     dataset_dir: str = "",
     output: str = ".",
+    channel: str | None = None,
     stages: int | None = None,
     minutes: float | None = None,
     update: bool = False,
@@ -41,8 +41,9 @@ def new_bundle(
 
     Args:
         name: the bundle's name: letters, digits and _; with `--update` its folder.
-        dataset_dir: a folder in the Decathlon's layout: dataset.json, imagesTr, labelsTr.
+        dataset_dir: a folder of labelled volumes: the Decathlon's or nnU-Net's layout, images/ with labels/ and others.
         output: where the bundle's folder is made. Defaults to the current folder.
+        channel: name or number of the channel to take of images that have several.
         stages: 1 or 2. Defaults to what suits the data.
         minutes: how long the training may take on this machine in total; some steps are timed now, and the number
             of epochs is written into the config. Defaults to as many steps as a small data set needs.
@@ -60,12 +61,13 @@ def new_bundle(
     folder = Path(output).expanduser() / name
     if folder.exists():
         raise InputError(f"'{folder}' exists; choose another name, or remove it.")
-    found = _one_domain(dataset_dir)
+    found = _one_domain(dataset_dir, channel)
     classes, _ = merge_classes(found.source.classes, found.settings.merge)
     planned = plan(found, len(classes), stages, minutes)
-    with scratch_folder(folder) as scratch:
-        draft = scratch / name
-        _write(draft, found.settings, classes, planned)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}.") as scratch:
+        draft = Path(scratch) / name
+        _write(draft, found, classes, planned)
         os.replace(draft, folder)
     return _next_steps(folder, dataset_dir, classes, planned)
 
@@ -82,30 +84,29 @@ def update_bundle(bundle: Path) -> str:
     return f"'{bundle}': rewrote {', '.join(changed)}." if changed else f"'{bundle}' names nothing that has moved."
 
 
-def _one_domain(dataset_dir: str) -> Found:
+def _one_domain(dataset_dir: str, channel: str | None = None) -> Found:
     """The data set's cases and settings.
 
     Raises:
         InputError: there is none or several, only one class, or no channel that is chosen.
     """
-    domains = find_domains(Path(dataset_dir).expanduser())
+    domains = find_domains(Path(dataset_dir).expanduser(), channel=channel)
     if len(domains) > 1:
         raise InputError(f"dataset_dir '{dataset_dir}' holds several data sets ({', '.join(domains)}); give one.")
     found = next(iter(domains.values()))
     if len(found.source.classes) < 2:
         raise InputError(f"'{found.folder / 'dataset.json'}' names one class; name the background and what to segment.")
-    first = found.source.cases[0]["image"]
-    channel_number(found.settings, found.source.modality, read_header(first)["channels"], first)
     return found
 
 
-def _write(bundle: Path, settings: Domain, classes: Mapping[str, str], planned: Plan) -> None:
+def _write(bundle: Path, found: Found, classes: Mapping[str, str], planned: Plan) -> None:
+    settings, channel = found.settings, found.source.chosen
     template = find_bundle(TEMPLATES[planned.stages])
     for name in ("configs", "docs"):
         (bundle / name).mkdir(parents=True)
     for name in COPIED:
         shutil.copyfile(template / name, bundle / name)
-    configs = own_configs(template.parent, planned, settings.modality, len(classes))
+    configs = own_configs(template.parent, planned, settings.modality, len(classes), channel and channel[1])
     files = {f"configs/{name}.json": config for name, config in configs.items()}
     files[METADATA] = own_metadata(read_json(template / METADATA), bundle.name, settings, classes, planned)
     texts = {name: json.dumps(content, indent=4) + "\n" for name, content in files.items()}

@@ -18,7 +18,9 @@ from monai.handlers import CheckpointLoader
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import read_json
 from med3d_ext.io.label_maps import SourceValues, smallest_type
-from med3d_ext.run.overrides import check_overrides, split_id
+from med3d_ext.run.overrides import split_id
+from med3d_ext.tools.bundle_folder import Bundle
+from med3d_ext.transforms.load import LoadVolumed
 
 # What `predict` itself decides: the images, where results go, and that the evaluator is built for every image anew.
 _OWN = {"bundle_root", "dataset_dir", "output_dir", "dataset"}
@@ -61,7 +63,7 @@ class BundlePredictor:
 
     def __init__(self, bundle: Path, device: str | None = None, overrides: Mapping[str, Any] | None = None) -> None:
         self.bundle = bundle
-        self._parser = _parser(bundle, device, overrides or {})
+        self._parser = _parser(Bundle(bundle, overrides), device)
         _refuse_classifier(bundle, self._parser["_meta_"])
         sys.path.insert(1, str(bundle))  # as `monai.bundle run` does: a bundle may carry code of its own
         self._parser.get_parsed_content("initialize", default=None)
@@ -96,6 +98,12 @@ class BundlePredictor:
             # The engine and its handlers refer to each other and would keep the volumes until the next collection.
             evaluator.state.batch = evaluator.state.output = None
 
+    def read_with(self, reader: Any) -> None:
+        """Let the bundle take its images from a reader; see :class:`med3d_ext.transforms.LoadVolumed`."""
+        for each in self.transform.transforms:
+            if isinstance(each, LoadVolumed):
+                each.store = reader
+
     @property
     def channel(self) -> int | None:
         """The channel of a 4D image that the bundle takes."""
@@ -123,26 +131,17 @@ class BundlePredictor:
         return Path(loaders[0].load_path)
 
 
-def _parser(bundle: Path, device: str | None, overrides: Mapping[str, Any]) -> ConfigParser:
-    file = bundle / "configs" / "inference.json"
-    if not file.is_file():
-        raise InputError(f"'{bundle}' has no configs/inference.json; it cannot segment.")
-    metadata = file.with_name("metadata.json")
-    for each in (file, metadata):
-        read_json(each)  # MONAI's own error names no file
-    parser = ConfigParser()
-    parser.read_config(str(file))
-    parser.read_meta(str(metadata))
-    for name in overrides:
+def _parser(bundle: Bundle, device: str | None) -> ConfigParser:
+    if not (bundle.folder / "configs" / "inference.json").is_file():
+        raise InputError(f"'{bundle.folder}' has no configs/inference.json; it cannot segment.")
+    for name in bundle.overrides:
         if split_id(name)[0] in _OWN:
             raise InputError(
                 f"predict sets {split_id(name)[0]} itself; leave --{name} out and give INPUT and --output."
             )
-    check_overrides(ConfigParser.load_config_file(file), overrides, "inference.json")
-    parser.update(dict(overrides))
-    if device is not None:
-        parser.update({"device": f"$torch.device('{_known_device(device)}')"})
-    parser.update({"bundle_root": str(bundle), "dataset::data": [], "evaluator::_mode_": "callable"})
+    bundle.refuse_unknown("inference")
+    chosen = {} if device is None else {"device": f"$torch.device('{_known_device(device)}')"}
+    parser = bundle.config("inference", **chosen, **{"dataset::data": [], "evaluator::_mode_": "callable"})
     post = "postprocessing::transforms"
     if post in parser:
         kept = [each for each in parser[post] if not (isinstance(each, dict) and _saves(each.get("_target_", "")))]

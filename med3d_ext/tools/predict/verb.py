@@ -6,13 +6,18 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from med3d_ext.data.fingerprint import sha256
+import numpy as np
+
 from med3d_ext.errors import InputError
+from med3d_ext.io.files import sha256
+from med3d_ext.io.image_files import Header, is_dicom_input, read_image
+from med3d_ext.io.store import compact
 from med3d_ext.run.one_line import heard_warnings, input_error_message
 from med3d_ext.tools.bundle_folder import find_bundle
 from med3d_ext.tools.predict.cases import Case, collect_cases
@@ -20,7 +25,7 @@ from med3d_ext.tools.predict.dicom_seg import need_highdicom, write_dicom_seg
 from med3d_ext.tools.predict.predictor import BundlePredictor, LabelMap
 from med3d_ext.tools.predict.results import Origin, check_result, is_done, volumes, write_results
 from med3d_ext.tools.predict.summary import Outcome, Summary
-from med3d_ext.transforms.load import is_dicom_input, load_volume
+from med3d_ext.transforms.load import load_volume
 
 logger = logging.getLogger("med3d_ext.predict")
 
@@ -56,21 +61,65 @@ def predict(
     cases, without = collect_cases(inputs)
     folder = _output_folder(output, cases)
     options = _parsed(options)
-    predictor = BundlePredictor(find_bundle(bundle), device, options)
-    origin = Origin(predictor.bundle.resolve().name, predictor.version, sha256(predictor.weights), options)
-    run = Run(predictor, origin, folder, overwrite, dicom_seg)
-    summary = Summary(folder / "summary.json", {**asdict(origin), **run.merged}, len(cases) + len(without))
-    for path, reason in without.items():
-        summary.add(Outcome(path, "failed", reason))
-    for case in _progress(cases):
-        outcome = run.outcome(case)
-        summary.add(outcome)
-        left = timedelta(seconds=round(summary.seconds_left))
-        logger.info(f"[{len(summary.outcomes)}/{summary.total}, {left} left] {outcome}")
+    folder_of_bundle = find_bundle(bundle)
+    with ReadAhead() as reader:
+        reader.begin(cases[0].image)  # while the network is loaded
+        predictor = BundlePredictor(folder_of_bundle, device, options)
+        predictor.read_with(reader)
+        origin = Origin(predictor.bundle.resolve().name, predictor.version, sha256(predictor.weights), options)
+        run = Run(predictor, origin, folder, overwrite, dicom_seg, reader)
+        summary = Summary(folder / "summary.json", {**asdict(origin), **run.merged}, len(cases) + len(without))
+        for path, reason in without.items():
+            summary.add(Outcome(path, "failed", reason))
+
+        def report(outcome: Outcome) -> None:
+            summary.add(outcome)
+            left = timedelta(seconds=round(summary.seconds_left))
+            logger.info(f"[{len(summary.outcomes)}/{summary.total}, {left} left] {outcome}")
+
+        run.all(cases, report)
     if summary.of("failed"):
         print(summary)
         raise SystemExit(1)
     return str(summary)
+
+
+class ReadAhead:
+    """Reads an image while the network is busy with another one, and decodes each once for all that need it.
+
+    Of the image that is next, and of the one at work, the voxels are kept in as few bytes as hold their values.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "reader")
+        self._found: dict[str, Future] = {}
+
+    def __enter__(self) -> ReadAhead:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def begin(self, path: str) -> None:
+        """Read an image that :meth:`image` will be asked for."""
+        if path not in self._found:
+            self._found[path] = self._thread.submit(self._read, path)
+
+    def forget(self, path: str) -> None:
+        """An image is not needed any more."""
+        if path in self._found:
+            self._found.pop(path).cancel()
+
+    def image(self, path: str) -> tuple[np.ndarray, Header, list[str]]:
+        """:func:`med3d_ext.io.image_files.read_image`, and its errors; the voxels are the caller's own."""
+        self.begin(path)
+        voxels, header, remarks = self._found[path].result()
+        return np.array(voxels, dtype=np.float32, order="C"), header, remarks
+
+    @staticmethod
+    def _read(path: str) -> tuple[np.ndarray, Header, list[str]]:
+        voxels, header, remarks = read_image(path)
+        return compact(voxels), header, remarks
 
 
 @dataclass(frozen=True)
@@ -82,38 +131,80 @@ class Run:
     output: Path
     overwrite: bool
     dicom_seg: bool
+    reader: ReadAhead
 
     @property
     def merged(self) -> dict[str, Any]:
         """Which values of the training's label files each value stands for, as `evaluate` reads it."""
         return {"label_values": {str(value): found for value, found in self.predictor.sources.items()}}
 
-    def outcome(self, case: Case) -> Outcome:
-        """Segment a case, unless its result is there, and tell what became of it."""
-        try:
+    def all(self, cases: Sequence[Case], report: Callable[[Outcome], None]) -> None:
+        """Segment all cases and report what became of each, in their order.
+
+        While the network is busy with a case, the next image is read and the last result is written: the memory is that
+        of one case, the voxels of its neighbors, and no more.
+        """
+        with ThreadPoolExecutor(1, "writer") as writer:
+            following, last = self._begin(cases[0]), None
+            for number, case in enumerate(_progress(cases)):
+                outcome = following
+                following = self._begin(cases[number + 1]) if number + 1 < len(cases) else None
+                write = (lambda outcome=outcome: outcome) if outcome is not None else self._segmented(case)
+                if last is not None:
+                    last.result()
+                last = writer.submit(lambda case, write: report(self._guarded(case, write)), case, write)
+            if last is not None:
+                last.result()
+
+    def _begin(self, case: Case) -> Outcome | None:
+        """Have a case's image read, unless there is an outcome already."""
+
+        def look() -> Outcome | None:
             if not self.overwrite and is_done(self.output, case, self.origin, self._is_wanted_in_dicom(case)):
+                self.reader.forget(case.image)
                 return Outcome(case.name, "skipped")
-            return self._segment(case)
-        except Exception as error:  # whatever it is, the other cases have a right to their results
+            self.reader.begin(case.image)
+            return None
+
+        return self._guarded(case, look)
+
+    def _guarded(self, case: Case, work: Callable[[], Any]) -> Any:
+        """What some work on a case gives, or its failure: the other cases have a right to their results."""
+        try:
+            return work()
+        except Exception as error:
             reason = input_error_message(error)
             if reason is None:
                 logger.debug(f"{case.name} failed", exc_info=True)
                 reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+            self.reader.forget(case.image)
             return Outcome(case.name, "failed", reason)
 
-    def _segment(self, case: Case) -> Outcome:
+    def _segmented(self, case: Case) -> Callable[[], Outcome]:
+        """Segment a case now; what writes its result is returned."""
         begin = time.monotonic()
-        with heard_warnings() as heard:
-            result = self.predictor(case.image)
-            image = load_volume(case.image, self.predictor.channel)
+
+        def segment() -> Callable[[], Outcome]:
+            with heard_warnings(any_thread=False) as heard:
+                result = self.predictor(case.image)
+            seconds = round(time.monotonic() - begin, 2)
+            return lambda: self._write(case, result, seconds, heard)
+
+        done = self._guarded(case, segment)
+        return (lambda: done) if isinstance(done, Outcome) else done
+
+    def _write(self, case: Case, result: LabelMap, seconds: float, heard: Sequence[str]) -> Outcome:
+        with heard_warnings(any_thread=False) as more:
+            image = load_volume(case.image, self.predictor.channel, self.reader)
+            self.reader.forget(case.image)
             is_scaled = check_result(result, image, case)
+        warnings = list(dict.fromkeys([*heard, *more]))
         labels = volumes(result, self.predictor.names, is_scaled)
         names = {int(value): label["name"] for value, label in labels.items()}
-        seconds = round(time.monotonic() - begin, 2)
-        facts = {**self.origin.of(case), **self.merged, "labels": labels, "warnings": heard, "seconds": seconds}
+        facts = {**self.origin.of(case), **self.merged, "labels": labels, "warnings": warnings, "seconds": seconds}
         segmentation = self._segmentation(case, result, names)
         write_results(self.output, case, result, image, names, facts, segmentation, self.predictor.sources)
-        return Outcome(case.name, "done", "", seconds, labels, tuple(heard))
+        return Outcome(case.name, "done", "", seconds, labels, tuple(warnings))
 
     def _is_wanted_in_dicom(self, case: Case) -> bool:
         return self.dicom_seg and is_dicom_input(case.image)

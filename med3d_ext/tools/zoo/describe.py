@@ -14,9 +14,8 @@ from jinja2 import Environment, FileSystemLoader
 from med3d_ext.errors import InputError
 from med3d_ext.io.facts import read_facts
 from med3d_ext.io.files import read_json, write_atomically
-from med3d_ext.tools.bundle_folder import find_bundle
+from med3d_ext.tools.bundle_folder import METADATA, find_bundle
 
-METADATA = "configs/metadata.json"
 README = "docs/README.md"
 SECTION = re.compile(r"<!-- weights (?P<card>\w+):.*?<!-- end of weights -->\n", re.DOTALL)
 """The generated part of a README: it begins with a digest of the card that it was written from."""

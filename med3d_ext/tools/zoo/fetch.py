@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from med3d_ext.errors import InputError
-from med3d_ext.io.files import scratch_folder
+from med3d_ext.io.files import hold, lock_elsewhere
+from med3d_ext.tools.bundle_folder import METADATA
 from med3d_ext.tools.zoo.pack import ARCHIVE, INDEX, digest, open_archive
-from med3d_ext.tools.zoo.stage import METADATA
 from med3d_ext.weights.files import read_checkpoint
 
 TIMEOUT = 60  # seconds without a byte

@@ -9,7 +9,6 @@ import shutil
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +17,9 @@ import med3d_ext
 from med3d_ext.errors import InputError
 from med3d_ext.io.facts import read_facts, write_facts
 from med3d_ext.io.files import read_json, write_json
+from med3d_ext.tools.bundle_folder import METADATA, Bundle
 from med3d_ext.tools.weights.release import saved
-from med3d_ext.tools.zoo.describe import METADATA, forget_figures
+from med3d_ext.tools.zoo.describe import forget_figures
 from med3d_ext.weights.files import fit, read_checkpoint, write_state
 
 logger = logging.getLogger("med3d_ext.zoo")
@@ -110,7 +110,7 @@ def _random_weights(staged: Path) -> dict[str, Tensor]:
     """What a training on phantoms would start from, with the facts and the card that it would write."""
     from med3d_ext.tools.phantoms.dataset import phantom_dataset
 
-    parser = _parser(staged, "configs/train.json")
+    parser = Bundle(staged).config("train")
     handlers = parser.get("train")["handlers"]
     numbers = [number for number, handler in enumerate(handlers) if handler.get("_target_") == CARD]
     if not numbers:
@@ -129,16 +129,6 @@ def _random_weights(staged: Path) -> dict[str, Tensor]:
     never = {"weights": "random: never trained", "cases": {"training": [], "validation": []}}
     write_json(path, {**read_json(path), **never})
     return state
-
-
-def _parser(bundle: Path, config: str) -> Any:
-    from monai.bundle import ConfigParser
-
-    parser = ConfigParser()
-    parser.read_config(str(bundle / config))
-    parser.read_meta(str(bundle / METADATA))
-    parser.update({"bundle_root": str(bundle)})
-    return parser
 
 
 def check_name(name: str) -> None:
@@ -185,8 +175,7 @@ def check_network(bundle: Path, weights: str) -> None:
 
     ``weights`` is how the message calls the weights.
     """
-    parser = _parser(bundle, INFERENCE)
-    parser.update({"device": torch.device("cpu")})
+    parser = Bundle(bundle).config("inference", device=torch.device("cpu"))
     expected = parser.get_parsed_content("network_def").state_dict()
     state, _ = read_checkpoint(bundle / "models" / "model.pt")
     if faults := fit(state, expected):

@@ -12,7 +12,7 @@ import med3d_ext.tools.experiments.compare as compare
 import med3d_ext.tools.experiments.engine as engine
 from med3d_ext.networks.resnet import ResNetEncoder
 from med3d_ext.tools.experiments.compare import Comparison
-from med3d_ext.tools.experiments.starts import BundleConfig
+from med3d_ext.tools.experiments.starts import ComparedBundle
 
 
 @pytest.fixture
@@ -25,13 +25,13 @@ def real_encoder(tmp_path: Path) -> Path:
 @pytest.fixture
 def encoder(tmp_path: Path, monkeypatch) -> Path:
     """What stands for weights that fit, without a card; only ``real.pt`` is really loaded."""
-    check = BundleConfig.check_weights
+    check = ComparedBundle.check_weights
 
-    def check_real(config: BundleConfig, weights: Path, *rest) -> None:
+    def check_real(config: ComparedBundle, weights: Path, *rest) -> None:
         if weights.name == "real.pt":
             check(config, weights, *rest)
 
-    monkeypatch.setattr(BundleConfig, "check_weights", check_real)
+    monkeypatch.setattr(ComparedBundle, "check_weights", check_real)
     path = tmp_path / "weights" / "encoder.pt"
     path.parent.mkdir()
     path.write_text("tensors")

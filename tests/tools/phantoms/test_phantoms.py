@@ -166,9 +166,9 @@ def test_two_callers_at_once_get_one_complete_folder(tmp_path):
 
 def test_a_folder_of_other_content_is_refused_and_kept(lits, tmp_path):
     (tmp_path / "mine.txt").write_text("kept")
-    with pytest.raises(InputError, match="holds something else"):
+    with pytest.raises(InputError, match="contains something other"):
         phantom_dataset("lits", tmp_path, cases=1)
-    with pytest.raises(InputError, match="holds something else"):
+    with pytest.raises(InputError, match="contains something other"):
         phantom_dataset("lits", lits, cases=6, seed=4)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 

@@ -1,0 +1,162 @@
+"""One table of the layouts of labelled cases, for every bundle's preparation, `check` and `new-bundle`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from med3d_ext.data.datalists import Source
+from med3d_ext.data.fingerprint import read_header
+from med3d_ext.errors import Faults, FaultyCases, InputError
+from med3d_ext.tools.layouts import lung_layouts, nodules, organs
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A way to lay out labelled cases in a folder.
+
+    Args:
+        name: what messages call it.
+        tasks: what it serves: "organ", "lung" or "nodules".
+        mark: what it is known by, in words.
+        matches: whether a folder has it.
+        read: its cases, from the folder, the folder of the preparation (None where nothing may be written) and what
+            collects the faulty cases; such a case is left out of the result.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    mark: str
+    matches: Callable[[Path], bool]
+    read: Callable[[Path, Path | None, Faults], Source]
+
+
+ORGANS, LUNG, NODULES = ("organ", "lung"), ("lung",), ("nodules",)
+LITS, LEFT_ATRIUM = "LiTS", "2018 left atrium"
+# The first that matches is taken.
+LAYOUTS = (
+    Layout("nodules.csv", NODULES, "nodules.csv", nodules.has_table, nodules.read_rows),
+    Layout("classes", NODULES, "dataset.json", organs.has_list, nodules.read_entries),
+    Layout("prepared nodules", NODULES, "datalist.json", nodules.has_datalist, nodules.read_prepared),
+    Layout("nnU-Net", ORGANS, "dataset.json", organs.is_nnunet, organs.read_nnunet),
+    Layout("Decathlon", ORGANS, "dataset.json", organs.has_list, organs.read_decathlon),
+    Layout("prepared lung", LUNG, "datalist.json", lung_layouts.has_datalist, lung_layouts.read_prepared),
+    Layout(
+        "TotalSegmentator",
+        LUNG,
+        "TotalSegmentator's folders",
+        lung_layouts.is_totalsegmentator,
+        lung_layouts.read_totalsegmentator,
+    ),
+    Layout("VISCERAL", LUNG, "VISCERAL's volumes", lung_layouts.is_visceral, lung_layouts.read_visceral),
+    Layout(LEFT_ATRIUM, ORGANS, "lgemri.nrrd with laendo.nrrd", organs.is_left_atrium, organs.read_left_atrium),
+    Layout(LITS, ORGANS, "volume-N.nii[.gz] with segmentation-N", organs.is_lits, organs.read_lits),
+    Layout("images and labels", ORGANS, "images/ with labels/", organs.are_pairs, organs.read_pairs),
+)
+
+
+def layout_of(folder: Path, task: str | None = None) -> Layout | None:
+    """The layout of a folder of labelled cases; None if it has none of them.
+
+    Args:
+        folder: the folder.
+        task: what it should serve. Defaults to None: anything.
+    """
+    return next((each for each in LAYOUTS if (task is None or task in each.tasks) and each.matches(folder)), None)
+
+
+def read_source(
+    folder: str | os.PathLike,
+    task: str = "organ",
+    output: str | os.PathLike | None = None,
+    faults: Faults | None = None,
+) -> Source:
+    """The labelled cases of a folder in any layout of a task.
+
+    Args:
+        folder: the source folder.
+        task: "organ", "lung" or "nodules".
+        output: folder of the preparation, for label maps that are merged from masks.
+        faults: collects the cases at fault. Defaults to None, which refuses them.
+
+    Raises:
+        InputError: when the folder is missing, empty or has no layout of the task, or what describes it is at fault;
+            FaultyCases when cases are at fault and are not collected, or none is left.
+    """
+    root = Path(folder).expanduser()
+    marks = list(dict.fromkeys(each.mark for each in LAYOUTS if task in each.tasks))
+    if not root.is_dir():
+        raise InputError(f"dataset_dir '{folder}' is not a folder; give the folder that holds {' or '.join(marks)}.")
+    root = root.resolve()
+    layout = layout_of(root, task)
+    if layout is None:
+        content = "is empty" if not any(root.iterdir()) else f"holds neither {' nor '.join(marks)}"
+        raise InputError(f"dataset_dir '{folder}' {content}; give a folder that does, see docs/data.md.")
+    found = faults or Faults()
+    before = len(found.sentences)
+    source = layout.read(root, None if output is None else Path(output), found)
+    own = found.sentences[before:]
+    if own and (faults is None or not source.cases):
+        raise FaultyCases(own, len(own) + len(source.cases))
+    return replace(source, layout=layout.name)
+
+
+def one_channel(source: Source, chosen: str | int | None = None, usual: str | int | None = None) -> Source:
+    """One channel of each case: of a file for each channel the file, of 4D files its number.
+
+    Args:
+        source: the cases.
+        chosen: name or number of the channel, as ``--channel`` gives it.
+        usual: the channel if none is chosen; a set of one channel need not have it by this name.
+
+    Returns:
+        the cases with one file under ``image``, and its ``channel``.
+
+    Raises:
+        InputError: there are several channels and none of them is chosen, or the chosen one is not among them.
+    """
+    first, channels = _channels(source)
+    named = {number: name for number, name in source.modality.items() if number < channels}
+    names = {name.lower(): number for number, name in sorted(named.items(), reverse=True)}
+    wanted = usual if chosen is None else chosen
+    number = names.get(str(wanted).lower(), int(str(wanted)) if str(wanted).isdigit() else channels)
+    if number >= channels and channels == 1 and chosen is None and not isinstance(usual, int):
+        number = 0
+    if number >= channels:
+        known = ", ".join(f"{number}: {named.get(number, 'no name')}" for number in range(channels))
+        fault = "none is chosen" if wanted is None else f"none is '{wanted}'"
+        raise InputError(
+            f"'{first}' has {'one channel' if channels == 1 else f'{channels} channels'} ({known}) and {fault}; name "
+            f"the channel by --channel, or in domains.json, see docs/data.md."
+        )
+    if channels == 1:
+        return source
+    taken = (number, named.get(number, str(number)))
+    if not any(isinstance(case["image"], list) for case in source.cases):
+        return replace(source, channel=number, chosen=taken)
+    files = {len(case["image"]) if isinstance(case["image"], list) else 1 for case in source.cases}
+    if len(files) > 1:
+        raise InputError(f"the cases of '{source.name}' have {sorted(files)} channels; all must have the same.")
+    cases = [{**case, "image": case["image"][number]} for case in source.cases]
+    return replace(source, cases=cases, modality={0: taken[1]}, channel=0, chosen=taken)
+
+
+def channel_facts(source: Source, **options: Any) -> dict[str, Any]:
+    """What the facts of a domain say of the chosen channel, and of the options of its preparation."""
+    if source.chosen is None:
+        return {"options": options} if options else {}
+    return {"channel": source.channel, "options": {**options, "channel": list(source.chosen)}}
+
+
+def _channels(source: Source) -> tuple[str, int]:
+    """The first image that can be read, and its channels: its files, or those in its file."""
+    faults = Faults()
+    for case in source.cases:
+        with faults.caught():
+            if isinstance(case["image"], list):
+                return case["image"][0], len(case["image"])
+            return case["image"], read_header(case["image"])["channels"]
+    raise FaultyCases(faults.sentences, len(source.cases))
