@@ -18,6 +18,7 @@ from med3d_ext.data.splits import split_cases
 from med3d_ext.errors import Faults, InputError
 from med3d_ext.io.files import hold
 from med3d_ext.io.store import Store, used
+from med3d_ext.run.options import check_options
 from med3d_ext.tools.layouts.prepare_3dseg8 import prepare_3dseg8
 from med3d_ext.tools.layouts.prepare_lung import prepare_lung
 from med3d_ext.tools.layouts.prepare_nodules import prepare_nodules

@@ -64,9 +64,8 @@ def new_bundle(
     found = _one_domain(dataset_dir, channel)
     classes, _ = merge_classes(found.source.classes, found.settings.merge)
     planned = plan(found, len(classes), stages, minutes)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}.") as scratch:
-        draft = Path(scratch) / name
+    with scratch_folder(folder) as scratch:
+        draft = scratch / name
         _write(draft, found, classes, planned)
         os.replace(draft, folder)
     return _next_steps(folder, dataset_dir, classes, planned)

@@ -16,7 +16,6 @@ from monai.data import DataLoader, Dataset
 from monai.handlers import CheckpointLoader
 
 from med3d_ext.errors import InputError
-from med3d_ext.io.files import read_json
 from med3d_ext.io.label_maps import SourceValues, smallest_type
 from med3d_ext.run.overrides import split_id
 from med3d_ext.tools.bundle_folder import Bundle

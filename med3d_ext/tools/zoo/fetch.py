@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from med3d_ext.errors import InputError
-from med3d_ext.io.files import hold, lock_elsewhere
+from med3d_ext.io.files import scratch_folder
 from med3d_ext.tools.bundle_folder import METADATA
 from med3d_ext.tools.zoo.pack import ARCHIVE, INDEX, digest, open_archive
 from med3d_ext.weights.files import read_checkpoint

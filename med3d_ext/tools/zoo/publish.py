@@ -9,7 +9,7 @@ from typing import Any
 
 from med3d_ext.errors import InputError
 from med3d_ext.io.facts import FACTS
-from med3d_ext.io.files import read_json
+from med3d_ext.io.files import read_json, scratch_folder
 from med3d_ext.tools.bundle_folder import METADATA, find_bundle
 from med3d_ext.tools.zoo.describe import render
 from med3d_ext.tools.zoo.pack import digest, pack_staged
