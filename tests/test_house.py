@@ -53,7 +53,7 @@ def weights(tmp_path: Path):
         "cases": [],
     }
     (tmp_path / "facts.json").write_text(json.dumps({"domains": {"liver": domain}}))
-    torch.save({}, tmp_path / "model.pt")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "model.pt")
     return tmp_path
 
 

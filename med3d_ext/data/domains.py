@@ -101,7 +101,7 @@ def read_lines(path: str | Path) -> dict[str, dict[str, Any]]:
         raise InputError(f"'{path}' cannot be read ({error.strerror}); check the path.") from error
     except InputError:
         raise
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"'{path}' is not valid JSON ({error}); repair it.") from error
     allowed = {each.name for each in fields(Domain)} - {"organ", "titles"}
     for name, line in content.items() if isinstance(content, dict) else [(path, None)]:
@@ -130,7 +130,10 @@ def settings_of(name: str, folder: str, title: str, modality: Mapping[int, str],
     base = recognize(folder, title) or Domain(organ=name, folder=folder, **own)  # type: ignore[arg-type]
     changes = {key: value for key, value in line.items() if key != "folder"}
     if "merge" in changes:
-        changes["merge"] = {int(value): int(target) for value, target in changes["merge"].items()}
+        try:
+            changes["merge"] = {int(value): int(target) for value, target in changes["merge"].items()}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise InputError(f"merge of domain '{name}' must map label values, as {{\"2\": 1}}; correct it.") from error
     domain = replace(base, organ=name if line.get("folder") else base.organ, **changes)
     size, limits = domain.spatial_size, domain.intensity_range
     if len(size) != 3 or any(not isinstance(extent, int) or extent < STRIDE or extent % STRIDE for extent in size):

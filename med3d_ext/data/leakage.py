@@ -27,7 +27,10 @@ def seen_cases(card: str | os.PathLike) -> dict[str, str]:
         InputError: when the file is none, or lacks the digest of a case.
     """
     splits = read_json(card).get("cases")
-    if not isinstance(splits, dict):
+    if not isinstance(splits, dict) or not all(
+        isinstance(cases, list) and all(isinstance(case, dict) and isinstance(case.get("image"), str) for case in cases)
+        for cases in splits.values()
+    ):
         raise InputError(f"'{card}' is not a card.json; give the one next to the weights.")
     seen: dict[str, str] = {}
     for split, case in ((split, case) for split, cases in splits.items() if split != "test" for case in cases):

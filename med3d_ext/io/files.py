@@ -8,7 +8,9 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import re
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -108,6 +110,26 @@ def lock_elsewhere(place: Path) -> Path:
     return Path(tempfile.gettempdir()) / f"med3d_{hashlib.sha256(content.encode()).hexdigest()[:24]}.lock"
 
 
+@contextmanager
+def scratch_folder(target: Path, root: Path | None = None) -> Iterator[Path]:
+    """An empty hidden folder for what becomes ``target`` once it is whole; on this machine one process at a time.
+
+    Its name is fixed: what a killed process left of it is removed by the next one.
+
+    Args:
+        target: a file or folder.
+        root: where the folder is made. Defaults to None: next to ``target``.
+    """
+    with hold(lock_elsewhere(target), place=target):
+        scratch = (root or target.parent) / f".{target.name}-{platform.node()}.tmp"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
 def case_name(path: str | os.PathLike) -> str:
     """What people call the case of an image: its file's name, or its folder's where a layout names all files alike."""
     path = Path(path)
@@ -205,7 +227,7 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # editors write a byte order mark
     except OSError as error:
         raise InputError(f"'{path}' cannot be read ({error.strerror}); check the path.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"'{path}' is not valid JSON ({error}); repair it.") from error
     if not isinstance(content, dict):
         raise InputError(f"'{path}' holds no JSON object; it must begin with '{{'.")

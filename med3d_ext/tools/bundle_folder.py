@@ -106,7 +106,9 @@ class Bundle:
         """The weights that inference takes; an InputError if there are none."""
         with quiet():
             given = self.overrides.get("weights")
-            return Path(given) if given else find_weights(self.folder, self.value("inference", "ckpt_dir"))
+            return (
+                Path(given) if given else find_weights(self.folder, self.value("inference", "ckpt_dir"), is_used=False)
+            )
 
     def card(self) -> Path:
         """The card next to them."""

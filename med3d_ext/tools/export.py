@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from med3d_ext.errors import InputError
+from med3d_ext.io.files import scratch_folder
 from med3d_ext.networks.med3d import PADDING_LOGIT
+from med3d_ext.run.overrides import split_id
 from med3d_ext.tools.bundle_folder import Bundle, quiet
 from med3d_ext.tools.check.configs import check_options
 from med3d_ext.tools.check.findings import ERROR
@@ -42,6 +43,8 @@ def export(bundle: str, out: str, *, part: str = "", overwrite: bool = False, **
     target = Path(out).expanduser()
     write = _writer(target, overwrite)
     found = Bundle.find(bundle, overrides)
+    if any(split_id(name)[0] == "network" for name in overrides):
+        raise InputError("--network has no effect, export takes network_def; give its options, such as --network_name.")
     for finding in check_options(found):
         if finding.level == ERROR:
             raise InputError(finding.text)
@@ -49,9 +52,8 @@ def export(bundle: str, out: str, *, part: str = "", overwrite: bool = False, **
         warnings.simplefilter("ignore")  # of MONAI about reading configs, of torch about exporters
         network = _network(found, part)
         image = torch.randn(1, *_input_shape(found, part), generator=torch.Generator().manual_seed(0))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            made = Path(folder) / target.name  # a TorchScript archive holds its file's name
+        with scratch_folder(target) as folder:
+            made = folder / target.name  # a TorchScript archive holds its file's name
             run = write(network, image, made, found)
             difference = _difference(run(image), network, image)
             os.replace(made, target)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from med3d_ext.errors import InputError
-from med3d_ext.io.files import write_atomically
+from med3d_ext.io.files import scratch_folder, write_atomically
 
 STATE_KEYS = ("state_dict", "model", "network", "net", "model_state_dict")
 """Under which of its keys a checkpoint keeps the state dict, first come first taken."""
@@ -60,6 +59,11 @@ def read_checkpoint(path: str | os.PathLike, sha256: str | None = None) -> tuple
     return state, keys
 
 
+def not_finite(state: Mapping[str, Tensor]) -> list[str]:
+    """The tensors that hold a value that is not finite, by name."""
+    return [name for name, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+
+
 def fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
     """What keeps a state dict from being loaded into a network, in words; empty if it fits.
 
@@ -70,7 +74,7 @@ def fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str
     faults = []
     missing, more = [sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())]
     shapes = [name for name in expected if name in state and state[name].shape != expected[name].shape]
-    broken = [name for name, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    broken = not_finite(state)
     if missing:
         faults.append(f"lacks {len(missing)} of the network's {len(expected)} tensors, {missing[0]} first")
     if more:
@@ -198,9 +202,8 @@ def download_weights(url: str, path: str | os.PathLike, sha256: str) -> Path:
     if path.exists():
         check_sha256(path, sha256)
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        part = _fetch(url, Path(folder))
+    with scratch_folder(path) as folder:
+        part = _fetch(url, folder)
         check_sha256(part, sha256)
         os.replace(part, path)
     return path

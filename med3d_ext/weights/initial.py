@@ -16,7 +16,7 @@ from med3d_ext.errors import InputError
 from med3d_ext.io.files import read_json, write_atomically
 from med3d_ext.run.overrides import truth
 from med3d_ext.run.rank import rank
-from med3d_ext.weights.files import check_sha256, download_weights, fit, read_checkpoint, write_state
+from med3d_ext.weights.files import check_sha256, download_weights, fit, not_finite, read_checkpoint, write_state
 from med3d_ext.weights.labelling import weights_to_continue
 from med3d_ext.weights.loading import adapt_stem, encoder_of, find_encoder, load_encoder, read_weights
 from med3d_ext.weights.report import LoadReport
@@ -44,24 +44,30 @@ logger = logging.getLogger("med3d_ext.weights")
 PRETRAINING = "pretrain_3dseg8"
 
 
-def find_weights(bundle_root: str | os.PathLike, ckpt_dir: str | os.PathLike | None = None) -> Path:
+def find_weights(
+    bundle_root: str | os.PathLike, ckpt_dir: str | os.PathLike | None = None, is_used: bool = True
+) -> Path:
     """The weights that a bundle's inference takes: those of its last training, else the released ones.
 
     Args:
         bundle_root: the bundle's folder.
         ckpt_dir: where its training writes. Defaults to None: ``models`` in the bundle.
+        is_used: whether they will be loaded and must be sound. Defaults to True.
 
     Returns:
         ``models/model.pt``, else ``weights/model.pt``; the log says which.
 
     Raises:
-        InputError: there is neither.
+        InputError: there is neither, or the file is damaged, holds code or values that are not finite.
     """
     trained = Path(ckpt_dir or Path(bundle_root) / "models") / "model.pt"
     released = Path(bundle_root) / "weights" / "model.pt"
     came = "trained here" if trained.with_name("training_state.pt").is_file() else "they came with the bundle"
     for path, kind in ((trained, came), (released, "released")):
         if path.is_file():
+            broken = not_finite(read_checkpoint(path)[0]) if is_used else []
+            if broken:
+                raise InputError(f"'{path}' holds values that are not finite in {broken[0]}; train or fetch it again.")
             logger.info(f"Weights: '{path}' ({kind}).")
             return path
     raise InputError(f"There is neither '{trained}' nor '{released}'; train the bundle or fetch its released weights.")

@@ -181,7 +181,7 @@ def test_a_list_of_cases_names_labels_by_their_images(run):
     pairs = pair_cases(run / "out", run / "datalist.json")
     assert pairs.files == {"c": (run / "out" / "c_seg.nii.gz", run / "labels" / "a.nii.gz")}
     (run / "datalist.json").write_text(json.dumps({"test": ["images/d.nii.gz"]}))
-    with pytest.raises(InputError, match="no image with a label"):
+    with pytest.raises(InputError, match="no paths of images with labels"):
         pair_cases(run / "out", run / "datalist.json")
 
 

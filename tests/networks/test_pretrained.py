@@ -433,7 +433,7 @@ def test_a_bundles_weights_are_the_trained_ones_else_the_released_ones(tmp_path,
     for folder, kind in (("weights", "released"), ("models", "they came with the bundle"), ("models", "trained here")):
         path = tmp_path / folder / "model.pt"
         path.parent.mkdir(exist_ok=True)
-        path.touch()
+        torch.save({"a": torch.zeros(1)}, path)
         path.with_name("training_state.pt").touch() if kind == "trained here" else None
         with caplog.at_level(logging.INFO):
             assert find_weights(str(tmp_path)) == Path(path)
@@ -441,5 +441,9 @@ def test_a_bundles_weights_are_the_trained_ones_else_the_released_ones(tmp_path,
     elsewhere = tmp_path / "elsewhere" / "model.pt"
     elsewhere.parent.mkdir()
     assert find_weights(tmp_path, elsewhere.parent) == tmp_path / "weights" / "model.pt"
-    elsewhere.touch()
+    torch.save({"a": torch.zeros(1)}, elsewhere)
     assert find_weights(tmp_path, str(elsewhere.parent)) == elsewhere
+    for content, fault in (({"a": torch.tensor(torch.nan)}, "not finite in a"), ({"a": object()}, "code")):
+        torch.save(content, elsewhere)
+        with pytest.raises(InputError, match=f"elsewhere/model.pt.*{fault}"):
+            find_weights(tmp_path, elsewhere.parent)

@@ -253,14 +253,14 @@ def test_images_of_one_name_are_told_apart_by_their_folders(predict, tmp_path, n
     assert left_behind() == sorted(["summary.json", *files_of("a_ct"), *files_of("b_ct"), *files_of("mr")])
 
 
-def test_the_weights_are_read_once(predict, images, nifti, monkeypatch):
-    for number in range(2):
+def test_the_weights_are_checked_and_loaded_and_not_read_for_each_image(predict, images, nifti, monkeypatch):
+    for number in range(3):
         nifti(images / f"{number}.nii.gz", scan(), AFFINE)
     reads = []
     load = torch.load
     monkeypatch.setattr(torch, "load", lambda *args, **options: reads.append(args) or load(*args, **options))
     assert predict(images) == 0
-    assert len(reads) == 1
+    assert len(reads) == 2
 
 
 def test_a_terminal_gets_a_bar(predict, images, monkeypatch, capsys):

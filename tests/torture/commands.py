@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -164,9 +165,16 @@ def _entries(folder: Path) -> Iterator[tuple[str, str]]:
         if path.is_symlink():
             yield name, os.readlink(path)
         elif path.is_file():
-            yield name, sha256(path.read_bytes()).hexdigest() if os.access(path, os.R_OK) else "unreadable"
+            state = path.stat()
+            yield name, _digest(path, state.st_ino, state.st_size, state.st_mtime_ns)
         else:
             yield name, "folder"
+
+
+@cache
+def _digest(path: Path, *state: int) -> str:
+    """Of a file in one state; weights of many MB are read once before and not again after, unless written to."""
+    return sha256(path.read_bytes()).hexdigest() if os.access(path, os.R_OK) else "unreadable"
 
 
 def config(bundle: str | Path, *names: str) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 sys.path.insert(1, str(Path(__file__).parents[1] / "data"))  # lidc_files
 
@@ -46,9 +49,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def trained(shell: Shell, data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of one's own (classes a and b) after one epoch; no test writes into it."""
-    folder = tmp_path_factory.mktemp("own")
-    source = data["pretrain_3dseg8"]
+    """A bundle of one's own (classes a and b) after one epoch, one for all workers; no test writes into it."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "trained"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            draft = tmp_path_factory.mktemp("draft")
+            train_own(shell, data["pretrain_3dseg8"], draft)
+            draft.rename(folder)
+    return folder / "own"
+
+
+def train_own(shell: Shell, source: Path, folder: Path) -> None:
     made = shell.run(MED3D, "new-bundle", "own", "--dataset_dir", source, folder=folder)
     assert made.code == 0, made
     words = train_words(folder / "own", source, folder / "own", epochs=1)
@@ -56,7 +68,6 @@ def trained(shell: Shell, data: dict[str, Path], tmp_path_factory: pytest.TempPa
     assert done.code == 0, done
     for state in (folder / "own").rglob("training_state.pt"):
         state.unlink()  # 170 MB that nobody reads
-    return folder / "own"
 
 
 @pytest.fixture
@@ -90,8 +101,13 @@ def mount(place: Path) -> Iterator[Callable[..., Path]]:
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
-    """What was tried, of the tests that count it."""
+    """What was tried, summed over the cases of each test that counts it, and what failed of it."""
+    tried: dict[str, Counter[str]] = {}
+    failed = Counter(each.nodeid.partition("[")[0] for each in terminalreporter.getreports("failed"))
     for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
-        if report.when == "call" and report.user_properties and "torture" in report.nodeid:
-            facts = ", ".join(f"{key} {value}" for key, value in report.user_properties)
-            terminalreporter.write_line(f"{report.nodeid.rpartition('::')[2]}: {facts} ({report.duration:.0f} s)")
+        if report.when == "call" and type(report).__name__ == "TestReport" and "torture" in report.nodeid:
+            for key, value in report.user_properties:
+                tried.setdefault(report.nodeid.partition("[")[0], Counter())[key] += value
+    for test, counts in tried.items():
+        facts = ", ".join(f"{key} {round(value, 2)}" for key, value in counts.items())
+        terminalreporter.write_line(f"{test.rpartition('::')[2]}: tried: {facts}; failed: {failed[test]}")

@@ -93,8 +93,12 @@ def chosen(found: dict[tuple[str, str], int], seed: str) -> Iterator[tuple[str, 
         yield event, name, generator.randint(1, count)
 
 
-def torment(task: Task, shell: Shell, place: Path, subtests: Any, title: str) -> None:
-    """Kill a task at every kind of moment, and inside of every file; the second call ends like a quiet one."""
+def torment(task: Task, shell: Shell, place: Path, subtests: Any, title: str) -> int:
+    """Kill a task at every kind of moment, and inside of every file; the second call ends like a quiet one.
+
+    Returns:
+        how many kills were tried; each that was not survived is a failed subtest.
+    """
     source, folder, log = place / "source", place / "work", place / "moments"
     shutil.rmtree(source, ignore_errors=True)
     source.mkdir()
@@ -129,6 +133,7 @@ def torment(task: Task, shell: Shell, place: Path, subtests: Any, title: str) ->
             assert [name for name in differing(results(folder), expected) if name not in OF_THE_LAST_CALL] == []
     with subtests.test(f"{title}: what a killed call leaves behind is removed by the next"):
         assert remains == {}
+    return len(kills)
 
 
 def fresh(source: Path, folder: Path) -> None:
@@ -146,8 +151,8 @@ def scratch(folder: Path) -> list[Path]:
 
 @pytest.mark.quick
 @pytest.mark.parametrize("name", QUICK_TASKS)
-def test_a_verb_killed_at_any_write_is_repeated_as_if_it_had_not_been(name, shell, place, subtests):
-    torment(QUICK_TASKS[name], shell, place, subtests, name)
+def test_a_verb_killed_at_any_write_is_repeated_as_if_it_had_not_been(name, shell, place, subtests, record_property):
+    record_property("kills", torment(QUICK_TASKS[name], shell, place, subtests, name))
 
 
 def test_predict_killed_at_any_write_ends_with_the_same_label_maps(trained, shell, place, subtests):

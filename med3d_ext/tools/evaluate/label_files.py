@@ -144,8 +144,8 @@ def _listed_labels(datalist: Path) -> list[tuple[str, Path]]:
     content = read_json(datalist)
     entries = [entry for split in SPLITS for entry in content.get(split) or []]
     labeled = [entry for entry in entries if isinstance(entry, dict) and {"image", "label"} <= entry.keys()]
-    if not labeled:
-        raise InputError(f"'{datalist}' lists no image with a label; give a list in the Decathlon's format.")
+    if not labeled or not all(isinstance(entry[key], str) for entry in labeled for key in ("image", "label")):
+        raise InputError(f"'{datalist}' lists no paths of images with labels; give a list in the Decathlon's format.")
     return [(case_name(entry["image"]), existing_file(datalist.parent / entry["label"], datalist)) for entry in labeled]
 
 

@@ -44,8 +44,8 @@ def read_decathlon(root: Path, output: Path | None, faults: Faults) -> Source:
     content = read_json(path)
     cases = []
     for where, entry in listed_entries(path, content, is_labelled=lambda entry: "label" in entry):
-        if not isinstance(entry, dict) or "image" not in entry or "label" not in entry:
-            raise InputError(f"{where} has no image with a label; complete it.")
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("image", "label")):
+            raise InputError(f"{where} has no path of an image with that of a label; complete it.")
         with faults.caught():
             image = _channel_files(root / entry["image"], path)
             cases.append({**entry, "image": image, "label": str(existing_file(root / entry["label"], path))})

@@ -18,6 +18,7 @@ from med3d_ext.data.splits import split_cases
 from med3d_ext.errors import Faults, InputError
 from med3d_ext.io.files import hold
 from med3d_ext.io.store import Store, used
+from med3d_ext.run.options import check_options
 from med3d_ext.tools.layouts.prepare_3dseg8 import prepare_3dseg8
 from med3d_ext.tools.layouts.prepare_lung import prepare_lung
 from med3d_ext.tools.layouts.prepare_nodules import prepare_nodules
@@ -136,6 +137,9 @@ def prepare(
     for name in given:
         if name not in inspect.signature(PREPARE[kind]).parameters:
             raise InputError(f"prepare: --{name} is not an option of {kind}; leave it out.")
+    check_options({"seed": seed, **given})
+    if fold is not None and folds is None:
+        raise InputError(f"prepare: --fold {fold} is one of how many? Give --folds, too.")
     folder = prepare_folder(kind, src, output or src, seed, **given)
     return f"datalist.json and facts.json are in {folder}"
 

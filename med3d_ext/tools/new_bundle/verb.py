@@ -6,13 +6,12 @@ import json
 import os
 import shlex
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from med3d_ext.data.domains import merge_classes
 from med3d_ext.errors import InputError
-from med3d_ext.io.files import read_json, write_json
+from med3d_ext.io.files import read_json, scratch_folder, write_json
 from med3d_ext.run.moved import renewed
 from med3d_ext.tools.bundle_folder import METADATA, find_bundle
 from med3d_ext.tools.layouts.prepare_3dseg8 import Found, find_domains
@@ -65,9 +64,8 @@ def new_bundle(
     found = _one_domain(dataset_dir, channel)
     classes, _ = merge_classes(found.source.classes, found.settings.merge)
     planned = plan(found, len(classes), stages, minutes)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}.") as scratch:
-        draft = Path(scratch) / name
+    with scratch_folder(folder) as scratch:
+        draft = scratch / name
         _write(draft, found, classes, planned)
         os.replace(draft, folder)
     return _next_steps(folder, dataset_dir, classes, planned)

@@ -6,16 +6,16 @@ orientation differ from case to case, and no threshold finds an organ. Each kind
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from med3d_ext.errors import InputError
+from med3d_ext.io.files import scratch_folder
 from med3d_ext.tools.phantoms.anatomy import REGIONS, brain, hippocampus, left_atrium, prostate, torso
 from med3d_ext.tools.phantoms.images import Grid, ct_image, mr_image, nodule
 from med3d_ext.tools.phantoms.shapes import Space
@@ -239,20 +239,16 @@ def phantom_dataset(kind: str, folder: str | None = None, cases: int | None = No
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        with scratch_folder(target) as scratch:
+            write(scratch, cases, seed)
+            (scratch / MARK).write_text(json.dumps(mark) + "\n")
+            os.replace(scratch, target)  # onto nothing or an empty folder, so that whoever sees it sees all of it
     except OSError as error:
-        fault = f"'{target}' cannot be written ({error.strerror})"
-        raise InputError(f"{fault}; set MED3D_CACHE to a folder that you can write to.") from error
-    try:
-        write(scratch, cases, seed)
-        (scratch / MARK).write_text(json.dumps(mark) + "\n")
-        scratch.chmod(0o755)
-        os.replace(scratch, target)  # onto nothing or an empty folder, so that whoever sees it sees all of it
-    except OSError:
         if not _is_complete(target, mark):  # another process may have been faster, which is as good
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            fault = f"'{target}' cannot be written ({error.strerror})"
+            raise InputError(f"{fault}; set MED3D_CACHE to a folder that you can write to.") from error
     return target
 
 

@@ -7,12 +7,11 @@ import os
 import re
 import shutil
 import stat
-import tempfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from med3d_ext.errors import InputError
-from med3d_ext.io.files import hold, lock_elsewhere
+from med3d_ext.io.files import scratch_folder
 from med3d_ext.tools.bundle_folder import METADATA
 from med3d_ext.tools.zoo.pack import ARCHIVE, INDEX, digest, open_archive
 from med3d_ext.weights.files import read_checkpoint
@@ -44,8 +43,7 @@ def fetch(name: str, *, source: str, output: str = ".", version: str | None = No
         raise InputError(f"'{name}' and --version {version} disagree; give one of them.")
     name, version = plain, own or version
     target = Path(output).expanduser().absolute() / name
-    with hold(lock_elsewhere(target), place=target):  # the output stays as it was if nothing is fetched
-        found, checksums, large = _fetch(name, version, source, target, sha256)
+    found, checksums, large = _fetch(name, version, source, target, sha256)
     also = f", with {', '.join(large)}" if large else ""
     return f"'{Path(output) / name}': {name} {found}, {' and '.join(sorted(checksums))} as published{also}"
 
@@ -54,16 +52,17 @@ def _fetch(
     name: str, version: str | None, source: str, target: Path, sha256: str | None
 ) -> tuple[str, dict[str, str], list[str]]:
     """Version, checksums and large files of what is then at ``target``."""
-    if target.exists() or target.is_symlink():
-        raise InputError(f"'{target}' exists and stays as it is; give another --output, or move it away.")
-    root = next(folder for folder in target.parents if folder.exists())
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=root) as folder:
-        scratch = Path(folder)
+    root = next(folder for folder in target.parents if folder.exists())  # the output stays as it was if it fails
+    with scratch_folder(target, root) as scratch:
+        if target.exists() or target.is_symlink():
+            raise InputError(f"'{target}' exists and stays as it is; give another --output, or move it away.")
         address, checksums = find_offer(name, source, version, scratch)
         checksums |= {"sha256": sha256} if sha256 else {}
         if not checksums:
             raise InputError(f"'{address}' has no checksum next to it; give its --sha256, or have it indexed.")
         archive = check_sums(retrieve(address, scratch / f"{name}.zip"), checksums, address)
+        named = ARCHIVE.fullmatch(address.replace("\\", "/").rpartition("/")[2])
+        version = version or (named["version"] if named else None)
         bundle = extract(archive, name, scratch)
         try:
             found = str(json.loads((bundle / METADATA).read_text(encoding="utf-8"))["version"])
@@ -211,6 +210,8 @@ def extract(path: Path, name: str, folder: Path) -> Path:
                     raise InputError(f"'{file}' in '{path.name}' {fault}; do not use this archive.")
             seen.add(file.rstrip("/"))
         needed, free = sum(entry.file_size for entry in entries), shutil.disk_usage(folder).free
+        if needed > max(100 * path.stat().st_size, 100_000_000):  # weights hardly shrink
+            raise InputError(f"'{path.name}' unpacks to {needed / 1e9:.1f} GB, 100 times its size; do not use it.")
         if needed > free:
             raise InputError(f"'{path.name}' unpacks to {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free.")
         archive.extractall(folder)

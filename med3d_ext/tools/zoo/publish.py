@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from med3d_ext.errors import InputError
 from med3d_ext.io.facts import FACTS
-from med3d_ext.io.files import read_json
+from med3d_ext.io.files import read_json, scratch_folder
 from med3d_ext.tools.bundle_folder import METADATA, find_bundle
 from med3d_ext.tools.zoo.describe import render
 from med3d_ext.tools.zoo.pack import digest, pack_staged
@@ -53,10 +52,9 @@ def publish(
     for target in targets.values():
         if target.exists() and not overwrite:
             raise InputError(f"'{target}' exists; give another folder or --overwrite.")
-    Path(out).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".publish-", dir=out) as scratch:
-        staged = stage(source, Path(scratch) / "staged", weights)
-        folders = {"github": Path(scratch) / "release", "huggingface": staged}
+    with scratch_folder(Path(out) / release) as scratch:
+        staged = stage(source, scratch / "staged", weights)
+        folders = {"github": scratch / "release", "huggingface": staged}
         if "github" in forms:
             _write_release(staged, folders["github"], release, url)
         if "huggingface" in forms:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import errno
 import os
 import threading
 from pathlib import Path
@@ -181,10 +182,10 @@ def test_an_unwritable_place_is_named_with_the_repair(tmp_path):
 
 def test_a_failed_rename_is_not_taken_for_success(tmp_path, monkeypatch):
     def refuse(*_args):
-        raise OSError("refused")
+        raise OSError(errno.EACCES, "refused")
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(OSError, match="refused"):
+    with pytest.raises(InputError, match=r"cannot be written \(refused\)"):
         phantom_dataset("lits", tmp_path / "lits", cases=1)
     assert list(tmp_path.iterdir()) == []
 
