@@ -89,8 +89,8 @@ class Bundle:
             more: further overrides, which win.
         """
         parser = ConfigParser()
-        parser.read_config(self.files(command))
-        parser.read_meta(str(self.folder / METADATA))
+        parser.read_config(self.as_written(command))
+        parser.read_meta(dict(self.metadata))
         parser.update({**self.options(command), **more})
         return parser
 

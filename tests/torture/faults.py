@@ -103,12 +103,14 @@ def fail_at(root: str, event: str, name: str, count: int, number: int) -> None:
 
 
 def offline() -> None:
-    """No connection and no name look-up goes out; the attempt ends the process with code 99."""
+    """No connection and no name look-up goes out; the attempt ends the process with code 99.
+
+    Sockets with a path for an address are this machine's own: loader workers talk through them.
+    """
 
     def hook(event: str, arguments: tuple) -> None:
-        if event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.bind") or (
-            event == "socket.connect" and not isinstance(arguments[1], str | bytes)
-        ):
+        goes_out = event in ("socket.connect", "socket.bind") and not isinstance(arguments[1], str | bytes)
+        if goes_out or event in ("socket.getaddrinfo", "socket.gethostbyname"):
             print(f"NETWORK {event} {arguments[1:]}", file=sys.stderr, flush=True)
             os._exit(99)
 
