@@ -136,7 +136,7 @@ def plan(found: Found, classes: int, stages: int | None = None, minutes: float |
     steps = max(1, -(-round(0.8 * sizes.cases) // BATCH))  # of an epoch: a tenth each for validation and test
     epochs, coarse_epochs, timing = -(-STEPS // steps), -(-COARSE_STEPS // steps), ""
     if minutes is not None:
-        seconds = minutes * 60 * 0.95 - 30 - sizes.cases * 4 * sizes.seconds  # image and label, for facts and store
+        seconds = minutes * 60 * 0.9 - 45 - sizes.cases * 4 * sizes.seconds  # image and label, for facts and store
         fine_step = step_seconds(own_network(classes), grid)
         coarse_step = 0.0 if chosen == 1 else step_seconds(own_network(2), coarse_grid)
         first = COARSE_SHARE * seconds if chosen == 2 else 0.0
