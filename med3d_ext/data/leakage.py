@@ -172,7 +172,7 @@ def unseen(items: list[dict[str, Any]], weights: str | os.PathLike, split: str =
 
     Args:
         items: dataset items with ``sha256``.
-        weights: the weights' file; the card next to it tells what they have seen. Without a card nothing is checked.
+        weights: the weights' file; the card next to it lists what they have seen. Without a card nothing is checked.
         split: what is evaluated; only "test" is checked.
 
     Raises:

@@ -251,7 +251,7 @@ def write_prepared(
 
 
 def left_out(faults: Faults) -> str:
-    """What the summary line tells of faulty cases."""
+    """What the summary line reports about faulty cases."""
     return f"; {len(faults.sentences)} faulty left out" if faults.sentences else ""
 
 

@@ -69,7 +69,7 @@ class ResumableCheckpoint:
         data: the cases that the training reads, as :meth:`med3d_ext.data.PreparedData.digests` gives them, or a text
             that changes with them. Defaults to none, unchecked.
         files: files whose content the training depends on, by the option that names them; None for no file.
-        output_dir: the folder of the run's record, which tells whether a training whose epochs are done was completed.
+        output_dir: the folder of the run's record, which says whether a training whose epochs are done was completed.
             Defaults to none.
         options: the options to compare, as text by id. Defaults to those of the command's config.
 

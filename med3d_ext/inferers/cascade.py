@@ -85,7 +85,7 @@ class CascadeInferer(Inferer):
         """Logits of whole volumes.
 
         Args:
-            inputs: N x C x D x H x W. A MetaTensor's affine tells the spacing; without one it is 1 mm.
+            inputs: N x C x D x H x W. A MetaTensor's affine gives the spacing; without one it is 1 mm.
             network: holds the modules ``coarse`` and ``fine``, DistributedDataParallel around it or not.
             args: passed to both modules, as are ``kwargs``.
 

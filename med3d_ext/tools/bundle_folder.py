@@ -126,7 +126,7 @@ def fault_of(config: Mapping[str, Any], name: str, value: Any) -> str | None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the log lines of MONAI's tools: what they find is told by the caller."""
+    """Without the log lines of MONAI's tools: the caller reports what they find."""
     logging.disable(logging.CRITICAL)
     try:
         yield

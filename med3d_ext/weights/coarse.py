@@ -45,7 +45,7 @@ class CoarseStage:
         hu_window: the fine network's intensity window (HU); None if both stages normalize alike by their making.
             Defaults to None.
         bundle_root: this bundle's folder. Defaults to the working directory.
-        test_items: items that nothing may be trained on; the log tells where the coarse network has seen some.
+        test_items: items that nothing may be trained on; the log says if the coarse network has seen some.
         trained: the file that this run's own first stage writes, in place of ``weights``. Defaults to None.
 
     Attributes:

@@ -77,8 +77,8 @@ class InitialWeights:
     """What a training starts from, and the paper's learning rate for it (section 4.2).
 
     The weights are loaded when the component is built, and the report goes to the log. :meth:`write_report` is called
-    when the training begins: one that is refused leaves the record of the one before. In a
-    labelling server a training goes on from the weights that are served, whole; see :mod:`med3d_ext.weights.labelling`.
+    when the training begins: one that is refused leaves the record of the one before. In a labelling server a training
+    continues from the weights that are served, whole; see :mod:`med3d_ext.weights.labelling`.
 
     Args:
         network: an encoder or a network with one, see :func:`encoder_of`; from scratch any module.

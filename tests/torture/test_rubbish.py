@@ -22,7 +22,7 @@ def words_of(row: Row) -> list[str]:
 
 
 def left_behind(before: dict[str, str], after: dict[str, str]) -> list[str]:
-    """Files that are new, changed or gone; a new folder is no file."""
+    """Files that are new, changed or gone; a new folder is not a file."""
     names = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
     return sorted(name for name in names if not (after.get(name) == "folder" and name not in before))
 

@@ -24,7 +24,7 @@ def paired_test(values: Sequence[float], others: Sequence[float]) -> dict[str, A
     Returns:
         ``n`` pairs with both values, ``excluded`` pairs with one value only, ``differing`` pairs (equal ones say
         nothing to the test), ``mean_difference``, ``interval_95`` (None below two pairs), ``p_value`` (two-sided; 1
-        where no pair differs, None without pairs) and ``note``, which tells when the test cannot reach 0.05.
+        where no pair differs, None without pairs) and ``note``, which says when the test cannot reach 0.05.
 
     Raises:
         ValueError: when the lengths differ.

@@ -88,7 +88,7 @@ class BundlePredictor:
         loader = DataLoader(Dataset([{"image": image}], self.transform), batch_size=1, num_workers=0)
         # An engine that was stopped by an error would skip the next image, so that each image has its own.
         evaluator = self._make(val_data_loader=loader)
-        evaluator.logger.setLevel(logging.CRITICAL)  # the caller tells of errors
+        evaluator.logger.setLevel(logging.CRITICAL)  # the caller reports errors
         try:
             evaluator.run()
             found = _label_map(evaluator.state.output[0]["pred"], evaluator.state.batch[0]["image"].meta)
