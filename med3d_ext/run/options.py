@@ -119,6 +119,7 @@ OPTIONS: dict[str, Option] = {
     "seeds": _row("a list of whole numbers of at least 0", lambda value: all(_is_whole(v) and v >= 0 for v in value)),
     "values": _row("a list of values", lambda value: True),
     "heads_first_epochs": _whole(-1),
+    "warmup_epochs": _whole(0),
     "folds": _whole(2, optional=True),
     "fold": _whole(0),
     "network_name": _depths(),
@@ -199,7 +200,8 @@ def check_options(options: Mapping[str, Any]) -> None:
     Raises:
         InputError: an option is out of its range; the message says the range.
     """
-    for name, option in OPTIONS.items():
+    # A first stage in a section of its own has the options of a training.
+    for name, option in (*OPTIONS.items(), *((f"coarse::{name}", option) for name, option in OPTIONS.items())):
         value = _get(options, name)
         if isinstance(value, dict) or any(_is_open(part) for part in (value if isinstance(value, list) else [value])):
             continue

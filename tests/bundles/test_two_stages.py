@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from med3d_ext.errors import InputError
 from med3d_ext.handlers.checkpoint import ResumableCheckpoint
+from med3d_ext.run.one_line import user_message
 from med3d_ext.tools.new_bundle.plan import grid_for, plan
 from med3d_ext.tools.new_bundle.verb import _one_domain, new_bundle
 
@@ -187,6 +188,19 @@ def test_more_minutes_are_more_epochs_and_too_few_are_refused(organs, monkeypatc
     assert "in 10 minutes" in short.reason
     with pytest.raises(InputError, match="0.5 minutes are too few for one epoch"):
         plan(found, 3, 2, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("coarse::epochs", 0), ("coarse::val_interval", -1), ("coarse::spatial_size", [24, 0, 24]), ("warmup_epochs", -2)],
+)
+def test_an_option_of_either_stage_that_no_run_can_use_is_refused_before_anything_is_written(
+    bundle, organs, tmp_path, clean_process, option, value
+):
+    with pytest.raises(RuntimeError) as error:  # MONAI's, around ours
+        train(bundle, organs, tmp_path, **{option: value})
+    assert str(user_message(error.value)).startswith(f"{option} must be")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("option", "value"), [("stages", 3), ("minutes", 0), ("minutes", "soon")])
