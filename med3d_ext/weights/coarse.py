@@ -80,7 +80,8 @@ class CoarseStage:
         elif trained is not None and Path(trained).is_file():
             self._load(Path(trained))
         elif trained is not None:
-            self._warn(f"'{trained}' was not trained yet.")
+            if rank() == 0:
+                logger.warning(f"there is no coarse stage yet: '{trained}' is missing; a run trains it first")
         elif path is None:
             self._warn("coarse_weights is null.")
         elif path.is_file():
