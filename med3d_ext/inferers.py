@@ -18,6 +18,8 @@ from med3d_ext.metrics.roi import region_of_interest
 from med3d_ext.networks.med3d import PADDING_LOGIT
 from med3d_ext.transforms.sampling import axis_spacing
 
+__all__ = ["CascadeInferer", "StageInferer"]
+
 logger = logging.getLogger(__name__)
 
 Stage = Callable[[Tensor], Tensor]
@@ -29,15 +31,12 @@ class _TwoStageInferer(Inferer):
     """Takes a batch apart into volumes, each with its spacing, and a network into its stages."""
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """Logits of whole volumes.
+        """Logits N x classes x D x H x W of whole volumes, with the metadata of ``inputs`` if there is any.
 
         Args:
             inputs: N x C x D x H x W. A MetaTensor's affine gives the spacing; without one it is 1 mm.
             network: holds the modules ``coarse`` and ``fine``, DistributedDataParallel around it or not.
             args: passed to both modules, as are ``kwargs``.
-
-        Returns:
-            logits N x classes x D x H x W, with the metadata of ``inputs`` if there is any.
 
         Raises:
             InputError: the network lacks a stage, or a spacing is not positive.

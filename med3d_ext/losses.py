@@ -8,6 +8,8 @@ import torch
 from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
+__all__ = ["MultiHeadLoss"]
+
 
 class MultiHeadLoss(nn.Module):
     """Applies one loss to the first channels of each sample, as many as its domain has classes.

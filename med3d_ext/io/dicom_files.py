@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -207,28 +207,28 @@ def volumes_of(folder: Path, names: Iterable[str]) -> list[Path]:
 
 
 def slices_of(path: Path, header: Any) -> list[DicomSlice]:
-    """The slices of one file: itself, or its frames.
+    """The slices of one file: itself, or its frames by their functional groups.
 
     Raises:
         InputError: a number cannot be read; frames are not described one by one.
     """
+    from pydicom.datadict import dictionary_description
 
-    def numbers(keyword: str, count: int, default: Vector = ()) -> Vector:
+    def numbers(keyword: str, count: int, default: Vector = (), *, sequence: str = "", groups: Any = ()) -> Vector:
+        """What a frame's groups state in a sequence, else the header itself."""
+        value: Any = None
         try:
-            value = header.get(keyword)
-            stated = [] if value in (None, "") else [value] if isinstance(value, (str, int, float)) else list(value)
-        except (ValueError, TypeError, AttributeError, OverflowError):
-            stated = ["?"]
-        try:
-            found = tuple(map(float, stated))
-        except (ValueError, TypeError):
-            found = ()
-        if stated and (len(found) != count or not np.isfinite(found).all()):
-            from pydicom.datadict import dictionary_description
-
-            text, name = "\\".join(map(str, stated)), dictionary_description(keyword)
+            items = [item for group in groups for item in group.get(f"{sequence}Sequence") or ()]
+            found = [item.get(keyword) for item in items] or [header.get(keyword)]
+            value = next((each for each in found if each not in (None, "")), ())
+            parts = [value] if isinstance(value, (str, int, float)) else list(value)
+            read = tuple(map(float, parts))
+        except (ValueError, TypeError, AttributeError, KeyError, OverflowError, NotImplementedError):
+            parts, read = [value] if isinstance(value, str) else list(value or "?"), ()
+        if parts and (len(read) != count or not np.isfinite(read).all()):
+            text, name = "\\".join(map(str, parts)), dictionary_description(keyword)
             raise InputError(f"'{path}' states '{text}' as {name}, which must be {count} number(s); correct it.")
-        return found or default
+        return read or default
 
     photometric, complement = str(header.get("PhotometricInterpretation") or "").upper(), None
     if photometric == "MONOCHROME1":  # how to show values, not what they are; ITK turns them over
@@ -239,54 +239,43 @@ def slices_of(path: Path, header: Any) -> list[DicomSlice]:
                 f"'{path}' is MONOCHROME1 with {stored} of {allocated} signed bits, which cannot be read; convert it."
             )
         complement = -1 if signed else 2**stored - 1
-    y, x = numbers("PixelSpacing", 2, (0.0, 0.0))  # the standard puts the distance of rows first: along y
-    whole = DicomSlice(
-        file=path,
-        sop_uid=str(header.get("SOPInstanceUID") or ""),
-        origin=numbers("ImagePositionPatient", 3),
-        directions=numbers("ImageOrientationPatient", 6, (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)),
-        spacing=(x, y),
-        shape=(int(numbers("Columns", 1)[0]), int(numbers("Rows", 1)[0])),
-        number=numbers("InstanceNumber", 1, (float("inf"),))[0],
-        samples=3 if photometric.startswith("PALETTE") else int(numbers("SamplesPerPixel", 1, (1.0,))[0]),
-        complement=complement,
-    )
-    count = int(numbers("NumberOfFrames", 1, (1.0,))[0])
+
+    def one(frame: int | None, *groups: Any) -> DicomSlice:
+        def number(keyword: str, sequence: str, count: int, default: Vector = ()) -> Vector:
+            return numbers(keyword, count, default, sequence=sequence, groups=groups)
+
+        # The standard puts the distance of rows first: along y.
+        y, x = number("PixelSpacing", "PixelMeasures", 2, (0.0, 0.0))
+        scaling = [number(f"Rescale{name}", "PixelValueTransformation", 1) for name in ("Slope", "Intercept")]
+        content = [item for group in groups for item in group.get("FrameContentSequence") or ()][:1]
+        return DicomSlice(
+            file=path,
+            sop_uid=str(header.get("SOPInstanceUID") or ""),
+            origin=number("ImagePositionPatient", "PlanePosition", 3),
+            directions=number("ImageOrientationPatient", "PlaneOrientation", 6, (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)),
+            spacing=(x, y),
+            shape=(int(numbers("Columns", 1)[0]), int(numbers("Rows", 1)[0])),
+            number=numbers("InstanceNumber", 1, (float("inf"),))[0],
+            samples=3 if photometric.startswith("PALETTE") else int(numbers("SamplesPerPixel", 1, (1.0,))[0]),
+            frame=frame,
+            rescale=(scaling[0][0], scaling[1][0]) if groups and all(scaling) else None,
+            stack=tuple(str(each.get(name) or "") for each in content for name in ("StackID", "TemporalPositionIndex")),
+            complement=complement,
+        )
+
+    whole, count = one(None), int(numbers("NumberOfFrames", 1, (1.0,))[0])
     if count < 2 and whole.origin:
         return [whole]
     try:
         own = list(header.get("PerFrameFunctionalGroupsSequence") or [])
         shared = list(header.get("SharedFunctionalGroupsSequence") or [])[:1]
-        if not own:
-            return [whole] if count < 2 else [replace(whole, origin=(), frame=number) for number in range(count)]
-        if len(own) != count:
+        if own and len(own) != count:
             raise InputError(f"'{path}' holds {count} frames and describes {len(own)}; restore the file.")
-        return [_frame(whole, number, (group, *shared)) for number, group in enumerate(own)]
+        frames = [one(number, group, *shared) for number, group in enumerate(own)]
     except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"'{path}' has a header that cannot be read ({error}); restore the file.") from error
-
-
-def _frame(whole: DicomSlice, number: int, groups: Sequence[Any]) -> DicomSlice:
-    """A frame by its functional groups, with its own geometry, slope and intercept."""
-
-    def stated(sequence: str, keyword: str) -> tuple[Any, ...]:
-        for group in groups:
-            for item in group.get(f"{sequence}Sequence") or ():
-                if (value := item.get(keyword)) not in (None, ""):
-                    return tuple(value) if isinstance(value, (list, tuple)) or hasattr(value, "append") else (value,)
-        return ()
-
-    y, x = map(float, stated("PixelMeasures", "PixelSpacing") or (0.0, 0.0))
-    slope, intercept = (stated("PixelValueTransformation", f"Rescale{name}") for name in ("Slope", "Intercept"))
-    stack = [stated("FrameContent", name) for name in ("StackID", "TemporalPositionIndex")]
-    return replace(
-        whole,
-        origin=tuple(map(float, stated("PlanePosition", "ImagePositionPatient"))),
-        directions=tuple(map(float, stated("PlaneOrientation", "ImageOrientationPatient"))) or whole.directions,
-        spacing=(x, y),
-        frame=number,
-        rescale=(float(slope[0]), float(intercept[0])) if slope and intercept else None,
-        stack=tuple(str(value[0]) if value else "" for value in stack),
-    )
+    if not frames:
+        return [whole] if count < 2 else [replace(whole, origin=(), frame=number) for number in range(count)]
+    return frames

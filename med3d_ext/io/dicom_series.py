@@ -29,9 +29,6 @@ def find_series(place: str | os.PathLike) -> list[DicomSeries]:
     aside, and next to a scan also localizers and secondary captures, as are copies of a slice; the series' ``remarks``
     say so.
 
-    Args:
-        place: the folder or the file.
-
     Raises:
         InputError: the folder does not exist, or a DICOM image in it is damaged.
     """
@@ -75,11 +72,7 @@ def find_series(place: str | os.PathLike) -> list[DicomSeries]:
 
 
 def single_series(folder: str | os.PathLike) -> DicomSeries:
-    """The only series of a folder, or of a file of frames.
-
-    Raises:
-        InputError: there is none, or more than one.
-    """
+    """The only series of a folder, or of a file of frames; an InputError if there is none, or more than one."""
     found = find_series(folder)
     if not found:
         raise InputError(f"'{folder}' holds no DICOM image; give the folder of a DICOM series.")
@@ -92,9 +85,7 @@ def single_series(folder: str | os.PathLike) -> DicomSeries:
 def without_copies(series: DicomSeries, any_content: bool = False) -> DicomSeries:
     """The series with one of the slices that are copies of each other: at one position, with the same values.
 
-    Args:
-        series: the series, sorted.
-        any_content: keep one slice of a position whatever its values, that of the lowest Instance Number.
+    Of copies, or with ``any_content`` of all slices at a position, that of the lowest Instance Number is kept.
     """
 
     def are_copies(one: DicomSlice, other: DicomSlice) -> bool:
@@ -130,10 +121,7 @@ def _is_alike(one: DicomSlice, other: DicomSlice) -> bool:
 
 
 def check_series(series: DicomSeries) -> None:
-    """Refuse a series whose slices are not an even stack.
-
-    Args:
-        series: the series, sorted.
+    """Refuse a sorted series whose slices are not an even stack.
 
     Raises:
         InputError: a slice lacks its position or is in color; a file of frames holds several stacks; orientations,
@@ -158,13 +146,7 @@ def check_series(series: DicomSeries) -> None:
         if not np.allclose(each.directions, first.directions, rtol=0, atol=SAME_DIRECTION):
             raise InputError(f"{title} mixes orientations: those of {first} and {each} differ; give one stack alone.")
         if not _is_alike(each, first):
-            sizes = [
-                f"{one.shape[0]}x{one.shape[1]} of {' x '.join(f'{size:.3f}' for size in one.spacing)} mm"
-                for one in (first, each)
-            ]
-            raise InputError(
-                f"{title} mixes pixel grids: {first} and {each} are {' and '.join(sizes)}; give one stack alone."
-            )
+            raise InputError(f"{title} mixes pixel grids: those of {first} and {each} differ; give one stack alone.")
     _check_gaps(series)
     way = np.subtract(last.origin, first.origin)
     aside = float(np.linalg.norm(way - (way @ series.normal) * series.normal))

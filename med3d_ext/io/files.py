@@ -40,14 +40,8 @@ def write_atomically(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a temporary neighbor of ``path`` and move it there once it is completely on the disk.
 
     The neighbor starts with a dot and ends with ``.tmp``, so that nothing takes it for a checkpoint; its name is
-    fixed, so that a killed run leaves at most one. One process writes a path at a time.
-
-    Args:
-        path: the file to replace; its folder is made if missing.
-        mode: ``"wb"`` or ``"w"`` (UTF-8, the line ends as written).
-
-    Raises:
-        OSError: the file could not be written; ``path`` is then as before.
+    fixed, so that a killed run leaves at most one. One process writes a path at a time. After an error ``path`` is as
+    before. The mode is ``"wb"`` or ``"w"`` (UTF-8, the line ends as written).
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,11 +106,7 @@ def lock_elsewhere(place: Path) -> Path:
 def scratch_folder(target: Path, root: Path | None = None) -> Iterator[Path]:
     """An empty hidden folder for what becomes ``target`` once it is whole; on this machine one process at a time.
 
-    Its name is fixed: what a killed process left of it is removed by the next one.
-
-    Args:
-        target: a file or folder.
-        root: where the folder is made. Defaults to None: next to ``target``.
+    It is in ``root``, or next to ``target``. What a killed process left of it is removed by the next one.
     """
     with hold(lock_elsewhere(target), place=target):
         scratch = (root or target.parent) / f".{target.name}-{platform.node()}.tmp"
@@ -129,10 +119,7 @@ def scratch_folder(target: Path, root: Path | None = None) -> Iterator[Path]:
 
 
 def file_stamp(path: str | os.PathLike) -> list[int]:
-    """Size, times (ns) and inode of a file: they change with its content, also if a copy kept the time of writing.
-
-    Of an image whose voxels are in a file of their own, those of both.
-    """
+    """Size, times (ns) and inode of a file, and of that of its voxels: they change with its content in any case."""
     found = [os.stat(part) for part in (path, *detached(path))]
     return [number for each in found for number in (each.st_size, each.st_mtime_ns, each.st_ctime_ns, each.st_ino)]
 

@@ -170,12 +170,7 @@ def usable_spacing(spacing: Sequence[float]) -> bool:
 
 
 def stated_spacing(path: str | os.PathLike | MetaTensor, affine: Any) -> list[float]:
-    """Spacing (mm) of the stored axes by a file's header; 0 or NaN if the header states none.
-
-    Args:
-        path: the file, or a volume that was read before.
-        affine: the affine with which it is loaded (4, 4).
-    """
+    """Spacing (mm) of the stored axes by a file's header, 0 or NaN if it states none; else by the affine (4, 4)."""
     if isinstance(path, MetaTensor) or is_dicom_input(path) or not os.path.isfile(path):
         return _spacing(np.asarray(affine, dtype=float))
     return read_header(path).spacing

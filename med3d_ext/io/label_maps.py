@@ -93,10 +93,10 @@ def write_label_map(
         path: the ``.nii.gz`` or ``.nii`` to write.
         labels: label values (X, Y, Z), whole numbers from 0.
         affine: voxel index to RAS+ mm (4, 4).
-        names: label value to name. They go into the description and, as a table, into an extension of the header.
-        image: the file that was segmented. Defaults to None.
-        sources: label value to the values of the training's label files that it stands for: liver and its tumor, for
-            example. ``evaluate`` merges labels alike. Defaults to None.
+        names: label value to name: they go into the description and, as a table, into an extension of the header.
+        image: the file that was segmented.
+        sources: label value to the values of the training's label files that it stands for, such as liver and its
+            tumor; ``evaluate`` merges labels alike.
     """
     map_ = nibabel.Nifti1Image(labels.astype(smallest_type(labels.max(initial=0)), copy=False), affine)
     if image is not None and is_nifti(image) and usable_spacing(stated_spacing(image, affine)):

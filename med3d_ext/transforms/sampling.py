@@ -84,12 +84,10 @@ def window_grid(
     extent: np.ndarray,
     rotation: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The affine of a grid of ``spatial_size`` voxels that covers a window of an image.
+    """The affine of a grid of ``spatial_size`` voxels (RAS order) that covers a window of an image.
 
     Args:
-        affine: the image's affine (4, 4).
-        shape: the image's shape.
-        spatial_size: size of the grid, in RAS order.
+        affine: the image's affine (4, 4), as ``shape`` is its shape.
         center: center of the window, mm along the image's axes in RAS order from the corner of the first voxel.
         extent: size of the window, mm along its axes.
         rotation: the window's axes as columns (3, 3). Defaults to None: the image's axes.
@@ -283,12 +281,9 @@ class RandTargetCropd(RandomizableTransform, MapTransform):
         self.resample = SpatialResample(padding_mode="border", align_corners=False, dtype="float32")
 
     def draw_window(self, volume: np.ndarray, box: np.ndarray | None, extent: np.ndarray | None = None) -> Window:
-        """Draw a window: its center and extent (mm) and its axes as columns (3, 3).
+        """Draw a window in a volume of some extent (mm, RAS order), around the corners (2, 3) of the target's box.
 
-        Args:
-            volume: extent of the volume (mm, RAS order).
-            box: first and last corner of the target's box (2, 3), mm from the volume's first corner; or None.
-            extent: extent (mm) of a window of fixed voxel size, before the scale; or None.
+        ``extent`` is that of a window of fixed voxel size, before the scale (mm).
         """
         is_fixed = extent is not None and self.R.uniform() < self.spacing_share
         axes = rotation_matrix(np.radians(self.R.uniform(-self.rotate_degrees, self.rotate_degrees, 3)))

@@ -22,17 +22,9 @@ VOXELS = 4_000_000  # of a slab that is turned into labels at once
 
 
 def value_of(argument: str, value: Any, item: Mapping[Hashable, Any]) -> Any:
-    """``value`` itself, or the entry of the item's ``domain`` if ``value`` is a table of domains.
+    """``value`` itself, or the entry of the item's ``domain`` if ``value`` is a table of domains; else a KeyError.
 
     An item without a domain, as a labelling tool sends it, takes the entry of a table that has a single one.
-
-    Args:
-        argument: name of the argument, for the error.
-        value: one value for all items, or a mapping from domain to value.
-        item: the item.
-
-    Raises:
-        KeyError: when the table has no entry for the item.
     """
     if not isinstance(value, Mapping):
         return value
@@ -47,13 +39,8 @@ def value_of(argument: str, value: Any, item: Mapping[Hashable, Any]) -> Any:
 def whole_values(voxels: np.ndarray, path: Any, what: str = "label") -> np.ndarray:
     """The voxels of a label map as whole numbers of at least 0, in their own type.
 
-    Args:
-        voxels: values as read, of any shape.
-        path: the file, for the error.
-        what: what the message calls it.
-
     Raises:
-        InputError: a value is negative, or further than 1e-3 from a whole number, as in a map of probabilities.
+        InputError: a value of ``what`` in ``path`` is negative, or further than 1e-3 from a whole number.
     """
     whole = np.rint(voxels)
     for plane, rounded in zip(voxels, whole):  # the difference of a whole-body label would take as much memory again
@@ -121,9 +108,6 @@ class LogitsToLabelMapd(MapTransform):
     Args:
         keys: keys of logits (classes, X, Y, Z), of at most 256 classes.
     """
-
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
