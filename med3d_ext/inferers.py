@@ -44,19 +44,17 @@ class _TwoStageInferer(Inferer):
         """
         if inputs.ndim != 5:
             raise ValueError(f"inputs must be N x C x D x H x W, got {tuple(inputs.shape)}.")
-        network = getattr(network, "module", network)
+        stages: Any = getattr(network, "module", network)
         for name in ("coarse", "fine"):
-            if not hasattr(network, name):
-                kind = type(network).__name__
+            if not hasattr(stages, name):
+                kind = type(stages).__name__
                 raise InputError(f"network_def must hold the module {name}, got {kind}: use a TwoStageSegmenter.")
-        is_meta = isinstance(inputs, MetaTensor)
-        affines = torch.as_tensor(inputs.affine).cpu() if is_meta else torch.eye(4)
+        plain, affines = inputs, torch.eye(4)
+        if isinstance(inputs, MetaTensor):
+            plain, affines = inputs.as_tensor(), torch.as_tensor(inputs.affine).cpu()
         self.regions: list[tuple[Box, np.ndarray]] = []
         rows = []
-        for volume, affine in zip(
-            (inputs.as_tensor() if is_meta else inputs).split(1),
-            affines.expand(len(inputs), 4, 4).numpy(),  # a collated batch has one for each
-        ):
+        for volume, affine in zip(plain.split(1), affines.expand(len(plain), 4, 4).numpy()):
             spacing = axis_spacing(affine)
             if not (spacing > 0).all():
                 raise InputError(
@@ -65,13 +63,13 @@ class _TwoStageInferer(Inferer):
             logits, box = self._segment(
                 volume,
                 spacing,
-                lambda x: network.coarse(x, *args, **kwargs),
-                lambda x: network.fine(x, *args, **kwargs),
+                lambda x: stages.coarse(x, *args, **kwargs),
+                lambda x: stages.fine(x, *args, **kwargs),
             )
             rows.append(logits)
             self.regions.append((box, affine))
         logits = rows[0] if len(rows) == 1 else torch.cat(rows)  # a whole CT is not copied for nothing
-        return MetaTensor(logits).copy_meta_from(inputs) if is_meta else logits
+        return MetaTensor(logits).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else logits
 
     def _segment(self, volume: Tensor, spacing: np.ndarray, coarse: Stage, fine: Stage) -> tuple[Tensor, Box]:
         """Logits of one volume (1, C, D, H, W), and the box that the last network saw."""

@@ -127,7 +127,7 @@ def test_no_cut_and_no_changed_byte_of_a_compressed_stream_goes_unnoticed(tmp_pa
                 assert file.name in str(error)
 
 
-def test_a_stream_that_decodes_to_its_full_length_with_a_wrong_checksum_is_refused(tmp_path):
+def test_a_stream_of_its_full_length_with_a_wrong_checksum_is_refused(tmp_path):
     content = bytearray(gzip.compress(nibabel.Nifti1Image(VOXELS, AFFINE).to_bytes(), 0))  # level 0 stores
     content[1000] ^= 1
     (tmp_path / "a.nii.gz").write_bytes(content)

@@ -150,6 +150,7 @@ def read_dicom(path: Path) -> Any:
         return None
     import pydicom
 
+    header: Any = None
     try:
         with open(path, "rb") as file:
             header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
@@ -157,10 +158,10 @@ def read_dicom(path: Path) -> Any:
             is_short = start[:4] == b"\xe0\x7f\x10\0" and start[4:6] not in (b"OW", b"OB")
             length = int.from_bytes(start[4:8] if is_short else start[8:12], "little")
             left = os.fstat(file.fileno()).st_size - file.tell() + (4 if is_short else 0)
-        is_whole = "Rows" in header and "Columns" in header
+        is_whole = bool(header.get("Rows") and header.get("Columns"))
         is_whole &= start[:4] != b"\xe0\x7f\x10\0" or length == 0xFFFFFFFF or length <= left
     except Exception:  # pydicom raises many types for a damaged file
-        header, is_whole = None, False
+        is_whole = False
     if header is not None and other_kind(header)[1]:
         return header
     if not is_whole:
@@ -233,7 +234,7 @@ def slices_of(path: Path, header: Any) -> list[DicomSlice]:
     photometric, complement = str(header.get("PhotometricInterpretation") or "").upper(), None
     if photometric == "MONOCHROME1":  # how to show values, not what they are; ITK turns them over
         names = ("BitsAllocated", "BitsStored", "PixelRepresentation")
-        allocated, stored, signed = (int(numbers(name, 1)[0]) for name in names)
+        allocated, stored, signed = (int(numbers(name, 1, (0.0,))[0]) for name in names)
         if signed and allocated != stored:
             raise InputError(
                 f"'{path}' is MONOCHROME1 with {stored} of {allocated} signed bits, which cannot be read; convert it."

@@ -44,14 +44,14 @@ def find_series(place: str | os.PathLike) -> list[DicomSeries]:
     is_alone = all(kind for *_, kind, _ in headers)
     aside: dict[str, list[str]] = defaultdict(list)
     found: dict[str, list[DicomSlice]] = defaultdict(list)
-    named: dict[str, tuple[str, ...]] = {}
+    named: dict[str, tuple[str, str]] = {}
     for path, header, kind, never in headers:
         if kind and (never or not is_alone):
             aside[kind].append(repr(path.name))
         else:
             uid = str(header.SeriesInstanceUID)
-            texts = (str(header.get(keyword) or "").strip() for keyword in ("SeriesDescription", "Modality"))
-            named.setdefault(uid, tuple(texts))
+            description, modality = (str(header.get(name) or "").strip() for name in ("SeriesDescription", "Modality"))
+            named.setdefault(uid, (description, modality))
             found[uid] += slices_of(path, header)
     if aside and not found:
         raise InputError(f"'{place}' holds no image of a scan but {', '.join(sorted(aside))}; give the scan's folder.")

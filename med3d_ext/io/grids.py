@@ -154,12 +154,14 @@ def _refusal(label: Grid, image: Grid) -> str:
     order = io_orientation(np.linalg.solve(image.affine, label.affine))
     if not np.isfinite(order).all():
         return f"{own} has no voxel grid in its affine, {its} has one; write the geometry into its header."
+    turned = label.affine @ inv_ornt_aff(order, label.shape)
+    sizes = [np.linalg.norm(affine[:3, :3], axis=0) for affine in (turned, image.affine)]
     shift = _shift(label, order, image.shape, image.affine)
     if shift is None:
         fault = f"is {shapes[0]} in another order of axes than {shapes[1]} of"
+    elif (np.abs(sizes[0] - sizes[1]) * np.subtract(image.shape, 1) > TOLERANCE_MM).any():
+        own_size, its_size = (" x ".join(f"{size:.4g}" for size in each) for each in sizes)
+        fault = f"has voxels of {own_size} mm and ends up to {shift[1]:.3g} mm off the voxels of {its_size} mm of"
     else:
-        sizes = [
-            " x ".join(f"{size:.4g}" for size in np.linalg.norm(each.affine[:3, :3], axis=0)) for each in (label, image)
-        ]
-        fault = f"has voxels of {sizes[0]} mm up to {shift[1]:.3g} mm off those of {sizes[1]} mm of"
+        fault = f"is {shift[1]:.3g} mm off"
     return f"{own} {fault} {its}; resample it to the grid of the {image.what} or correct its header."

@@ -55,7 +55,7 @@ class SourceValues:
         )
 
     def __call__(self, labels: np.ndarray) -> np.ndarray:
-        """Classes (X, Y, Z) as values, uint8, or uint16 where a value needs it; a class of no name keeps its number."""
+        """Classes (X, Y, Z) as values, uint8, or uint16 if a value needs it; a class of no name keeps its number."""
         largest = int(labels.max(initial=0))
         table = np.concatenate([self.table, np.arange(len(self.table), largest + 1)])
         if (table == np.arange(len(table))).all():
@@ -147,7 +147,7 @@ class LabelMapWriter(NibabelWriter):
         names: class of the network to name, background included or not; classes may be text, as JSON has them.
         values: class to its values in the training's label files, of which the map carries the first, see
             :func:`med3d_ext.data.label_values`. Defaults to None: the classes' own numbers.
-        output_dtype: ignored: uint8, or uint16 where a value needs it.
+        output_dtype: ignored: uint8, or uint16 if a value needs it.
         kwargs: of MONAI's writer.
     """
 

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,18 +31,18 @@ RESERVE = 1 * GB  # of the disk, left to others
 LEFTOVER = 3600.0  # s; a file that is still being written after so long was left by a killed process
 VOLUME, ITEM = "volume", "item"
 READER = 1  # raise it when the reader gives other voxels for the same file
-_MARKS = 1 << 20
+_checked: list[torch.Tensor] = []  # marks of the entries that were read to their checksums
 
 
 class Store:
     """A folder of uncompressed, memory-mapped entries, each named after all that is in it.
 
     ``$MED3D_STORE``, else ``store`` in ``$MED3D_CACHE``, which is ``~/.cache/med3d_ext`` by default, or in
-    ``$XDG_CACHE_HOME``. Entries are written atomically, and read to their checksums once in a run; a damaged or foreign
-    one is made again, with a warning. Of more than ``gigabytes`` the entries that were used the longest time ago are
-    removed, but for the items that this run has used: data that do not fit would otherwise push each other out before
-    they are used again. If nothing can be written, everything works without a store, with one warning. Any number of
-    processes may share a store; it may be deleted at any time.
+    ``$XDG_CACHE_HOME``. Entries are written atomically, and read to their checksums once by a process and its workers;
+    a damaged or foreign one is made again, with a warning. Of more than ``gigabytes`` the entries that were used the
+    longest time ago are removed, but for the items that this run has used: data that do not fit would otherwise push
+    each other out before they are used again. If nothing can be written, everything works without a store, with one
+    warning. Any number of processes may share a store; it may be deleted at any time.
 
     Args:
         folder: the folder, made when something is written. Defaults to None: see above.
@@ -65,9 +66,11 @@ class Store:
                 raise InputError(f"MED3D_STORE_GB must be a number of gigabytes of at least 0, got '{text}'.")
         self.limit = GB * gigabytes
         self._began = time.time()
-        # Both are shared with the worker processes, which live an epoch: a mark for each entry that was checked.
+        # Both are shared with the worker processes, which live an epoch.
         self._warned = torch.zeros(1, dtype=torch.bool).share_memory_()
-        self._checked = torch.zeros(_MARKS, dtype=torch.bool).share_memory_()
+        if not _checked:
+            _checked.append(torch.zeros(1 << 20, dtype=torch.bool).share_memory_())
+        self._checked = _checked[0]
 
     def get(self, kind: str, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """An entry, memory-mapped; it is made and kept if it is missing or damaged.
@@ -78,7 +81,7 @@ class Store:
             make: gives the entry: tensors, numbers, texts, and dicts and lists of them.
         """
         path = self.path(kind, key)
-        mark = int(path.name[:16], 16) % _MARKS
+        mark = zlib.crc32(os.fsencode(path)) % len(self._checked)
         found = self._read(path, key, check=not self._checked[mark])
         if found is not None:
             self._checked[mark] = True

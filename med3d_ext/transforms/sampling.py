@@ -285,11 +285,11 @@ class RandTargetCropd(RandomizableTransform, MapTransform):
 
         ``extent`` is that of a window of fixed voxel size, before the scale (mm).
         """
-        is_fixed = extent is not None and self.R.uniform() < self.spacing_share
+        fixed = extent if extent is not None and self.R.uniform() < self.spacing_share else None
         axes = rotation_matrix(np.radians(self.R.uniform(-self.rotate_degrees, self.rotate_degrees, 3)))
         zoom = self.R.uniform(self.scale[0], self.scale[1])
-        if is_fixed:  # along each axis it holds the target's box, or lies in it, and in the volume
-            window = extent / zoom
+        if fixed is not None:  # along each axis it holds the target's box, or lies in it, and in the volume
+            window = fixed / zoom
             first, last = (np.zeros(3), volume) if box is None else box
             ends = np.sort([first + window / 2, last - window / 2], axis=0)
             low, high = np.clip(ends, *np.sort([window / 2, volume - window / 2], axis=0))

@@ -68,14 +68,9 @@ def test_both_orders_of_slices_and_names_give_one_volume(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("stored", [VOXELS, (VOXELS.astype(int) + 30000).astype(np.uint16)])
 def test_values_are_those_after_slope_and_intercept(tmp_path: Path, stored: np.ndarray) -> None:
-    write_series(tmp_path, stored, tags={"RescaleSlope": "0.5", "RescaleIntercept": "-1024"})
-    np.testing.assert_array_equal(load_volume(tmp_path)[0].numpy(), stored * 0.5 - 1024)
-
-
-def test_each_slice_has_its_own_slope(tmp_path: Path) -> None:
-    write_series(tmp_path, VOXELS, tags={"RescaleSlope": "1"}, skip=[3])
-    write_series(tmp_path, VOXELS, tags={"RescaleSlope": "0.25"}, skip=[0, 1, 2, 4, 5, 6])
-    expected = VOXELS * np.where(np.arange(7) == 3, 0.25, 1)
+    for slope, skip in (("0.5", [3]), ("0.25", [0, 1, 2, 4, 5, 6])):  # each slice has its own
+        write_series(tmp_path, stored, tags={"RescaleSlope": slope, "RescaleIntercept": "-1024"}, skip=skip)
+    expected = stored * np.where(np.arange(7) == 3, 0.25, 0.5) - 1024
     np.testing.assert_array_equal(load_volume(tmp_path)[0].numpy(), expected)
 
 
@@ -250,19 +245,16 @@ def test_a_single_slice_and_frames_are_refused(tmp_path: Path) -> None:
     assert "0.dcm' holds frames without their positions" in refusal(tmp_path / "b")
 
 
-def test_mixed_orientations_and_grids_are_refused(tmp_path: Path) -> None:
+def test_mixed_orientations_and_grids_and_a_tilted_gantry_are_refused(tmp_path: Path) -> None:
+    tilted = np.array([[1, 0, 0], [0, 1, 0.3], [0, 0, 1.0]])
+    write_series(tmp_path / "c", VOXELS, SPACING, ORIGIN, tilted)
+    assert "is sheared: '0.dcm' and '6.dcm' are 4.50 mm out of line" in refusal(tmp_path / "c")
     write_series(tmp_path / "a", VOXELS, skip=[6])
     write_series(tmp_path / "a", VOXELS, directions=SAGITTAL, skip=range(6))
     assert "mixes orientations: those of '0.dcm' and '6.dcm'" in refusal(tmp_path / "a")
     write_series(tmp_path / "b", VOXELS, skip=[6])
     write_series(tmp_path / "b", VOXELS[:4], skip=range(6))
     assert "mixes pixel grids: those of '0.dcm' and '6.dcm'" in refusal(tmp_path / "b")
-
-
-def test_a_tilted_gantry_is_refused(tmp_path: Path) -> None:
-    tilted = np.array([[1, 0, 0], [0, 1, 0.3], [0, 0, 1.0]])
-    write_series(tmp_path, VOXELS, SPACING, ORIGIN, tilted)
-    assert "is sheared: '0.dcm' and '6.dcm' are 4.50 mm out of line" in refusal(tmp_path)
 
 
 def test_files_without_position_or_with_a_senseless_one_are_refused(tmp_path: Path) -> None:
@@ -287,10 +279,7 @@ def test_damaged_files_and_folders_without_images_are_refused(tmp_path: Path) ->
     (tmp_path / "b").mkdir()
     assert "holds no DICOM image" in refusal(tmp_path / "b")
     assert "is not a folder" in refusal(tmp_path / "c")
-
-
-def test_a_file_that_is_damaged_after_the_headers_were_read_is_named(tmp_path: Path) -> None:
-    series = single_series(write_series(tmp_path, VOXELS))
-    (tmp_path / "4.dcm").write_bytes(b"")
-    with pytest.raises(InputError, match="cannot be read"):
+    series = single_series(write_series(tmp_path / "d", VOXELS))
+    (tmp_path / "d" / "4.dcm").write_bytes(b"")  # after the headers were read
+    with pytest.raises(InputError, match="4.dcm' cannot be read"):
         read_series(series)
