@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
 from monai.transforms import MapTransform, RandomizableTransform, SpatialCrop, SpatialResample
 
 from med3d_ext.errors import InputError
@@ -78,10 +77,16 @@ class CropCubed(MapTransform):
         self, item: dict[Hashable, Any], shift: Any = 0.0, zoom: float = 1.0, axes: np.ndarray | None = None
     ) -> dict[Hashable, Any]:
         for key in self.key_iterator(item):
-            image = item[key]
-            middle = middle_of(image, item.get("center")) + shift
-            affine, extent = np.asarray(image.affine, dtype=float), np.full(3, self.cube_mm / zoom)
-            grid = window_grid(affine, image.shape[1:], self.spatial_size, middle, extent, axes)
+            image, center = item[key], item.get("center")
+            affine, shape = np.asarray(image.affine, dtype=float), image.shape[1:]
+            if center is None:
+                ras, ras_shape = to_ras(affine, shape)
+                middle = ras_shape * axis_spacing(affine @ ras) / 2
+            elif (middle := point_from_corner(affine, shape, center)) is None:
+                place, name = [round(float(value), 3) for value in center], image.meta.get("filename_or_obj")
+                raise InputError(f"center {place} (mm, RAS) is outside '{name}'; correct it.")
+            extent = np.full(3, self.cube_mm / zoom)
+            grid = window_grid(affine, shape, self.spatial_size, middle + shift, extent, axes)
             part = needed_part(image, grid, self.spatial_size)
             item[key] = self.resample(part, dst_affine=torch.as_tensor(grid), spatial_size=self.spatial_size)
         return item
@@ -134,20 +139,3 @@ def point_from_corner(affine: np.ndarray, shape: Sequence[int], point: Sequence[
     ras, ras_shape = to_ras(affine, shape)
     voxels = np.linalg.solve(affine @ ras, [*map(float, point), 1.0])[:3] + 0.5
     return voxels * axis_spacing(affine @ ras) if ((voxels >= 0) & (voxels <= ras_shape)).all() else None
-
-
-def middle_of(image: MetaTensor, center: Sequence[float] | None = None) -> np.ndarray:
-    """Middle of the cube of an image as :func:`point_from_corner` gives it: that of ``center`` or of the image.
-
-    Raises:
-        InputError: the center lies outside of the image.
-    """
-    affine, shape = np.asarray(image.affine, dtype=float), image.shape[1:]
-    if center is None:
-        ras, ras_shape = to_ras(affine, shape)
-        return ras_shape * axis_spacing(affine @ ras) / 2
-    middle = point_from_corner(affine, shape, center)
-    if middle is None:
-        place = [round(float(value), 3) for value in center]
-        raise InputError(f"center {place} (mm, RAS) is outside '{image.meta.get('filename_or_obj')}'; correct it.")
-    return middle
