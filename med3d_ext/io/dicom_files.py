@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import warnings
@@ -18,7 +19,9 @@ from med3d_ext.io.itk_files import LPS_TO_RAS
 
 Vector = tuple[float, ...]
 
-warnings.filterwarnings("ignore", module="pydicom")  # of values beyond the standard, and of what is refused here
+# pydicom warns of values beyond the standard, and of what is refused here.
+warnings.filterwarnings("ignore", module="pydicom")
+logging.getLogger("pydicom").setLevel(logging.ERROR)
 
 # What is not an image of a scan, by modality, and objects without pixels by their class.
 _OTHER_MODALITIES = (
