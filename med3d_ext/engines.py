@@ -22,11 +22,7 @@ warnings.filterwarnings("ignore", message=r".*GradScaler")
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Whether a device has instructions for bfloat16, and so gains by it.
-
-    Without them a CPU's 3D convolutions take many times as long as in float32: 2.5 times with AVX-512, 60 where oneDNN
-    has no kernel.
-    """
+    """Whether a device has instructions for bfloat16; without them a CPU takes 2.5 to 60 times as long for it."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
@@ -35,11 +31,10 @@ def computes_bfloat16(device: torch.device) -> bool:
 class TrainingIteration:
     """``iteration_update`` of MONAI's SupervisedTrainer.
 
-    MONAI's own step autocasts on CUDA alone, so ``amp`` does nothing on a CPU. bfloat16 needs no gradient scaler and
-    runs on both. Further keyword arguments of a batch (``domain``) reach the network and the loss. What the trainer was
-    told holds: ``amp`` (the forward pass in bfloat16 where the device :func:`computes_bfloat16`, the loss always in
-    float32), ``amp_kwargs``, ``accumulation_steps`` (batches whose gradients are summed for one step),
-    ``optim_set_to_none``, and ``compile``, which gets tensors without metadata.
+    MONAI's own step autocasts on CUDA alone, so ``amp`` does nothing on a CPU. Here the forward pass is in bfloat16 if
+    the device :func:`computes_bfloat16`, the loss always in float32. Further keyword arguments of a batch (``domain``)
+    reach the network and the loss. The trainer's ``amp_kwargs``, ``accumulation_steps`` (batches whose gradients are
+    summed for one step), ``optim_set_to_none`` and ``compile`` hold, which gets tensors without metadata.
 
     Args:
         max_gradient_norm: clip the gradient's norm. Defaults to None.
@@ -57,9 +52,8 @@ class TrainingIteration:
         engine.network.train()
         device = torch.device(engine.state.device)
         amp = engine.amp and computes_bfloat16(device)
-        with torch.autocast(
-            **{"device_type": device.type, "dtype": torch.bfloat16, **engine.amp_kwargs, "enabled": amp}
-        ):
+        options = {"device_type": device.type, "dtype": torch.bfloat16, **engine.amp_kwargs, "enabled": amp}
+        with torch.autocast(**options):
             prediction = engine.inferer(inputs, engine.network, *args, **kwargs)
         engine.state.output[CommonKeys.PRED] = prediction
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
@@ -67,19 +61,15 @@ class TrainingIteration:
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
         (engine.state.output[CommonKeys.LOSS] / engine.accumulation_steps).backward()
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
-        self._step(engine)
+        position = (engine.state.iteration - 1) % engine.state.epoch_length + 1
+        if position % engine.accumulation_steps == 0 or position == engine.state.epoch_length:
+            if self.max_gradient_norm is not None:
+                torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_gradient_norm)
+            engine.optimizer.step()
+            # To None in every bundle, not to zero: momentum and weight decay would move the branches of idle domains.
+            engine.optimizer.zero_grad(set_to_none=engine.optim_set_to_none)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
-
-    def _step(self, engine: SupervisedTrainer) -> None:
-        position = (engine.state.iteration - 1) % engine.state.epoch_length + 1
-        if position % engine.accumulation_steps and position != engine.state.epoch_length:
-            return
-        if self.max_gradient_norm is not None:
-            torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_gradient_norm)
-        engine.optimizer.step()
-        # To None in every bundle, not to zero: momentum and weight decay would move the branches of idle domains.
-        engine.optimizer.zero_grad(set_to_none=engine.optim_set_to_none)
 
 
 class FirstStage:

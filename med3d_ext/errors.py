@@ -8,20 +8,14 @@ from contextlib import contextmanager
 
 
 class InputError(ValueError):
-    """Something that a user gave is wrong.
+    """Something that a user gave is wrong: one sentence that names the file or key, the fault and the repair.
 
-    The message is one sentence that names the file or key, the fault and the repair. Commands print it alone, without a
-    traceback, and end with a non-zero exit code (see :func:`med3d_ext.run.start.one_line_errors`).
+    Commands print it alone and end with a non-zero exit code (see :func:`med3d_ext.run.start.one_line_errors`).
     """
 
 
 class FaultyCases(InputError):
-    """Cases of a data set that were refused: every one of them, a line each, and a last line with the repair.
-
-    Args:
-        sentences: one for each faulty case; they stay readable as an attribute.
-        total: number of cases.
-    """
+    """Cases of a data set that were refused: each of ``sentences`` in a line, and a last line with the repair."""
 
     def __init__(self, sentences: Sequence[str], total: int) -> None:
         self.sentences = list(sentences)
@@ -33,13 +27,10 @@ class FaultyCases(InputError):
 
 
 class Faults:
-    """Collects what is wrong with single cases, so that all of it is said at once, or left out.
+    """Collects what is wrong with single cases in ``sentences``, so that all of it is said at once.
 
     Args:
-        skip_bad: go on without the faulty cases instead of refusing.
-
-    Attributes:
-        sentences: one for each faulty case.
+        skip_bad: continue without the faulty cases instead of refusing.
     """
 
     def __init__(self, skip_bad: bool = False) -> None:
@@ -55,11 +46,7 @@ class Faults:
             self.sentences.append(str(error))
 
     def settle(self, total: int, logger: logging.Logger) -> None:
-        """Log each case that is left out, or refuse them all.
-
-        Raises:
-            FaultyCases: there are some, and ``skip_bad`` is off or no case is left.
-        """
+        """Log each case that is left out; FaultyCases if ``skip_bad`` is off, or no case is left."""
         if self.sentences and (not self.skip_bad or len(self.sentences) >= total):
             raise FaultyCases(self.sentences, total)
         for sentence in self.sentences:

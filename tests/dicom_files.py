@@ -16,14 +16,7 @@ EXPLICIT = "1.2.840.10008.1.2.1"
 
 
 def write_slice(path: Path, stored: np.ndarray, tags: dict[str, Any], sop_class: str = CT_IMAGE) -> Path:
-    """Write one file.
-
-    Args:
-        path: the file; its folder is made.
-        stored: stored values (x, y), int16 or uint16.
-        tags: keyword to value; None leaves the tag out.
-        sop_class: kind of object.
-    """
+    """Write one file of stored values (x, y), int16 or uint16; a tag (keyword to value) of None is left out."""
     signed = stored.dtype == np.int16
     data = Dataset()
     data.SOPClassUID, data.Modality, data.StudyInstanceUID = sop_class, "CT", "1.2.1"
@@ -56,19 +49,10 @@ def write_series(
     skip: Sequence[int] = (),
     tags: dict[str, Any] | None = None,
 ) -> Path:
-    """Write a series, a file per slice.
+    """Write a series, a file per slice, of stored values (x, y, slice); lengths in mm, LPS.
 
-    Args:
-        folder: where.
-        stored: stored values (x, y, slice), int16 or uint16.
-        spacing: mm along x, y and from slice to slice.
-        origin: LPS position (mm) of the first voxel.
-        directions: columns are the directions (LPS) of x, y and of the slices in the order of ``stored``, which may run
-            against the cross product of the other two. Defaults to None: the axes.
-        uid: the series' UID; slice n has the UID ``uid.n``.
-        names: files' names by slice number.
-        skip: slices to leave out.
-        tags: further tags of every slice.
+    The columns of ``directions`` are those of x, y and of the slices in the order of ``stored``, which may run against
+    the cross product of the other two. Slice n has the UID ``uid.n``; ``skip`` are slices to leave out.
     """
     directions = np.eye(3) if directions is None else np.asarray(directions, dtype=float)
     for number in range(stored.shape[2]):
@@ -101,16 +85,12 @@ def write_frames(
     groups: Sequence[dict[str, Any]] | None = None,
     tags: dict[str, Any] | None = None,
 ) -> Path:
-    """Write one file of frames, as scanners of today do.
+    """Write one file of frames, as scanners of today do, of stored values (x, y, slice) in the order of positions.
 
     Args:
-        path: the file.
-        stored: stored values (x, y, slice) in the order of their positions, int16 or uint16.
         order: which slice each frame shows.
-        spacing: mm along x, y and from slice to slice.
         slopes: slope of each frame; the intercept is -1024. Defaults to None: one slope of 1 that all share.
-        groups: further facts of each frame's content, keyword to value. Defaults to None.
-        tags: further tags of the file.
+        groups: further facts of each frame's content, keyword to value.
     """
 
     def item(**values: Any) -> list[Dataset]:

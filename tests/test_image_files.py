@@ -21,15 +21,8 @@ from med3d_ext.transforms.load import LoadVolumed, load_volume
 VOXELS = np.random.default_rng(0).integers(-1000, 1000, (6, 7, 8)).astype(np.int16)
 AFFINE = np.array([[0.0, -2, 0, 5], [1.5, 0, 0, 6], [0, 0, 3, 7], [0, 0, 0, 1]])
 LPS = np.diag([-1.0, -1, 1, 1])
-NRRD_TYPES = {
-    "int8": "int8",
-    "uint8": "uchar",
-    "int16": "short",
-    "uint16": "ushort",
-    "int32": "int",
-    "int64": "longlong",
-}
-NRRD_TYPES |= {"float32": "float", "float64": "double"}
+NRRD_TYPES = {"int8": "int8", "uint8": "uchar", "int16": "short", "uint16": "ushort", "int32": "int"}
+NRRD_TYPES |= {"int64": "longlong", "float32": "float", "float64": "double"}
 
 
 def nrrd(path: Path, voxels: np.ndarray, encoding: str = "gzip", big: bool = False, header: str = "") -> Path:
@@ -92,16 +85,15 @@ def test_every_format_gives_the_same_volume_at_the_same_place(tmp_path):
 
 
 @pytest.mark.parametrize("kind", NRRD_TYPES)
-@pytest.mark.parametrize("big", [False, True])
-def test_every_type_and_byte_order_of_a_nrrd_is_read(kind, big, tmp_path):
+def test_every_type_and_byte_order_of_a_nrrd_is_read(kind, tmp_path):
     voxels = (np.arange(6 * 7 * 8).reshape(6, 7, 8) % 120).astype(kind)
-    path = nrrd(tmp_path / "a.nrrd", voxels, big=big)
-    np.testing.assert_array_equal(read_volume(path)[0], voxels)
+    for big in (False, True):
+        np.testing.assert_array_equal(read_volume(nrrd(tmp_path / "a.nrrd", voxels, big=big))[0], voxels)
 
 
 @pytest.mark.parametrize("ending", [".nrrd", ".nhdr", ".mha", ".mhd"])
 @pytest.mark.parametrize("compressed", [False, True])
-@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.float32, np.float64])
+@pytest.mark.parametrize("kind", [np.uint8, np.float64])
 def test_what_itk_writes_is_read_as_itk_reads_it(ending, compressed, kind, tmp_path):
     image = itk.image_from_array((np.random.default_rng(1).random((5, 4, 3)) * 100).astype(kind))
     image.SetSpacing([0.5, 2, 3])
@@ -135,7 +127,7 @@ def test_no_cut_and_no_changed_byte_of_a_compressed_stream_goes_unnoticed(tmp_pa
                 assert file.name in str(error)
 
 
-def test_a_stream_that_decodes_to_its_full_length_with_a_wrong_checksum_is_refused(tmp_path):
+def test_a_stream_of_its_full_length_with_a_wrong_checksum_is_refused(tmp_path):
     content = bytearray(gzip.compress(nibabel.Nifti1Image(VOXELS, AFFINE).to_bytes(), 0))  # level 0 stores
     content[1000] ^= 1
     (tmp_path / "a.nii.gz").write_bytes(content)

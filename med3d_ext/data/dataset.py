@@ -10,13 +10,13 @@ from typing import Any
 
 import monai
 import numpy as np
-import torch
 from monai.data import MetaTensor, PersistentDataset
 from monai.data.utils import pickle_hashing
 
 import med3d_ext
 from med3d_ext.data.identity import FILES, check_content, item_digest
 from med3d_ext.io.store import ITEM, Store
+from med3d_ext.transforms.sampling import NO_TARGET, target_box
 
 VERSION = f"1 {med3d_ext.__version__} {monai.__version__}"
 """Of what is kept; its number is raised when a transform gives other voxels under the same parameters."""
@@ -53,8 +53,6 @@ class SeededDataset(PersistentDataset):
         self.store = Store(cache_dir, math.inf) if isinstance(cache_dir, str | os.PathLike) else cache_dir
         self.seed = seed
         self.epoch = 0
-        # Which entries were read to their checksums: shared with the worker processes, which live an epoch.
-        self._checked = torch.zeros(len(data), dtype=torch.bool).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose random draws the next items take."""
@@ -77,18 +75,19 @@ class SeededDataset(PersistentDataset):
 
         def make() -> dict[str, Any]:
             check_content(item)
-            return {key: _plain(value) for key, value in self._pre_transform(dict(item)).items()}
+            made = self._pre_transform(dict(item))
+            if isinstance(label := made.get("label"), MetaTensor) and "target_box" not in made:
+                # searched once, not at every draw
+                made["target_box"] = [list(map(int, corner)) for corner in target_box(label) or NO_TARGET]
+            return {key: _plain(value) for key, value in made.items()}
 
-        key = f"{VERSION} {self.transform_hash} {item_digest(item)}"
-        stored = self.store.get(ITEM, key, make, check=not self._checked[case])
-        self._checked[case] = True
+        stored = self.store.get(ITEM, f"{VERSION} {self.transform_hash} {item_digest(item)}", make)
         here = {key: item[key] for key in FILES if isinstance(item.get(key), str)}  # another copy may have been read
         return {key: _restored(value, here.get(key)) for key, value in stored.items()}
 
     def set_data(self, data: Sequence[dict[str, Any]]) -> None:
         """Other items; what is kept of these stays, since others use it."""
         self.data = data
-        self._checked = torch.zeros(len(data), dtype=torch.bool).share_memory_()
 
 
 def _hash_of(transforms: Sequence[Any]) -> bytes:

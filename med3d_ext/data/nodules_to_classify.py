@@ -16,7 +16,7 @@ from med3d_ext.data.datalists import list_images
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import read_table
 from med3d_ext.io.image_files import is_dicom_input, read_header
-from med3d_ext.transforms.cubes import point_from_corner
+from med3d_ext.transforms.crops import point_from_corner
 from med3d_ext.transforms.load import load_volume
 
 logger = logging.getLogger("med3d_ext.classify")

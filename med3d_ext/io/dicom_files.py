@@ -1,10 +1,12 @@
-"""The headers of DICOM images, read by ITK, and what a series is made of."""
+"""The headers of DICOM images, read by pydicom, and what a series is made of."""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,46 +15,27 @@ import numpy as np
 
 from med3d_ext.errors import InputError
 from med3d_ext.io.image_files import is_dicom
+from med3d_ext.io.itk_files import LPS_TO_RAS
 
 Vector = tuple[float, ...]
-Tags = dict[str, str]
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
-# What is not an image of a scan, by modality, and objects without pixels by their class; in the first bytes of a file.
+# pydicom warns of values beyond the standard, and of what is refused here.
+warnings.filterwarnings("ignore", module="pydicom")
+logging.getLogger("pydicom").setLevel(logging.ERROR)
+
+# What is not an image of a scan, by modality, and objects without pixels by their class.
 _OTHER_MODALITIES = (
     *("SEG", "SR", "KO", "PR", "REG", "DOC", "PLAN", "FID", "AU", "ECG", "SMR", "ANN"),
     *("RTDOSE", "RTSTRUCT", "RTPLAN", "RTRECORD", "RTIMAGE"),
 )
-_MODALITY = re.compile(rb"(?:\x08\x00\x60\x00|\x00\x08\x00\x60).{4}([A-Z]{2,9})", re.DOTALL)
-_NO_PIXELS = re.compile(
-    rb"(?:\x02\0\x02\0|\x08\0\x16\0)(?:UI..|.{4})1\.2\.840\.10008\.5\.1\.4\.1\.1\."
-    rb"(?:9|11|66|67|78|79|88|104|4\.2|481\.[3-9])(?:[.\s\0]|$)",
-    re.DOTALL,
-)
-_FRAMES = re.compile(rb"\x28\0\x08\0(?:IS..|.{4})(\d+)", re.DOTALL)
-_SERIES = re.compile(rb"\x20\0\x0e\0(?:UI..|.{4})([\d.]+)", re.DOTALL)
+_NO_PIXELS = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.(?:9|11|66|67|78|79|88|104|4\.2|481\.[3-9])(?:\.|$)")
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-_TAGS = {
-    "0008|0008": "Image Type",
-    "0008|0016": "SOP Class UID",
-    "0008|0018": "SOP Instance UID",
-    "0008|0060": "Modality",
-    "0008|103e": "Series Description",
-    "0010|0020": "Patient ID",
-    "0020|000e": "Series Instance UID",
-    "0020|0013": "Instance Number",
-    "0020|0032": "Image Position (Patient)",
-    "0020|0037": "Image Orientation (Patient)",
-    "0028|0002": "Samples per Pixel",
-    "0028|0004": "Photometric Interpretation",
-    "0028|0008": "Number of Frames",
-    "0028|0010": "Rows",
-    "0028|0011": "Columns",
-    "0028|0030": "Pixel Spacing",
-    "0028|0100": "Bits Allocated",
-    "0028|0101": "Bits Stored",
-    "0028|0103": "Pixel Representation",
-}
+_TAGS = (
+    *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Modality", "ImageType", "SeriesDescription", "PatientID"),
+    *("InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns"),
+    *("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "PixelRepresentation"),
+    *("NumberOfFrames", "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"),
+)
 
 
 @dataclass(frozen=True)
@@ -62,15 +45,15 @@ class DicomSlice:
     Args:
         file: the file.
         sop_uid: the file's own UID.
-        origin: center of the first pixel; empty where the file has no position.
+        origin: center of the first pixel; empty if the file has no position.
         directions: direction of the pixels along a row and along a column, six numbers.
-        spacing: distance of pixels along x (within a row) and along y; zeros where the file states none.
+        spacing: distance of pixels along x (within a row) and along y; zeros if the file states none.
         shape: pixels along x and y.
-        number: the file's Instance Number; infinite where it has none.
+        number: the file's Instance Number; infinite if it has none.
         samples: values of a pixel; 3 for colors.
-        frame: number of the frame, from 0; None where the file is one slice.
-        rescale: slope and intercept of the frame; None where the file's own hold for it.
-        stack: what tells apart the stacks and the points in time of a file of frames.
+        frame: number of the frame, from 0; None if the file is one slice.
+        rescale: slope and intercept of the frame; None if the file's own hold for it.
+        stack: what distinguishes the stacks and the points in time of a file of frames.
         complement: what stored values and ITK's add up to, for which MONOCHROME1 is another number; None if equal.
     """
 
@@ -110,11 +93,6 @@ class DicomSeries:
     remarks: tuple[str, ...] = ()
 
     @property
-    def place(self) -> Path:
-        """The only file, or the folder of all."""
-        return self.files[0] if len(self.files) == 1 and self.slices[0].frame is not None else self.folder
-
-    @property
     def files(self) -> list[Path]:
         """The files in the order of the slices, each once."""
         return list(dict.fromkeys(each.file for each in self.slices))
@@ -132,7 +110,7 @@ class DicomSeries:
 
     @property
     def positions(self) -> list[float]:
-        """Position (mm) of every slice along the normal; empty where a file states none."""
+        """Position (mm) of every slice along the normal; empty if a file states none."""
         if not all(each.origin for each in self.slices):
             return []
         return [float(self.normal @ each.origin) for each in self.slices]
@@ -153,57 +131,59 @@ class DicomSeries:
         affine[:3, 2], affine[:3, 3] = (last - first) / max(1, len(self.slices) - 1), first
         return LPS_TO_RAS @ affine
 
+    @property
+    def title(self) -> str:
+        """How messages name it: with its only file, or the folder of all."""
+        is_file = len(self.files) == 1 and self.slices[0].frame is not None
+        return f"the series {self} in '{self.files[0] if is_file else self.folder}'"
+
     def __str__(self) -> str:
         named = ", ".join(part for part in (self.modality, self.description) if part)
         count = f"{len(self.files)} files" if self.slices[0].frame is None else f"{len(self.slices)} frames"
         return f"{self.uid} ({named + ', ' if named else ''}{count})"
 
 
-def read_tags(reader: Any, path: Path) -> Tags:
-    """The header of one image, tag ("0020|000e") to text; empty for what is not DICOM.
-
-    Of an object that is not an image of a scan (:func:`other_kind`) it may be the modality alone.
+def read_dicom(path: Path) -> Any:
+    """pydicom's header of one file, of the tags that are used here; None if the file is not DICOM.
 
     Raises:
-        InputError: the file is DICOM and damaged, or an image without a series UID.
+        InputError: the file is an image (see :func:`other_kind`) that is damaged, or has no series UID.
     """
-    start = _start(path)
-    modality = _modality(start) if is_dicom(path) else ""
-    if modality in _OTHER_MODALITIES:  # ITK cannot read all of them
-        return {"0008|0060": modality}
+    if not is_dicom(path):
+        return None
+    import pydicom
+
+    header: Any = None
     try:
-        can_read = reader.CanReadFile(str(path))
-        if can_read:
-            reader.SetFileName(str(path))
-            reader.ReadImageInformation()
-    except RuntimeError:
-        can_read = False
-    if not can_read:
-        if not is_dicom(path):
-            return {}
-        if _NO_PIXELS.search(start):
-            return {"0008|0060": modality or "OT", "0008|0016": "no pixels"}
+        with open(path, "rb") as file:
+            header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
+            start = file.read(12)  # of the element of the pixels, whose length the standard states in 4 bytes
+            is_short = start[:4] == b"\xe0\x7f\x10\0" and start[4:6] not in (b"OW", b"OB")
+            length = int.from_bytes(start[4:8] if is_short else start[8:12], "little")
+            left = os.fstat(file.fileno()).st_size - file.tell() + (4 if is_short else 0)
+        is_whole = bool(header.get("Rows") and header.get("Columns"))
+        is_whole &= start[:4] != b"\xe0\x7f\x10\0" or length == 0xFFFFFFFF or length <= left
+    except Exception:  # pydicom raises many types for a damaged file
+        is_whole = False
+    if header is not None and other_kind(header)[1]:
+        return header
+    if not is_whole:
         raise InputError(f"'{path}' cannot be read as a DICOM image; it is damaged: restore or remove it.")
-    header = reader.GetMetaDataDictionary()
-    tags = {key: str(header[key]).strip().strip("\0") for key in _TAGS if header.HasKey(key)}
-    if "0020|000e" not in tags:
+    if not header.get("SeriesInstanceUID"):
         raise InputError(f"'{path}' is a DICOM image without a series UID (0020,000E); restore or remove it.")
-    return tags
+    return header
 
 
-def _start(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(1 << 16)
-
-
-def _modality(start: bytes) -> str:
-    found = _MODALITY.search(start)
-    return found[1].decode() if found else ""
-
-
-def _holds_scan(path: Path) -> bool:
-    """Whether a file is DICOM and not, by its first bytes, something that is made from a scan or about it."""
-    return is_dicom(path) and _modality(start := _start(path)) not in _OTHER_MODALITIES and not _NO_PIXELS.search(start)
+def other_kind(header: Any) -> tuple[str, bool]:
+    """What a DICOM object is if it is not a slice of a scan, and whether it never is one; "" for a slice."""
+    modality = str(header.get("Modality") or "")
+    kind = str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or "")
+    if modality in _OTHER_MODALITIES or _NO_PIXELS.match(kind):
+        return modality or "OT", True
+    image_type = header.get("ImageType") or ()
+    if "LOCALIZER" in [part.upper() for part in ([image_type] if isinstance(image_type, str) else image_type)]:
+        return "localizer", False
+    return ("secondary capture", False) if kind.startswith(_SECONDARY_CAPTURE) else ("", False)
 
 
 def volumes_of(folder: Path, names: Iterable[str]) -> list[Path]:
@@ -213,119 +193,93 @@ def volumes_of(folder: Path, names: Iterable[str]) -> list[Path]:
         folder: the folder.
         names: of its files.
     """
-    series: list[bytes] = []
-    files = []
+    series: dict[str, Path] = {}
     for path in (folder / name for name in sorted(names)):
-        if path.name.startswith(".") or path.name == "DICOMDIR" or not path.is_file() or not _holds_scan(path):
+        if path.name.startswith(".") or path.name == "DICOMDIR" or not path.is_file():
             continue
-        start = _start(path)
-        frames, uid = _FRAMES.search(start), _SERIES.search(start)
-        if frames is None or int(frames[1]) < 2 or uid is None:
+        try:
+            header = read_dicom(path)
+            if header is None or other_kind(header)[1]:
+                continue
+            is_slice = int(header.get("NumberOfFrames") or 1) < 2
+        except (ValueError, TypeError):  # whoever reads it says what is wrong
             return [folder]
-        files.append(path)
-        series.append(uid[1].strip(b"\0 "))
-    return files if len(set(series)) == len(series) else [folder]
+        if is_slice or header.SeriesInstanceUID in series:
+            return [folder]
+        series[header.SeriesInstanceUID] = path
+    return list(series.values())
 
 
-def other_kind(tags: Tags) -> tuple[str, bool]:
-    """What a DICOM object is if it is no slice of a scan, and whether it never is one; "" for a slice."""
-    modality, kind = tags.get("0008|0060", ""), tags.get("0008|0016", "")
-    if modality in _OTHER_MODALITIES or kind == "no pixels":
-        return modality, True
-    if "LOCALIZER" in tags.get("0008|0008", "").upper().split("\\"):
-        return "localizer", False
-    return ("secondary capture", False) if kind.startswith(_SECONDARY_CAPTURE) else ("", False)
-
-
-def slices_of(path: Path, tags: Tags) -> list[DicomSlice]:
-    """The slices of one file: itself, or its frames.
+def slices_of(path: Path, header: Any) -> list[DicomSlice]:
+    """The slices of one file: itself, or its frames by their functional groups.
 
     Raises:
         InputError: a number cannot be read; frames are not described one by one.
     """
-    rows, columns = (int(_numbers(path, tags, tag, 1)[0]) for tag in ("0028|0010", "0028|0011"))
-    # The standard puts the distance of rows first, which is the one along y.
-    y, x = _numbers(path, tags, "0028|0030", 2) or (0.0, 0.0)
-    photometric = tags.get("0028|0004", "").upper()
-    whole = DicomSlice(
-        file=path,
-        sop_uid=tags.get("0008|0018", ""),
-        origin=_numbers(path, tags, "0020|0032", 3),
-        directions=_numbers(path, tags, "0020|0037", 6) or (1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
-        spacing=(x, y),
-        shape=(columns, rows),
-        number=(_numbers(path, tags, "0020|0013", 1) or (float("inf"),))[0],
-        samples=3 if photometric.startswith("PALETTE") else int((_numbers(path, tags, "0028|0002", 1) or (1.0,))[0]),
-        complement=_complement(path, tags) if photometric == "MONOCHROME1" else None,
-    )
-    frames = int((_numbers(path, tags, "0028|0008", 1) or (1.0,))[0])
-    return [whole] if frames < 2 and whole.origin else _frames(whole, frames)
+    from pydicom.datadict import dictionary_description
 
+    def numbers(keyword: str, count: int, default: Vector = (), *, sequence: str = "", groups: Any = ()) -> Vector:
+        """What a frame's groups state in a sequence, else the header itself."""
+        value: Any = None
+        try:
+            items = [item for group in groups for item in group.get(f"{sequence}Sequence") or ()]
+            found = [item.get(keyword) for item in items] or [header.get(keyword)]
+            value = next((each for each in found if each not in (None, "")), ())
+            parts = [value] if isinstance(value, (str, int, float)) else list(value)
+            read = tuple(map(float, parts))
+        except (ValueError, TypeError, AttributeError, KeyError, OverflowError, NotImplementedError):
+            parts, read = [value] if isinstance(value, str) else list(value or "?"), ()
+        if parts and (len(read) != count or not np.isfinite(read).all()):
+            text, name = "\\".join(map(str, parts)), dictionary_description(keyword)
+            raise InputError(f"'{path}' states '{text}' as {name}, which must be {count} number(s); correct it.")
+        return read or default
 
-def _complement(path: Path, tags: Tags) -> int:
-    """ITK turns the stored values of MONOCHROME1 over, which says how to show them, not what they are."""
-    allocated, stored, signed = (int(_numbers(path, tags, f"0028|010{digit}", 1)[0]) for digit in "013")
-    if signed and allocated != stored:
-        raise InputError(
-            f"'{path}' is MONOCHROME1 with {stored} of {allocated} signed bits, which cannot be read; convert it first."
+    photometric, complement = str(header.get("PhotometricInterpretation") or "").upper(), None
+    if photometric == "MONOCHROME1":  # how to show values, not what they are; ITK turns them over
+        names = ("BitsAllocated", "BitsStored", "PixelRepresentation")
+        allocated, stored, signed = (int(numbers(name, 1, (0.0,))[0]) for name in names)
+        if signed and allocated != stored:
+            raise InputError(
+                f"'{path}' is MONOCHROME1 with {stored} of {allocated} signed bits, which cannot be read; convert it."
+            )
+        complement = -1 if signed else 2**stored - 1
+
+    def one(frame: int | None, *groups: Any) -> DicomSlice:
+        def number(keyword: str, sequence: str, count: int, default: Vector = ()) -> Vector:
+            return numbers(keyword, count, default, sequence=sequence, groups=groups)
+
+        # The standard puts the distance of rows first: along y.
+        y, x = number("PixelSpacing", "PixelMeasures", 2, (0.0, 0.0))
+        scaling = [number(f"Rescale{name}", "PixelValueTransformation", 1) for name in ("Slope", "Intercept")]
+        content = [item for group in groups for item in group.get("FrameContentSequence") or ()][:1]
+        return DicomSlice(
+            file=path,
+            sop_uid=str(header.get("SOPInstanceUID") or ""),
+            origin=number("ImagePositionPatient", "PlanePosition", 3),
+            directions=number("ImageOrientationPatient", "PlaneOrientation", 6, (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)),
+            spacing=(x, y),
+            shape=(int(numbers("Columns", 1)[0]), int(numbers("Rows", 1)[0])),
+            number=numbers("InstanceNumber", 1, (float("inf"),))[0],
+            samples=3 if photometric.startswith("PALETTE") else int(numbers("SamplesPerPixel", 1, (1.0,))[0]),
+            frame=frame,
+            rescale=(scaling[0][0], scaling[1][0]) if groups and all(scaling) else None,
+            stack=tuple(str(each.get(name) or "") for each in content for name in ("StackID", "TemporalPositionIndex")),
+            complement=complement,
         )
-    return -1 if signed else 2**stored - 1
 
-
-def _frames(whole: DicomSlice, count: int) -> list[DicomSlice]:
-    """The frames of a file by its functional groups, each with its own geometry, slope and intercept."""
+    whole, count = one(None), int(numbers("NumberOfFrames", 1, (1.0,))[0])
+    if count < 2 and whole.origin:
+        return [whole]
     try:
-        import pydicom  # ITK hands on no sequences; what has none of them is read without
-    except ImportError as error:
-        if count < 2:
-            return [whole]
-        raise InputError(f"'{whole.file}' holds {count} frames, which need pydicom; `pip install pydicom`.") from error
-    try:
-        header = pydicom.dcmread(whole.file, stop_before_pixels=True, force=True)
         own = list(header.get("PerFrameFunctionalGroupsSequence") or [])
-        shared = (list(header.get("SharedFunctionalGroupsSequence") or []) or [pydicom.Dataset()])[0]
+        shared = list(header.get("SharedFunctionalGroupsSequence") or [])[:1]
         if own and len(own) != count:
-            raise InputError(f"'{whole.file}' holds {count} frames and describes {len(own)}; restore the file.")
-        if not own:
-            return [whole] if count < 2 else [replace(whole, origin=(), frame=number) for number in range(count)]
-        return [_frame(whole, number, (group, shared)) for number, group in enumerate(own)]
+            raise InputError(f"'{path}' holds {count} frames and describes {len(own)}; restore the file.")
+        frames = [one(number, group, *shared) for number, group in enumerate(own)]
     except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"'{whole.file}' has a header that cannot be read ({error}); restore the file.") from error
-
-
-def _frame(whole: DicomSlice, number: int, groups: Sequence[Any]) -> DicomSlice:
-    def stated(sequence: str, keyword: str) -> tuple[Any, ...]:
-        for group in groups:
-            for item in group.get(f"{sequence}Sequence") or ():
-                if (value := item.get(keyword)) not in (None, ""):
-                    return tuple(value) if isinstance(value, (list, tuple)) or hasattr(value, "append") else (value,)
-        return ()
-
-    y, x = map(float, stated("PixelMeasures", "PixelSpacing") or (0.0, 0.0))
-    slope, intercept = (stated("PixelValueTransformation", f"Rescale{name}") for name in ("Slope", "Intercept"))
-    stack = [stated("FrameContent", name) for name in ("StackID", "TemporalPositionIndex")]
-    return replace(
-        whole,
-        origin=tuple(map(float, stated("PlanePosition", "ImagePositionPatient"))),
-        directions=tuple(map(float, stated("PlaneOrientation", "ImageOrientationPatient"))) or whole.directions,
-        spacing=(x, y),
-        frame=number,
-        rescale=(float(slope[0]), float(intercept[0])) if slope and intercept else None,
-        stack=tuple(str(value[0]) if value else "" for value in stack),
-    )
-
-
-def _numbers(path: Path, tags: Tags, tag: str, count: int) -> Vector:
-    """The numbers of a tag, or none where the file lacks it."""
-    text = tags.get(tag, "")
-    if not text:
-        return ()
-    try:
-        values = tuple(float(part) for part in text.split("\\"))
-    except ValueError:
-        values = ()
-    if len(values) != count or not np.isfinite(values).all():
-        raise InputError(f"'{path}' states '{text}' as {_TAGS[tag]}, which must be {count} number(s); correct it.")
-    return values
+        raise InputError(f"'{path}' has a header that cannot be read ({error}); restore the file.") from error
+    if not frames:
+        return [whole] if count < 2 else [replace(whole, origin=(), frame=number) for number in range(count)]
+    return frames

@@ -23,9 +23,7 @@ def facts_path(folder: str | os.PathLike) -> Path | None:
 
 
 def read_facts(folder: str | os.PathLike) -> dict[str, Any]:
-    """The facts in a folder, as ``{"domains": {NAME: {...}}}``; no case is among them.
-
-    Facts that a ``fingerprint.json`` lacks are made of its cases.
+    """The facts in a folder, as ``{"domains": {NAME: {...}}}``; those that a ``fingerprint.json`` lacks, by its cases.
 
     Raises:
         InputError: they are missing, or the file holds none.
@@ -55,12 +53,7 @@ def former_cases(folder: str | os.PathLike) -> dict[str, list[dict[str, Any]]]:
 
 
 def write_facts(folder: str | os.PathLike, content: Mapping[str, Any]) -> None:
-    """Write ``facts.json`` into a folder; a ``fingerprint.json`` that it replaces is removed.
-
-    Args:
-        folder: the folder, made where missing.
-        content: ``domains``, name to facts, of which ``cases`` are left out; perhaps ``seed``.
-    """
+    """Write ``facts.json``, of ``domains`` without their ``cases``; it replaces a ``fingerprint.json``."""
     domains = {name: _without_cases(facts) for name, facts in content["domains"].items()}
     write_json(Path(folder) / FACTS, {**content, "domains": domains})
     (Path(folder) / FORMER).unlink(missing_ok=True)
@@ -73,9 +66,9 @@ def size_facts(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         cases: cases with ``split``, ``shape``, ``spacing``, ``orientation`` and ``target_box``, as a scan finds them.
 
     Returns:
-        ``training_cases``, their number; ``spacing_mm``, ``extent_mm`` (of the whole scan) and ``target_mm`` (of the
-        box around all foreground), each with ``median`` and ``p90``, the 90th percentile; and ``target_share``, the
-        median share of the scan's volume that the box fills.
+        ``training_cases``, their number; ``spacing_mm``, ``extent_mm`` (of the scan) and ``target_mm`` (of the box
+        around all foreground), each with ``median`` and ``p90``; and ``target_share``, the median share of the scan's
+        volume that the box fills.
     """
     sizes: dict[str, list[Any]] = {"spacing_mm": [], "extent_mm": [], "target_mm": []}
     shares = []
@@ -99,24 +92,13 @@ def size_facts(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def weights_domains(weights: str | os.PathLike) -> dict[str, dict[str, Any]]:
-    """The facts of every domain that weights were trained on, from the ``facts.json`` next to them.
-
-    Args:
-        weights: the weights' file.
-
-    Raises:
-        InputError: they are missing.
-    """
+    """The facts of every domain that weights were trained on, from the ``facts.json`` next to their file."""
     domains: dict[str, dict[str, Any]] = read_facts(Path(weights).parent)["domains"]
     return domains
 
 
 def weights_domain(weights: str | os.PathLike, name: str | None = None) -> dict[str, Any]:
-    """The facts of one domain that weights were trained on.
-
-    Args:
-        weights: the weights' file.
-        name: the domain. Defaults to None: the first.
+    """The facts of one domain that weights were trained on, by its name, or of the first.
 
     Raises:
         InputError: when there is no such domain.
@@ -128,15 +110,9 @@ def weights_domain(weights: str | os.PathLike, name: str | None = None) -> dict[
 
 
 def target_spacing(domain: Mapping[str, Any], spatial_size: Sequence[int], margin_mm: float) -> list[float]:
-    """Spacing (mm, RAS order) of a grid of ``spatial_size`` voxels over a typical target and its margin.
+    """Spacing (mm, RAS order) of a grid of ``spatial_size`` voxels over the median target and ``margin_mm`` around it.
 
-    Args:
-        domain: a domain's facts.
-        spatial_size: size of the grid.
-        margin_mm: margin on each side (mm).
-
-    Returns:
-        that of the median target; the mean spacing of the images if no case states its target.
+    If no case states its target, it is the mean spacing of the images.
     """
     if "target_mm" not in domain:
         return list(domain["spacing_mean"])

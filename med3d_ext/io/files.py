@@ -40,14 +40,8 @@ def write_atomically(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a temporary neighbor of ``path`` and move it there once it is completely on the disk.
 
     The neighbor starts with a dot and ends with ``.tmp``, so that nothing takes it for a checkpoint; its name is
-    fixed, so that a killed run leaves at most one. One process writes a path at a time.
-
-    Args:
-        path: the file to replace; its folder is made where missing.
-        mode: ``"wb"`` or ``"w"`` (UTF-8, the line ends as written).
-
-    Raises:
-        OSError: the file could not be written; ``path`` is then as before.
+    fixed, so that a killed run leaves at most one. One process writes a path at a time. After an error ``path`` is as
+    before. The mode is ``"wb"`` or ``"w"`` (UTF-8, the line ends as written).
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +68,7 @@ def hold(path: Path, refusal: str | None = None, place: Path | None = None) -> I
     """Hold the lock file ``path``, whose folder is made; whoever waits longer than some seconds says so.
 
     The operating system frees the lock when its process ends, in whatever way, and the file stays. A process may hold
-    it several times. Where the file system has no locks, as on some network drives, nobody is kept out, with a warning.
+    it several times. If the file system has no locks, as on some network drives, nobody is kept out, with a warning.
 
     Args:
         path: the lock file.
@@ -85,14 +79,13 @@ def hold(path: Path, refusal: str | None = None, place: Path | None = None) -> I
         InputError: another process has it and ``refusal`` is given, or the folder cannot be written.
     """
     lock = FileLock(str(path), is_singleton=True)
-    place = place or path.parent
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=PATIENCE)
     except Timeout:
         if refusal is not None:
             raise InputError(refusal) from None
-        logger.info(f"waiting for the process that is at work in '{place}'")
+        logger.info(f"waiting for the process that is at work in '{place or path.parent}'")
         lock.acquire()
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in WITHOUT_LOCKS:
@@ -106,19 +99,14 @@ def hold(path: Path, refusal: str | None = None, place: Path | None = None) -> I
 
 def lock_elsewhere(place: Path) -> Path:
     """A lock file for a place in which none may be left; it keeps out the processes of one user on one machine."""
-    content = f"{Path.home()} {place.resolve()}"
-    return Path(tempfile.gettempdir()) / f"med3d_{hashlib.sha256(content.encode()).hexdigest()[:24]}.lock"
+    return Path(tempfile.gettempdir()) / f"med3d_{_text_digest(f'{Path.home()} {place.resolve()}', 24)}.lock"
 
 
 @contextmanager
 def scratch_folder(target: Path, root: Path | None = None) -> Iterator[Path]:
     """An empty hidden folder for what becomes ``target`` once it is whole; on this machine one process at a time.
 
-    Its name is fixed: what a killed process left of it is removed by the next one.
-
-    Args:
-        target: a file or folder.
-        root: where the folder is made. Defaults to None: next to ``target``.
+    It is in ``root``, or next to ``target``. What a killed process left of it is removed by the next one.
     """
     with hold(lock_elsewhere(target), place=target):
         scratch = (root or target.parent) / f".{target.name}-{platform.node()}.tmp"
@@ -130,17 +118,8 @@ def scratch_folder(target: Path, root: Path | None = None) -> Iterator[Path]:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def case_name(path: str | os.PathLike) -> str:
-    """What people call the case of an image: its file's name, or its folder's where a layout names all files alike."""
-    path = Path(path)
-    return path.parent.name or path.name if path.name.split(".")[0] in FOLDER_NAMED else path.name
-
-
 def file_stamp(path: str | os.PathLike) -> list[int]:
-    """Size, times (ns) and inode of a file: they change with its content, also if a copy kept the time of writing.
-
-    Of an image whose voxels are in a file of their own, those of both.
-    """
+    """Size, times (ns) and inode of a file, and of that of its voxels: they change with its content in any case."""
     found = [os.stat(part) for part in (path, *detached(path))]
     return [number for each in found for number in (each.st_size, each.st_mtime_ns, each.st_ctime_ns, each.st_ino)]
 
@@ -165,6 +144,10 @@ def _digest_of(path: str, stamp: tuple[int, ...]) -> str:
     return sha256(path)
 
 
+def _text_digest(text: str, length: int) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
 def is_image_name(name: str | os.PathLike) -> bool:
     """Whether a file is an image by its name; file managers' leftovers (``._scan.nii``) are not."""
     name = os.path.basename(name)
@@ -177,6 +160,12 @@ def stem(name: str | os.PathLike) -> str:
     return next((name[: -len(suffix)] for suffix in (*SUFFIXES, ".dcm") if name.lower().endswith(suffix)), name)
 
 
+def case_name(path: str | os.PathLike) -> str:
+    """What people call the case of an image: its file's name, or its folder's if a layout names all files alike."""
+    path = Path(path)
+    return path.parent.name or path.name if path.name.split(".")[0] in FOLDER_NAMED else path.name
+
+
 def case_names(paths: Iterable[str | os.PathLike]) -> dict[str, str]:
     """:func:`case_name` of several images by their paths; those of one name are told apart. One may be ""."""
     names = {str(path): case_name(path) for path in paths}
@@ -184,45 +173,37 @@ def case_names(paths: Iterable[str | os.PathLike]) -> dict[str, str]:
 
 
 def told_apart(names: Mapping[str, str]) -> dict[str, str]:
-    """Names of images by path, changed where two are the same (in capitals or not): the format, or the folders before.
+    """Names of images by path, changed if two are the same (in capitals or not): the format, or the folders before.
 
     >>> told_apart({"/a/1/ct.nii": "ct", "/a/2/ct.nii": "ct", "/a/2/mr.nii": "mr"})
     {'/a/1/ct.nii': '1_ct', '/a/2/ct.nii': '2_ct', '/a/2/mr.nii': 'mr'}
     """
-    names = {path: _safe(name) for path, name in names.items()}
+
+    def safe(name: str) -> str:
+        return _UNSAFE.sub("-", name).strip().lstrip(".").rstrip(". ") or "image"
 
     def twins() -> list[str]:
         counts = Counter(name.casefold() for name in names.values())
         return [path for path, name in names.items() if counts[name.casefold()] > 1]
 
+    names = {path: safe(name) for path, name in names.items()}
     same = Counter((os.path.dirname(path), names[path].casefold()) for path in twins())
     for path in twins():
         if same[os.path.dirname(path), names[path].casefold()] > 1:  # one folder holds scan.nii.gz and scan.mha
             names[path] += os.path.basename(path)[len(stem(path)) :]
     for depth in range(2, max((len(Path(path).parts) for path in names), default=0)):
         for path in twins():
-            parts = Path(path).parts[:-depth]
-            names[path] = _safe(f"{Path(path).parts[-depth]}_{names[path]}") if parts else names[path]
+            parts = Path(path).parts
+            if parts[:-depth]:
+                names[path] = safe(f"{parts[-depth]}_{names[path]}")
     for path in twins():  # a_b/c and a/b_c
-        names[path] += f"_{_path_digest(path)}"
-    long = {path: f"{name[:40]}_{_path_digest(path)}" for path, name in names.items() if len(name.encode()) > 160}
+        names[path] += f"_{_text_digest(path, 8)}"
+    long = {path: f"{name[:40]}_{_text_digest(path, 8)}" for path, name in names.items() if len(name.encode()) > 160}
     return names | long
 
 
-def _safe(name: str) -> str:
-    return _UNSAFE.sub("-", name).strip().lstrip(".").rstrip(". ") or "image"
-
-
-def _path_digest(path: str) -> str:
-    return hashlib.sha256(path.encode()).hexdigest()[:8]
-
-
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        InputError: when the file is missing, is not JSON or holds no object.
-    """
+    """Read a JSON object; an InputError if the file is missing, is not JSON or holds no object."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # editors write a byte order mark
     except OSError as error:

@@ -6,7 +6,7 @@ import colorsys
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +20,9 @@ from monai.data import NibabelWriter
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import stem
 from med3d_ext.io.grids import copy_geometry
-from med3d_ext.io.image_files import is_nifti, nifti_header
-from med3d_ext.transforms.load import stated_spacing, usable_spacing
+from med3d_ext.io.image_files import is_nifti, nifti_header, stated_spacing, usable_spacing
 
 logger = logging.getLogger("med3d_ext.predict")
-
 _SOURCES = "values in the label files of the training"
 COMMENT = 6
 """The code of a NIfTI extension that is text. The text is the XML in which Connectome Workbench keeps labels."""
@@ -57,7 +55,7 @@ class SourceValues:
         )
 
     def __call__(self, labels: np.ndarray) -> np.ndarray:
-        """Classes (X, Y, Z) as values, uint8, or uint16 where a value needs it; a class of no name keeps its number."""
+        """Classes (X, Y, Z) as values, uint8, or uint16 if a value needs it; a class of no name keeps its number."""
         largest = int(labels.max(initial=0))
         table = np.concatenate([self.table, np.arange(len(self.table), largest + 1)])
         if (table == np.arange(len(table))).all():
@@ -89,16 +87,16 @@ def write_label_map(
     """Write a label map, all of it or nothing.
 
     For a NIfTI image that states its spacing the header's whole geometry is the image's, both forms with their codes:
-    readers differ in which they take, most of all for files with neither, and each must see both on one grid.
+    readers differ in which they take, and each must see both on one grid.
 
     Args:
         path: the ``.nii.gz`` or ``.nii`` to write.
         labels: label values (X, Y, Z), whole numbers from 0.
         affine: voxel index to RAS+ mm (4, 4).
-        names: label value to name. They go into the description and, as a table, into an extension of the header.
-        image: the file that was segmented. Defaults to None.
-        sources: label value to the values of the training's label files that it stands for: liver and its tumor, for
-            example. ``evaluate`` merges labels alike. Defaults to None.
+        names: label value to name: they go into the description and, as a table, into an extension of the header.
+        image: the file that was segmented.
+        sources: label value to the values of the training's label files that it stands for, such as liver and its
+            tumor; ``evaluate`` merges labels alike.
     """
     map_ = nibabel.Nifti1Image(labels.astype(smallest_type(labels.max(initial=0)), copy=False), affine)
     if image is not None and is_nifti(image) and usable_spacing(stated_spacing(image, affine)):
@@ -116,6 +114,23 @@ def write_label_map(
         temporary.unlink(missing_ok=True)
 
 
+def _label_table(names: Mapping[int, str], sources: Mapping[int, Sequence[int]]) -> bytes:
+    root = ElementTree.Element("CaretExtension")
+    volume = ElementTree.SubElement(root, "VolumeInformation", Index="0")
+    if sources:
+        entry = ElementTree.SubElement(ElementTree.SubElement(volume, "MetaData"), "MD")
+        ElementTree.SubElement(entry, "Name").text = _SOURCES
+        content = {str(key): list(each) for key, each in sources.items()}
+        ElementTree.SubElement(entry, "Value").text = json.dumps(content)
+    table = ElementTree.SubElement(volume, "LabelTable")
+    for value, name in names.items():
+        # Hues a golden ratio apart stay different however many there are.
+        color = (str(round(part, 3)) for part in colorsys.hsv_to_rgb(value * 0.618 % 1, 0.8, 0.9))
+        attributes = {"Key": str(value), **dict(zip(("Red", "Green", "Blue"), color)), "Alpha": "1"}
+        ElementTree.SubElement(table, "Label", attributes).text = name
+    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+
+
 def label_map_name(meta: Mapping[str, Any], _: Any = None) -> dict[str, Any]:
     """What MONAI's ``SaveImaged(output_name_formatter=...)`` calls a result: the case's name, else its image's file.
 
@@ -126,13 +141,13 @@ def label_map_name(meta: Mapping[str, Any], _: Any = None) -> dict[str, Any]:
 
 
 class LabelMapWriter(NibabelWriter):
-    """MONAI's NIfTI writer for label maps, by :func:`write_label_map`: ``SaveImaged(writer=...)`` of a config takes it.
+    """MONAI's NIfTI writer for label maps, by :func:`write_label_map`: for ``SaveImaged(writer=...)`` of a config.
 
     Args:
         names: class of the network to name, background included or not; classes may be text, as JSON has them.
         values: class to its values in the training's label files, of which the map carries the first, see
             :func:`med3d_ext.data.label_values`. Defaults to None: the classes' own numbers.
-        output_dtype: ignored: uint8, or uint16 where a value needs it.
+        output_dtype: ignored: uint8, or uint16 if a value needs it.
         kwargs: of MONAI's writer.
     """
 
@@ -166,42 +181,29 @@ class LabelMapWriter(NibabelWriter):
         write_label_map(filename, values(labels), affine, values.names, self.image, values.sources)
 
 
+def _tables(path: str | os.PathLike) -> Iterator[ElementTree.Element]:
+    """The XML in the header of a NIfTI file; a damaged file is for the reader of its voxels to refuse."""
+    header: Any = None
+    if is_nifti(path):
+        with suppress(InputError):
+            header = nifti_header(path)
+    for each in getattr(header, "extensions", []):
+        if each.get_code() == COMMENT:
+            with suppress(ElementTree.ParseError):
+                yield ElementTree.fromstring(each.get_content().rstrip(b"\0"))
+
+
 def read_label_names(path: str | os.PathLike) -> dict[int, str]:
-    """The label names in a file of :func:`write_label_map`; empty where the header holds none."""
-    header: Any = nibabel.load(Path(path)).header
-    tables = [each.get_content() for each in header.extensions if each.get_code() == COMMENT]
-    labels = [label for table in tables for label in ElementTree.fromstring(table.rstrip(b"\0")).iter("Label")]
+    """The label names in a file of :func:`write_label_map`; empty if the header holds none."""
+    labels = [label for table in _tables(path) for label in table.iter("Label")]
     return {int(label.attrib["Key"]): label.text or "" for label in labels}
 
 
 def read_label_sources(path: str | os.PathLike) -> dict[int, list[int]]:
     """The ``sources`` in a file of :func:`write_label_map`; empty for every other file."""
-    header: Any = None
-    if is_nifti(path):
-        with suppress(InputError):  # a damaged file is for the reader of its voxels to refuse
-            header = nifti_header(path)
-    for table in (each.get_content() for each in getattr(header, "extensions", []) if each.get_code() == COMMENT):
-        with suppress(ElementTree.ParseError, ValueError, AttributeError):
-            for entry in ElementTree.fromstring(table.rstrip(b"\0")).iter("MD"):
-                if entry.findtext("Name") == _SOURCES:
-                    found = json.loads(entry.findtext("Value") or "{}")
-                    return {int(value): [int(each) for each in values] for value, values in found.items()}
+    for entry in (entry for table in _tables(path) for entry in table.iter("MD")):
+        if entry.findtext("Name") == _SOURCES:
+            with suppress(ValueError, AttributeError):
+                found = json.loads(entry.findtext("Value") or "{}")
+                return {int(value): [int(each) for each in values] for value, values in found.items()}
     return {}
-
-
-def _label_table(names: Mapping[int, str], sources: Mapping[int, Sequence[int]]) -> bytes:
-    root = ElementTree.Element("CaretExtension")
-    volume = ElementTree.SubElement(root, "VolumeInformation", Index="0")
-    if sources:
-        entry = ElementTree.SubElement(ElementTree.SubElement(volume, "MetaData"), "MD")
-        ElementTree.SubElement(entry, "Name").text = _SOURCES
-        ElementTree.SubElement(entry, "Value").text = json.dumps(
-            {str(key): list(each) for key, each in sources.items()}
-        )
-    table = ElementTree.SubElement(volume, "LabelTable")
-    for value, name in names.items():
-        # Hues a golden ratio apart stay different however many there are.
-        color = (round(part, 3) for part in colorsys.hsv_to_rgb(value * 0.618 % 1, 0.8, 0.9))
-        attributes = {"Key": str(value), **dict(zip(("Red", "Green", "Blue"), map(str, color))), "Alpha": "1"}
-        ElementTree.SubElement(table, "Label", attributes).text = name
-    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,18 +31,18 @@ RESERVE = 1 * GB  # of the disk, left to others
 LEFTOVER = 3600.0  # s; a file that is still being written after so long was left by a killed process
 VOLUME, ITEM = "volume", "item"
 READER = 1  # raise it when the reader gives other voxels for the same file
-_EXACT = (np.uint8, np.int16, np.uint16)
+_checked: list[torch.Tensor] = []  # marks of the entries that were read to their checksums
 
 
 class Store:
     """A folder of uncompressed, memory-mapped entries, each named after all that is in it.
 
     ``$MED3D_STORE``, else ``store`` in ``$MED3D_CACHE``, which is ``~/.cache/med3d_ext`` by default, or in
-    ``$XDG_CACHE_HOME``. Entries are written atomically; one that is damaged, or is not what its name says, is made
-    again, with a warning. Of more than ``gigabytes`` the entries that were used the longest time ago are removed, but
-    for the items that this run has used: data that do not fit would otherwise push each other out before they are used
-    again. If nothing can be written, everything works without a store, with one warning. Any number of processes may
-    share a store; it may be deleted at any time.
+    ``$XDG_CACHE_HOME``. Entries are written atomically, and read to their checksums once by a process and its workers;
+    a damaged or foreign one is made again, with a warning. Of more than ``gigabytes`` the entries that were used the
+    longest time ago are removed, but for the items that this run has used: data that do not fit would otherwise push
+    each other out before they are used again. If nothing can be written, everything works without a store, with one
+    warning. Any number of processes may share a store; it may be deleted at any time.
 
     Args:
         folder: the folder, made when something is written. Defaults to None: see above.
@@ -54,28 +55,40 @@ class Store:
     def __init__(self, folder: str | os.PathLike | None = None, gigabytes: float | None = None) -> None:
         caches = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "med3d_ext")
         default = os.path.join(os.environ.get("MED3D_CACHE") or caches, "store")
-        given = folder or os.environ.get("MED3D_STORE") or default
-        self.folder = Path(given).expanduser()
-        self.limit = GB * (_stated_size() if gigabytes is None else gigabytes)
+        self.folder = Path(folder or os.environ.get("MED3D_STORE") or default).expanduser()
+        if gigabytes is None:
+            text = os.environ.get("MED3D_STORE_GB") or str(DEFAULT_GB)
+            try:
+                gigabytes = float(text)
+            except ValueError:
+                gigabytes = math.nan
+            if not gigabytes >= 0:
+                raise InputError(f"MED3D_STORE_GB must be a number of gigabytes of at least 0, got '{text}'.")
+        self.limit = GB * gigabytes
         self._began = time.time()
-        self._warned = torch.zeros(1, dtype=torch.bool).share_memory_()  # with workers, which live an epoch
+        # Both are shared with the worker processes, which live an epoch.
+        self._warned = torch.zeros(1, dtype=torch.bool).share_memory_()
+        if not _checked:
+            _checked.append(torch.zeros(1 << 20, dtype=torch.bool).share_memory_())
+        self._checked = _checked[0]
 
-    def get(self, kind: str, key: str, make: Callable[[], dict[str, Any]], check: bool = True) -> dict[str, Any]:
+    def get(self, kind: str, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """An entry, memory-mapped; it is made and kept if it is missing or damaged.
 
         Args:
             kind: :data:`VOLUME` or :data:`ITEM`.
             key: all that the entry depends on.
             make: gives the entry: tensors, numbers, texts, and dicts and lists of them.
-            check: read the whole entry and compare it with its checksums.
         """
         path = self.path(kind, key)
-        found = self._read(path, key, check)
-        if found is None:
-            made = make()
-            self._write(path, key, made)
-            found = self._read(path, key, check=False) or made
-        return found
+        mark = zlib.crc32(os.fsencode(path)) % len(self._checked)
+        found = self._read(path, key, check=not self._checked[mark])
+        if found is not None:
+            self._checked[mark] = True
+            return found
+        made = make()
+        self._write(path, key, made)
+        return self._read(path, key, check=False) or made
 
     def path(self, kind: str, key: str) -> Path:
         """The file of an entry."""
@@ -92,9 +105,7 @@ class Store:
             return {**facts, "is_oriented": header.is_oriented, "voxels": torch.from_numpy(compact(voxels))}
 
         found = self.get(VOLUME, f"{READER} {file_digest(path)}", decoded)
-        header = Header(
-            tuple(found["shape"]), np.array(found["affine"]), list(found["spacing"]), bool(found["is_oriented"])
-        )
+        header = Header(tuple(found["shape"]), np.array(found["affine"]), found["spacing"], bool(found["is_oriented"]))
         return np.array(found["voxels"].numpy(), dtype=np.float32, order="C"), header, []
 
     def _read(self, path: Path, key: str, check: bool) -> dict[str, Any] | None:
@@ -121,10 +132,9 @@ class Store:
     def _write(self, path: Path, key: str, entry: dict[str, Any]) -> None:
         temporary = None
         try:
-            size = _size(entry)
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # patients' images: nobody else's to read
             with hold(self.folder / ".lock", place=self.folder):
-                if not self._make_room(size, path):
+                if not self._make_room(_size(entry), path):
                     return
             handle, name = tempfile.mkstemp(".part", "", self.folder)
             temporary = Path(name)
@@ -151,11 +161,10 @@ class Store:
                     total += facts.st_size
                     entries.append((facts.st_mtime, facts.st_size, path))
         excess = max(total - self.limit, size + RESERVE - shutil.disk_usage(self.folder).free)
-        mine = f".{ITEM}.pt"
-        for used, length, path in sorted(entries):
+        for used_at, length, path in sorted(entries):
             if excess <= 0:
                 break
-            if path.suffix == ".pt" and (used < self._began or not path.name.endswith(mine)):
+            if path.suffix == ".pt" and (used_at < self._began or not path.name.endswith(f".{ITEM}.pt")):
                 with suppress(OSError):
                     path.unlink()
                     excess -= length
@@ -172,27 +181,17 @@ class Store:
             logger.warning(text)
 
 
-def _stated_size() -> float:
-    text = os.environ.get("MED3D_STORE_GB") or str(DEFAULT_GB)
-    with suppress(ValueError):
-        if (size := float(text)) >= 0:
-            return size
-    raise InputError(f"MED3D_STORE_GB must be a number of gigabytes of at least 0, got '{text}'.")
-
-
 def _size(entry: Any) -> float:
     parts = entry.values() if isinstance(entry, dict) else entry if isinstance(entry, list | tuple) else []
     return float(entry.nbytes) if isinstance(entry, torch.Tensor) else 1000.0 + math.fsum(map(_size, parts))
 
 
 def compact(voxels: np.ndarray) -> np.ndarray:
-    """The same values in fewer bytes, where they are whole numbers, as those of nearly all images are."""
+    """The same values in fewer bytes, if they are whole numbers, as those of nearly all images are."""
     low, high = float(voxels.min()), float(voxels.max())
-    for kind in _EXACT:
-        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
-            whole = voxels.astype(kind)
-            if (whole == voxels).all():
-                return whole
+    for kind in (np.uint8, np.int16, np.uint16):
+        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max and (voxels.astype(kind) == voxels).all():
+            return voxels.astype(kind)
     return voxels
 
 

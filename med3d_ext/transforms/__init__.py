@@ -1,13 +1,9 @@
 from __future__ import annotations
 
-from med3d_ext.transforms.crop import CropTargetd
-from med3d_ext.transforms.cubes import CropCubed, RandCropCubed
-from med3d_ext.transforms.intensity import HUWindowd, PercentileNormalized
-from med3d_ext.transforms.label_map import LogitsToLabelMapd
-from med3d_ext.transforms.labels import MergeLabelsd
+from med3d_ext.transforms.crops import CropCubed, CropTargetd, RandCropCubed
 from med3d_ext.transforms.load import LoadVolumed, load_volume
-from med3d_ext.transforms.sampling import RandTargetCropd, ResampleToGridd
-from med3d_ext.transforms.spacing import MedianSpacingd
+from med3d_ext.transforms.sampling import MedianSpacingd, RandTargetCropd, ResampleToGridd
+from med3d_ext.transforms.values import HUWindowd, LogitsToLabelMapd, MergeLabelsd, PercentileNormalized
 
 __all__ = [
     "CropCubed",

@@ -12,43 +12,25 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.data.utils import affine_to_spacing
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple_rep
 
 from med3d_ext.errors import InputError
 from med3d_ext.io.grids import Grid, on_image_grid
-from med3d_ext.io.image_files import is_dicom_input, read_header, read_image
-from med3d_ext.transforms.labels import whole_values
+from med3d_ext.io.image_files import read_image, stated_spacing, usable_spacing
+from med3d_ext.transforms.values import whole_values
 
 IN_MEMORY = "image in memory"
 
 logger = logging.getLogger("med3d_ext.load")
-# Where pydicom is installed, MONAI warns at every image that a GPU decoder, which is not used here, is missing.
+# If pydicom is installed, MONAI warns at every image that a GPU decoder, which is not used here, is missing.
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
-
-
-def usable_spacing(spacing: Sequence[float]) -> bool:
-    """Whether every component (mm) is a positive number; 0 and NaN stand for a header without spacing."""
-    return bool(np.isfinite(spacing).all() and np.greater(spacing, 0).all())
-
-
-def stated_spacing(path: str | os.PathLike | MetaTensor, affine: Any) -> list[float]:
-    """Spacing (mm) of the stored axes by a file's header; 0 or NaN where the header states none.
-
-    Args:
-        path: the file, or a volume that was read before.
-        affine: the affine that :func:`load_volume` gives it (4, 4).
-    """
-    if isinstance(path, MetaTensor) or is_dicom_input(path) or not os.path.isfile(path):
-        return _spacing_of(affine)
-    return read_header(path).spacing
 
 
 def load_volume(path: str | os.PathLike | MetaTensor, channel: int | None = None, store: Any = None) -> MetaTensor:
     """Load one 3D volume as a channel-first float32 MetaTensor with its affine.
 
-    NIfTI goes through nibabel, the headers of NRRD and MetaImage through ITK: the two differ where a file has neither
+    NIfTI goes through nibabel, the headers of NRRD and MetaImage through ITK: the two differ if a file has neither
     qform nor sform, so one reader per format is part of the contract. The slices of a DICOM series, and the frames of a
     DICOM file, are sorted by position and their values are those after slope and intercept.
 
@@ -66,27 +48,21 @@ def load_volume(path: str | os.PathLike | MetaTensor, channel: int | None = None
 
 
 def _load(
-    path: str | os.PathLike | MetaTensor, channel: int | None, store: Any = None
+    path: str | os.PathLike | MetaTensor, channel: int | None, store: Any
 ) -> tuple[MetaTensor, list[str], list[float]]:
     """:func:`load_volume`, what must be known of how the volume was read, a sentence each, and its stated spacing."""
     if isinstance(path, MetaTensor):
-        return _three_dimensional(path.to(torch.float32), IN_MEMORY, channel), [], _spacing_of(path.affine)
-    voxels, header, remarks = (read_image if store is None else store.image)(path)
-    volume = MetaTensor(torch.from_numpy(voxels), affine=torch.from_numpy(header.affine))
-    if not header.is_oriented and usable_spacing(header.spacing):
-        axes = "".join(map(str, nibabel.aff2axcodes(header.affine)))
-        remarks = [
-            f"'{path}' states no orientation in its header: its axes are taken as {axes}; compare left and right with "
-            "the patient's, and write the orientation into its header."
-        ]
-    return _three_dimensional(volume, path, channel), remarks, header.spacing
-
-
-def _spacing_of(affine: Any) -> list[float]:
-    return [float(value) for value in affine_to_spacing(np.asarray(affine, dtype=float), suppress_zeros=False)]
-
-
-def _three_dimensional(volume: Any, path: Any, channel: int | None) -> MetaTensor:
+        volume, affine, remarks = path.as_tensor().to(torch.float32), path.affine, []
+        spacing, path = stated_spacing(path, affine), IN_MEMORY
+    else:
+        voxels, header, remarks = (read_image if store is None else store.image)(path)
+        volume, affine, spacing = torch.from_numpy(voxels), torch.from_numpy(header.affine), header.spacing
+        if not header.is_oriented and usable_spacing(spacing):
+            axes = "".join(map(str, nibabel.aff2axcodes(header.affine)))
+            remarks = [
+                f"'{path}' states no orientation in its header: its axes are taken as {axes}; compare left and right "
+                "with the patient's, and write the orientation into its header."
+            ]
     while volume.ndim > 3 and volume.shape[-1] == 1:
         volume = volume[..., 0]
     if volume.ndim == 4 and channel is not None:
@@ -94,22 +70,21 @@ def _three_dimensional(volume: Any, path: Any, channel: int | None) -> MetaTenso
             raise InputError(f"'{path}' has {volume.shape[-1]} channels, channel {channel} was asked for; correct it.")
         volume = volume[..., channel]
     if volume.ndim != 3 or min(volume.shape) < 2:
-        shape = "x".join(str(size) for size in volume.shape)
+        shape = "x".join(map(str, volume.shape))
         raise InputError(f"'{path}' is not a 3D volume (its shape is {shape}); give a volume of several slices.")
-    if not torch.isfinite(volume.as_tensor()).all():
+    if not torch.isfinite(volume).all():
         raise InputError(f"'{path}' holds NaN or infinite voxels; repair them, for example with numpy.nan_to_num.")
-    return MetaTensor(volume.as_tensor()[None], affine=volume.affine, meta=_meta(path, volume.affine, volume.shape))
+    return _with_geometry(volume, affine, path), remarks, spacing
 
 
-def _meta(path: Any, affine: torch.Tensor, shape: Sequence[int]) -> dict[str, Any]:
+def _with_geometry(voxels: torch.Tensor, affine: torch.Tensor, path: Any) -> MetaTensor:
     """Of the header, what MONAI's writers need to put a result on the file's own grid, permuted axes included."""
-    return {"filename_or_obj": str(path), "original_affine": affine.clone(), "spatial_shape": np.array(shape)}
-
-
-def _empty_label(image: MetaTensor) -> MetaTensor:
-    """The label of a scan that is known to hold no target."""
-    meta = _meta(image.meta["filename_or_obj"], image.affine, image.shape[1:])
-    return MetaTensor(torch.zeros(image.shape), affine=image.affine, meta=meta)
+    meta = {
+        "filename_or_obj": str(path),
+        "original_affine": torch.as_tensor(affine).clone(),
+        "spatial_shape": np.array(voxels.shape),
+    }
+    return MetaTensor(voxels[None], affine=affine, meta=meta)
 
 
 class LoadVolumed(MapTransform):
@@ -141,52 +116,41 @@ class LoadVolumed(MapTransform):
         store: Any = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.channel = channel
-        self.default_spacing = default_spacing
-        self.require_foreground = require_foreground
-        self.domain = domain
-        self.store = store
+        self.channel, self.default_spacing, self.require_foreground = channel, default_spacing, require_foreground
+        self.domain, self.store = domain, store
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         if self.domain is not None:
             item.setdefault("domain", self.domain)
-        image_key, *label_keys = list(self.key_iterator(item))
+        image_key, *label_keys = self.key_iterator(item)
         image, remarks, spacing = _load(item[image_key], item.get("channel", self.channel), self.store)
         for remark in remarks:
             logger.warning(remark)
-        grid = Grid.of(image.meta["filename_or_obj"], image.shape[1:], image.affine)
-        self._repair_spacing(image, spacing)
+        name = image.meta["filename_or_obj"]
+        grid = Grid.of(name, image.shape[1:], image.affine)
+        if not usable_spacing(spacing):
+            if self.default_spacing is None:
+                raise InputError(f"'{name}' has no usable voxel spacing (0 or NaN); write the spacing into its header.")
+            diagonal = torch.tensor([*ensure_tuple_rep(self.default_spacing, 3), 1.0], dtype=torch.float64)
+            taken = " x ".join(f"{size:.2f}" for size in diagonal[:3].tolist())
+            logger.warning(
+                f"'{name}' has no usable voxel spacing (0 or NaN): {taken} mm along R, A and S are taken; write the "
+                "spacing into its header."
+            )
+            image.affine = torch.diag(diagonal)
+            image.meta["original_affine"] = image.affine.clone()
         if "case" in item:
             image.meta["case"] = item["case"]
         item[image_key] = image
         for key in label_keys:
-            path = item[key]
-            item[key] = (
-                _empty_label(image) if path is None else self._label(load_volume(path, None, self.store), image, grid)
-            )
+            path, voxels = name, np.zeros(image.shape[1:], np.float32)
+            if item[key] is not None:
+                label = load_volume(item[key], None, self.store)
+                path = label.meta["filename_or_obj"]
+                own = Grid.of(path, label.shape[1:], label.affine, "label")
+                voxels = whole_values(on_image_grid(label.as_tensor()[0].numpy(), own, grid), path)
+                if self.require_foreground and not voxels.any():
+                    raise InputError(f"label '{path}' holds no foreground; remove the case or give its real label.")
+            item[key] = _with_geometry(torch.from_numpy(np.ascontiguousarray(voxels)), image.affine, path)
         return item
-
-    def _repair_spacing(self, image: MetaTensor, spacing: Sequence[float]) -> None:
-        if usable_spacing(spacing):
-            return
-        if self.default_spacing is None:
-            name = image.meta["filename_or_obj"]
-            raise InputError(f"'{name}' has no usable voxel spacing (0 or NaN); write the spacing into its header.")
-        diagonal = torch.tensor([*ensure_tuple_rep(self.default_spacing, 3), 1.0], dtype=torch.float64)
-        taken = " x ".join(f"{size:.2f}" for size in diagonal[:3].tolist())
-        logger.warning(
-            f"'{image.meta['filename_or_obj']}' has no usable voxel spacing (0 or NaN): {taken} mm along R, A and S "
-            "are taken; write the spacing into its header."
-        )
-        image.affine = torch.diag(diagonal)
-        image.meta["original_affine"] = image.affine.clone()
-
-    def _label(self, label: MetaTensor, image: MetaTensor, grid: Grid) -> MetaTensor:
-        path = label.meta["filename_or_obj"]
-        own = Grid.of(path, label.shape[1:], label.affine, "label")
-        voxels = whole_values(on_image_grid(label.as_tensor()[0].numpy(), own, grid), path)
-        if self.require_foreground and not voxels.any():
-            raise InputError(f"label '{path}' holds no foreground voxel; remove the case or give its real label.")
-        meta = _meta(path, image.affine, image.shape[1:])
-        return MetaTensor(torch.from_numpy(np.ascontiguousarray(voxels))[None], affine=image.affine, meta=meta)

@@ -30,6 +30,15 @@ class Make(MapTransform):
         return item
 
 
+class MakeLabel(MapTransform):
+    """Stands for the loading of a label, whose key it makes, with a box of foreground or without."""
+
+    def __call__(self, data):
+        label = torch.zeros(1, 4, 5, 6)
+        label[0, 1:3, 2, 5] = int(self.allow_missing_keys)
+        return {**data, "label": MetaTensor(label, meta={"filename_or_obj": "label.nii"})}
+
+
 def make(cache_dir=None, seed: int = 0) -> SeededDataset:
     random = [RandGaussianNoised("image", prob=0.7, dtype=None), RandScaleIntensityd("image", 0.5, prob=0.7)]
     return SeededDataset(DATA, Compose([Make("image"), *random]), cache_dir and str(cache_dir), seed)
@@ -88,6 +97,13 @@ def test_the_cache_is_read_by_a_new_data_set_without_the_transform(tmp_path):
     other = SeededDataset(DATA, Compose([Make(["image", "label"], allow_missing_keys=True)]), str(tmp_path))
     _ = other[0]
     assert Make.calls == 1  # another transform, another file
+
+
+@pytest.mark.parametrize("foreground", [True, False])
+def test_the_box_of_a_label_is_known_with_its_item(foreground, tmp_path):
+    for _ in range(2):
+        item = SeededDataset(DATA, Compose([Make("image"), MakeLabel("label", foreground)]), str(tmp_path))[0]
+        assert item["target_box"] == ([[1, 2, 5], [3, 3, 6]] if foreground else [[0, 0, 0], [0, 0, 0]])
 
 
 def test_the_cache_keeps_type_geometry_name_and_other_keys(tmp_path):

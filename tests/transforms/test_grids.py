@@ -53,9 +53,9 @@ def scan():
     return generator.normal(size=label.shape).astype(np.float32) + 3 * label, label
 
 
-@pytest.mark.parametrize("number", range(len(ORDERS)))
+@pytest.mark.parametrize("number", range(0, len(ORDERS), 5))
 def test_the_training_sees_the_same_sample_whatever_the_order_of_the_labels_voxels(number, scan, tmp_path):
-    """All 48 orders of a cube, where the shape says nothing, through the whole preprocessing of a training."""
+    """Orders of a cube, where the shape says nothing, through the whole preprocessing of a training."""
     image, label = scan
     affine = random_affine(np.random.default_rng(number))
     files = {"image": written(tmp_path / "image.nii.gz", image, affine)}
@@ -77,7 +77,17 @@ def test_the_training_sees_the_same_sample_whatever_the_order_of_the_labels_voxe
     np.testing.assert_array_equal(LoadVolumed()({**files, "label": other})["label"][0].numpy(), label)
 
 
-@pytest.mark.parametrize("seed", range(12))
+def test_all_48_orders_of_permuted_axes_come_back_and_4d_labels_of_one_volume_too(tmp_path):
+    generator = np.random.default_rng(0)
+    label, affine = (generator.random((5, 6, 7)) > 0.5).astype(np.uint8), np.diag([1.0, 2, 3, 1])
+    image = written(tmp_path / "image.nii.gz", generator.normal(size=label.shape).astype(np.float32), affine)
+    for order in ORDERS:
+        voxels, own = reordered(label, affine, order)
+        path = written(tmp_path / "label.nii.gz", voxels[..., None], own)
+        np.testing.assert_array_equal(LoadVolumed()({"image": image, "label": path})["label"][0].numpy(), label)
+
+
+@pytest.mark.parametrize("seed", range(6))
 def test_a_label_that_is_elsewhere_is_refused(seed, scan, tmp_path):
     image, label = scan
     generator = np.random.default_rng(seed)
@@ -144,16 +154,6 @@ def test_a_label_without_geometry_keeps_its_voxels_with_one_warning(identity, sc
         LoadVolumed()({**files, "label": short})
 
 
-def test_codes_of_zero_do_not_place_a_label_even_where_the_default_would_be_a_mirrored_grid(scan, tmp_path):
-    """nibabel gives a file without geometry a mirrored, centered affine: that is a default, not a place."""
-    image, label = scan
-    affine = nibabel.Nifti1Image(label, None).header.get_base_affine()
-    ras = affine @ np.array([[-1.0, 0, 0, 8], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
-    files = {"image": written(tmp_path / "image.nii.gz", image, ras)}
-    files["label"] = written(tmp_path / "label.nii.gz", label, None)
-    np.testing.assert_array_equal(LoadVolumed()(files)["label"][0].numpy(), label)
-
-
 def test_an_image_without_geometry_takes_a_label_of_its_shape_with_a_warning(scan, tmp_path, caplog):
     image, label = scan
     files = {"image": written(tmp_path / "image.nii.gz", image, None)}
@@ -211,27 +211,7 @@ def test_a_label_on_either_form_of_the_images_header_is_on_its_grid(scan, tmp_pa
         np.testing.assert_array_equal(item["label"][0].numpy(), label)
 
 
-def test_an_image_whose_spacing_is_repaired_keeps_its_label(scan, nifti, tmp_path):
-    image, label = scan
-    files = {"image": str(nifti(tmp_path / "image.nii.gz", image, pixdim=(0.0, 1.0, 1.0)))}
-    files["label"] = str(nifti(tmp_path / "label.nii.gz", label, pixdim=(0.0, 1.0, 1.0)))
-    item = LoadVolumed(default_spacing=(1, 2, 3))(files)
-    np.testing.assert_array_equal(item["label"][0].numpy(), label)
-    np.testing.assert_array_equal(item["label"].affine, np.diag([1.0, 2, 3, 1]))
-
-
-def test_permuted_axes_of_another_shape_come_back_and_4d_labels_of_one_volume_too(tmp_path):
-    generator = np.random.default_rng(0)
-    label = (generator.random((5, 6, 7)) > 0.5).astype(np.uint8)
-    affine = np.diag([1.0, 2, 3, 1])
-    files = {"image": written(tmp_path / "image.nii.gz", generator.normal(size=label.shape).astype(np.float32), affine)}
-    for order in ORDERS:
-        voxels, own = reordered(label, affine, order)
-        files["label"] = written(tmp_path / "label.nii.gz", voxels[..., None], own)
-        np.testing.assert_array_equal(LoadVolumed()(files)["label"][0].numpy(), label)
-
-
-@pytest.mark.parametrize("number", [0, 17, 46])
+@pytest.mark.parametrize("number", [0, 46])
 def test_a_nifti_label_belongs_to_a_dicom_series_in_any_order_of_its_voxels(number, scan, tmp_path):
     pytest.importorskip("pydicom")
     write_series = importlib.import_module("dicom_files").write_series

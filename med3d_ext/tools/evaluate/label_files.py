@@ -18,9 +18,9 @@ from med3d_ext.errors import InputError
 from med3d_ext.io.files import SUFFIXES, is_image_name, read_json, stem
 from med3d_ext.io.grids import Grid, on_image_grid
 from med3d_ext.io.label_maps import read_label_sources
-from med3d_ext.transforms.labels import whole_values
 from med3d_ext.transforms.load import load_volume, stated_spacing, usable_spacing
 from med3d_ext.transforms.sampling import axis_spacing
+from med3d_ext.transforms.values import whole_values
 
 Merged = dict[int, tuple[list[int], list[int]]]
 """Value of a class to its values in the prediction and in the label; 0 is what counts as background."""

@@ -16,8 +16,8 @@ import numpy as np
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import file_stamp, write_atomically
 from med3d_ext.io.grids import Grid, copy_geometry, grid_of_file, on_image_grid
-from med3d_ext.transforms.labels import whole_values
 from med3d_ext.transforms.load import load_volume
+from med3d_ext.transforms.values import whole_values
 
 RIGHT, LEFT, EITHER = 1, 2, 3
 LUNGS = {0: "background", RIGHT: "right lung", LEFT: "left lung"}

@@ -7,12 +7,13 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from med3d_ext.errors import InputError
-from med3d_ext.io.dicom_files import Tags, is_dicom, other_kind, read_tags
+from med3d_ext.io.dicom_files import other_kind, read_dicom
 from med3d_ext.tools.lidc.xml import Reading, find_readings, parse_reading
 
 logger = logging.getLogger("med3d_ext.prepare")
@@ -71,19 +72,16 @@ def locate_series(src: Path, uids: set[str]) -> dict[str, Place]:
 
     The first header of each folder tells its series; only if one of ``uids`` is not among them, all headers are read.
     """
-    import itk  # takes seconds to import; only DICOM needs it
-
-    reader = itk.GDCMImageIO.New()
     places: dict[str, Place] = {}
     folders = list(_folders(src))
     for folder in folders:
-        for tags in _headers(reader, folder):
-            places.setdefault(tags["0020|000e"], Place(folder, tags.get("0010|0020", "")))
+        for header in _headers(folder):
+            places.setdefault(str(header.SeriesInstanceUID), Place(folder, str(header.get("PatientID") or "")))
             break
     if not uids <= places.keys():
         for folder in folders:
-            for tags in _headers(reader, folder):
-                places.setdefault(tags["0020|000e"], Place(folder, tags.get("0010|0020", "")))
+            for header in _headers(folder):
+                places.setdefault(str(header.SeriesInstanceUID), Place(folder, str(header.get("PatientID") or "")))
     return places
 
 
@@ -115,13 +113,11 @@ def _folders(src: Path) -> Iterator[Path]:
         yield Path(root)
 
 
-def _headers(reader: Any, folder: Path) -> Iterator[Tags]:
+def _headers(folder: Path) -> Iterator[Any]:
     """Headers of the images of one folder. A damaged file is named later, when its series is read."""
     for path in sorted(folder.iterdir()):
-        if path.is_file() and not path.name.startswith(".") and is_dicom(path):
-            try:
-                tags = read_tags(reader, path)
-            except InputError:
-                continue
-            if tags and not other_kind(tags)[0]:
-                yield tags
+        if path.is_file() and not path.name.startswith("."):
+            with suppress(InputError):
+                header = read_dicom(path)
+                if header is not None and not other_kind(header)[0]:
+                    yield header

@@ -8,6 +8,8 @@ import torch
 from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
+__all__ = ["MultiHeadLoss"]
+
 
 class MultiHeadLoss(nn.Module):
     """Applies one loss to the first channels of each sample, as many as its domain has classes.
@@ -35,7 +37,6 @@ class MultiHeadLoss(nn.Module):
         self.num_classes = list(num_classes.values() if isinstance(num_classes, Mapping) else num_classes)
         if not self.num_classes:
             raise ValueError("num_classes must hold at least one domain, got none.")
-        self.without_channel = isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss))
         self.per_domain: dict[int, Tensor] = {}
 
     def forward(
@@ -55,41 +56,32 @@ class MultiHeadLoss(nn.Module):
         labels, domain = target if isinstance(target, (tuple, list)) else (target, domain)
         # Plain tensors: selecting samples of a MetaTensor would drag the metadata of each along.
         logits, labels = convert_to_tensor(logits, track_meta=False), convert_to_tensor(labels, track_meta=False)
-        if labels.shape != (logits.shape[0], 1, *logits.shape[2:]):
+        samples = logits.shape[0]
+        if labels.shape != (samples, 1, *logits.shape[2:]):
             raise ValueError(
                 "target must be N x 1 x D x H x W on the grid of logits, "
                 f"got {tuple(labels.shape)} for {tuple(logits.shape)}."
             )
-        self.per_domain = {}
-        groups = self._groups(domain, logits.shape[0])
-        total = logits.new_zeros(())
-        for index, rows in groups.items():
-            own = torch.tensor(rows, device=logits.device)
-            value = self._one_domain(index, logits.index_select(0, own), labels.index_select(0, own))
-            self.per_domain[index] = value.detach()
-            total = total + value * (len(rows) / logits.shape[0])
-        return total
-
-    def _one_domain(self, index: int, logits: Tensor, labels: Tensor) -> Tensor:
-        # On a GPU the check would wait for the device; there a foreign label stops in the loss's own kernels.
-        if not labels.is_cuda:
-            self._check_labels(index, labels)
-        own = logits[:, : self.num_classes[index]]
-        return self.loss(own, labels[:, 0].long() if self.without_channel else labels)
-
-    def _check_labels(self, index: int, labels: Tensor) -> None:
-        if self.without_channel:
-            labels = labels[labels != self.loss.ignore_index]
-        classes = self.num_classes[index]
-        if labels.numel() and (labels.max() >= classes or labels.min() < 0):
-            raise ValueError(
-                f"target must hold labels from 0 to {classes - 1} in domain {index}, "
-                f"got {int(labels.min())} to {int(labels.max())}."
-            )
-
-    def _groups(self, domain: Tensor | Sequence[int] | None, samples: int) -> dict[int, list[int]]:
-        """Rows of each domain present, in the order of the domains."""
         indices = [0] * samples if domain is None else torch.as_tensor(domain).flatten().tolist()
         if len(indices) != samples or not set(indices) <= set(range(len(self.num_classes))):
             raise ValueError(f"domain must be {samples} indices from 0 to {len(self.num_classes) - 1}, got {indices}.")
-        return {index: [row for row, own in enumerate(indices) if own == index] for index in sorted(set(indices))}
+        self.per_domain = {}
+        total = logits.new_zeros(())
+        for index in sorted(set(indices)):
+            rows = torch.tensor([row for row, own in enumerate(indices) if own == index], device=logits.device)
+            value = self._one_domain(index, logits.index_select(0, rows), labels.index_select(0, rows))
+            self.per_domain[index] = value.detach()
+            total = total + value * (len(rows) / samples)
+        return total
+
+    def _one_domain(self, index: int, logits: Tensor, labels: Tensor) -> Tensor:
+        classes, without_channel = self.num_classes[index], isinstance(self.loss, (nn.CrossEntropyLoss, nn.NLLLoss))
+        # On a GPU the check would wait for the device; there a foreign label stops in the loss's own kernels.
+        if not labels.is_cuda:
+            known = labels[labels != self.loss.ignore_index] if without_channel else labels
+            if known.numel() and (known.max() >= classes or known.min() < 0):
+                raise ValueError(
+                    f"target must hold labels from 0 to {classes - 1} in domain {index}, "
+                    f"got {int(known.min())} to {int(known.max())}."
+                )
+        return self.loss(logits[:, :classes], labels[:, 0].long() if without_channel else labels)

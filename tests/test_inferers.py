@@ -1,4 +1,4 @@
-"""The cascade against boxes by hand: networks that threshold, volumes whose voxels are all different."""
+"""The cascade and its stages against boxes by hand: networks that threshold, volumes without two equal voxels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from monai.data.utils import decollate_batch, list_data_collate
 from torch import nn
 
 from med3d_ext.errors import InputError
-from med3d_ext.inferers import CascadeInferer
+from med3d_ext.inferers import CascadeInferer, StageInferer
 from med3d_ext.networks import Segmenter, TwoStageSegmenter
 from med3d_ext.transforms.sampling import ResampleToGridd
 
@@ -58,25 +58,24 @@ INNER = ((8, 12), (6, 11), (7, 9))
 
 
 def test_the_fine_network_sees_the_coarse_box_with_its_margin_and_nothing_else():
-    net, x = two_stages(), volume(INNER, INNER)
-    inferer()(x, net)
+    net, x, cascade = two_stages(), volume(INNER, INNER), inferer()
+    x[..., 0, 0, 0] = 0.95  # only the largest coarse component counts
+    cascade(x, types.SimpleNamespace(module=net))  # as DistributedDataParallel wraps it
     assert [each.shape for each in net.coarse.seen] == [x.shape]
     assert len(net.fine.seen) == 1
     assert torch.equal(net.fine.seen[0], x[..., 6:14, 4:13, 5:11])
+    cascade(x, net)
+    ((box, affine),) = cascade.regions  # the latest call's
+    assert [each.tolist() for each in box] == [[6, 4, 5], [14, 13, 11]]
+    assert affine.tolist() == torch.eye(4).tolist()
 
 
-def test_the_margin_is_in_mm_along_each_axis():
-    net, x = two_stages(), volume(INNER, INNER)
-    inferer(4.0)(with_spacing(x, 1.0, 2.0, 5.0), net)
-    assert torch.equal(net.fine.seen[0], x[..., 4:16, 4:13, 6:10])
-
-
-def test_the_spacing_is_that_of_an_oblique_affine():
+def test_the_margin_is_in_mm_along_each_axis_of_an_oblique_affine():
     turned = torch.eye(4)
     turned[:3, :3] = torch.tensor([[0.6, -0.8, 0], [0.8, 0.6, 0], [0, 0, 1]]) * torch.tensor([1.0, 2.0, 5.0])
     net, x = two_stages(), volume(INNER, INNER)
     inferer(3.5)(MetaTensor(x, affine=turned), net)
-    assert net.fine.seen[0].shape == (1, 1, 4 + 8, 5 + 4, 2 + 2)
+    assert torch.equal(net.fine.seen[0], x[..., 4:16, 4:13, 6:10])
 
 
 def test_the_logits_are_those_of_the_crop_and_certain_background_outside():
@@ -89,14 +88,6 @@ def test_the_logits_are_those_of_the_crop_and_certain_background_outside():
     outside[crop] = False
     assert torch.equal(logits.softmax(1)[:, 0][:, outside], torch.ones(1, int(outside.sum())))
     assert torch.equal(logits.argmax(1)[0] > 0, x[0, 0] > FINE)
-
-
-def test_only_the_largest_coarse_component_counts():
-    x = volume(INNER, INNER)
-    x[..., 0, 0, 0] = 0.95
-    net = two_stages()
-    inferer()(x, net)
-    assert torch.equal(net.fine.seen[0], x[..., 6:14, 4:13, 5:11])
 
 
 def test_the_coarse_network_gets_its_own_grid_and_its_box_is_rounded_outwards():
@@ -172,11 +163,7 @@ def test_without_a_coarse_result_the_whole_volume_runs_once(caplog):
     assert len(net.fine.seen) == 1 and torch.equal(net.fine.seen[0], x)
     assert torch.equal(logits, Threshold(FINE)(x))
     assert "The coarse network found nothing" in caplog.text
-
-
-def test_nothing_anywhere_is_an_empty_map(caplog):
-    assert not inferer()(volume(), two_stages()).argmax(1).any()
-    assert "The coarse network found nothing" in caplog.text
+    assert not inferer()(volume(), two_stages()).argmax(1).any()  # nothing anywhere is an empty map
 
 
 @pytest.mark.parametrize(("minimum", "left"), [(0.0, 40), (0.039, 40), (0.041, 0)])
@@ -187,18 +174,11 @@ def test_a_smaller_result_than_the_minimum_counts_as_nothing(minimum, left, capl
     assert ("found 0.0 ml, less than 0.041: the label map is empty" in caplog.text) == (left == 0)
 
 
-def test_an_empty_fine_mask_does_not_grow():
+def test_an_empty_fine_mask_does_not_grow_and_is_a_warning(caplog):
     net, x = two_stages(), volume(INNER, INNER)
     net.fine.level = 2.0
     assert not inferer()(x, net).argmax(1).any()
-    assert len(net.fine.seen) == 1
-
-
-def test_nothing_found_is_a_warning(caplog):
-    net, x = two_stages(), volume(INNER, INNER)
-    net.fine.level = 2.0
-    inferer()(x, net)
-    assert "The fine network found nothing: the label map is empty." in caplog.text
+    assert len(net.fine.seen) == 1 and "The fine network found nothing: the label map is empty." in caplog.text
 
 
 def test_without_a_coarse_grid_the_coarse_network_is_not_asked(caplog):
@@ -206,15 +186,6 @@ def test_without_a_coarse_grid_the_coarse_network_is_not_asked(caplog):
     logits = inferer(coarse_size=None)(x, net)
     assert net.coarse.seen == [] and torch.equal(logits, Threshold(FINE)(x))
     assert "There is no trained coarse network" in caplog.text
-
-
-def test_the_latest_regions_are_kept_with_the_affine_of_their_voxels():
-    cascade, x = inferer(), with_spacing(volume(INNER, INNER), 1.0, 1.0, 1.0)
-    cascade(x, two_stages())
-    cascade(x, two_stages())
-    ((box, affine),) = cascade.regions
-    assert [each.tolist() for each in box] == [[6, 4, 5], [14, 13, 11]]
-    assert affine.tolist() == torch.eye(4).tolist()
 
 
 @pytest.mark.parametrize("options", [{}, {"fine_size": [16, 18, 12]}, {"maximum_voxels": 1, "roi_size": (8, 8, 8)}])
@@ -227,7 +198,7 @@ def test_half_precision_logits_give_the_same_map(options):
     torch.testing.assert_close(half.float(), whole, atol=2e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("shape", [(64, 60, 10), (64, 60, 2), (9, 9, 40)])
+@pytest.mark.parametrize("shape", [(64, 60, 2), (9, 9, 40)])
 def test_few_slices_are_segmented_as_well(shape):
     torch.manual_seed(0)
     net = TwoStageSegmenter(Segmenter(), aspp_network(widths=(8, 4))).eval()
@@ -282,35 +253,6 @@ def test_it_works_by_keyword_and_by_position_and_passes_arguments_on():
     assert torch.equal(inferer()(x, two_stages(), 2.0), doubled)
 
 
-def test_a_wrapped_network_is_opened():
-    wrapper = types.SimpleNamespace(module=two_stages())
-    inferer()(volume(INNER, INNER), wrapper)
-    assert len(wrapper.module.fine.seen) == 1
-
-
-@pytest.mark.parametrize("missing", ["coarse", "fine"])
-def test_a_network_without_a_stage_is_refused(missing):
-    net = two_stages()
-    delattr(net, missing)
-    with pytest.raises(InputError, match=f"network_def must hold the module {missing}, got TwoStageSegmenter"):
-        inferer()(volume(), net)
-
-
-def test_a_spacing_of_zero_is_refused():
-    with pytest.raises(InputError, match=r"positive spacing, got \[1.0, 1.0, 0.0\] mm"):
-        inferer()(with_spacing(volume(), 1, 1, 0), two_stages())
-
-
-def test_inputs_must_be_a_batch_of_volumes():
-    with pytest.raises(ValueError, match=r"inputs must be N x C x D x H x W, got \(1, 20, 18, 16\)"):
-        inferer()(volume()[0], two_stages())
-
-
-def test_logits_of_one_channel_are_refused():
-    with pytest.raises(ValueError, match="at least 2 channels"):
-        inferer()(volume(), TwoStageSegmenter(Threshold(COARSE, classes=1), Threshold(FINE)))
-
-
 def test_real_networks_run_scripted_as_they_run_in_python():
     torch.manual_seed(0)
     net = TwoStageSegmenter(Segmenter(output_stride=32), aspp_network(num_classes=3, widths=(8, 4))).eval()
@@ -320,3 +262,64 @@ def test_real_networks_run_scripted_as_they_run_in_python():
         logits = cascade(x, net)
         assert logits.shape == (1, 3, 20, 17, 9) and logits.isfinite().all()
         torch.testing.assert_close(cascade(x, torch.jit.script(net)), logits)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (lambda net, x: delattr(net, "coarse"), InputError, "must hold the module coarse, got TwoStageSegmenter"),
+        (lambda net, x: delattr(net, "fine"), InputError, "must hold the module fine, got TwoStageSegmenter"),
+        (lambda net, x: x.affine.__setitem__((2, 2), 0.0), InputError, r"positive spacing, got \[1.0, 1.0, 0.0\] mm"),
+        (lambda net, x: x[0], ValueError, r"must be N x C x D x H x W, got \(1, 20, 18, 16\)"),
+        (lambda net, x: setattr(net.coarse, "classes", 0), ValueError, "at least 2 channels"),
+    ],
+)
+def test_networks_and_volumes_that_do_not_fit_are_refused(change, error, words):
+    net, x = two_stages(), with_spacing(volume(), 1, 1, 1)
+    changed = change(net, x)
+    with pytest.raises(error, match=words):
+        inferer()(x if changed is None else changed, net)
+
+
+# One stage alone, on whole volumes
+
+
+@pytest.mark.parametrize("stage", ["coarse", "fine"])
+def test_one_network_sees_the_whole_volume_on_its_grid_and_the_other_nothing(stage):
+    net, x = two_stages(), volume(INNER, INNER)
+    logits = StageInferer(stage, [10, 9, 8])(x, net)
+    other = "fine" if stage == "coarse" else "coarse"
+    assert [each.shape for each in getattr(net, stage).seen] == [(1, 1, 10, 9, 8)]
+    assert getattr(net, other).seen == [] and logits.shape == (1, 2, *SHAPE)
+
+
+def test_on_the_volumes_own_grid_the_logits_are_the_networks():
+    x = volume(INNER, INNER)
+    assert torch.equal(StageInferer("fine", SHAPE)(x, two_stages()), Threshold(FINE)(x))
+
+
+def test_windows_slide_over_the_volume_at_the_given_spacing():
+    net, x = two_stages(), with_spacing(volume(INNER, INNER), 1.0, 2.0, 0.5)
+    logits = StageInferer("fine", [8, 8, 8], spacing_mm=[1.0, 1.0, 1.0], overlap=0.5)(x, net)
+    assert {each.shape[2:] for each in net.fine.seen} == {(8, 8, 8)}
+    assert len(net.fine.seen) == 4 * 8 * 1  # of 20 x 36 x 8 voxels of 1 mm, every 4 voxels
+    found = logits.as_tensor().argmax(1)[0].nonzero().float().mean(dim=0)
+    torch.testing.assert_close(found, torch.tensor([9.5, 8.0, 7.5]), atol=0.5, rtol=0)
+
+
+def test_windows_over_the_volumes_own_spacing_find_what_the_whole_finds():
+    x = with_spacing(volume(INNER, INNER), 1.0, 1.0, 1.0)
+    logits = StageInferer("fine", [8, 8, 8], spacing_mm=[1.0, 1.0, 1.0])(x, two_stages())
+    torch.testing.assert_close(logits.as_tensor(), Threshold(FINE)(x.as_tensor()))
+
+
+def test_logits_may_be_of_half_precision_and_metadata_come_back():
+    x = with_spacing(volume(INNER, INNER), 1.0, 2.0, 3.0)
+    logits = StageInferer("coarse", [10, 9, 8], logits_dtype=torch.float16)(torch.cat([x, x]), two_stages())
+    assert logits.dtype == torch.float16 and logits.shape[0] == 2
+    assert torch.equal(logits.affine, x.affine)
+
+
+def test_there_are_two_stages():
+    with pytest.raises(ValueError, match="stage must be coarse or fine, got 'middle'"):
+        StageInferer("middle", [8, 8, 8])

@@ -1,4 +1,4 @@
-"""The cube around a nodule: isotropic, in mm, cut and augmented in one interpolation."""
+"""Regions of a scan: the box around the target, and the cube around a nodule, augmented in one interpolation."""
 
 from __future__ import annotations
 
@@ -8,11 +8,39 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
-from monai.transforms import MapTransform, RandomizableTransform, SpatialResample
+from monai.transforms import MapTransform, RandomizableTransform, SpatialCrop, SpatialResample
 
 from med3d_ext.errors import InputError
-from med3d_ext.transforms.sampling import axis_spacing, needed_part, rotation_matrix, to_ras, window_grid
+from med3d_ext.transforms.sampling import axis_spacing, needed_part, rotation_matrix, target_box, to_ras, window_grid
+
+
+class CropTargetd(MapTransform):
+    """Crop volumes to the box around the label's foreground and a margin: what a first stage without error hands on.
+
+    The box is cut at the volume's faces. A label without foreground leaves the whole volume.
+
+    Args:
+        keys: keys of channel-first volumes of one geometry.
+        label_key: key of the label whose foreground is the target. Defaults to `label`.
+        margin_mm: margin on each side (mm). Defaults to 20.
+    """
+
+    def __init__(self, keys: KeysCollection, label_key: str = "label", margin_mm: float = 20.0) -> None:
+        super().__init__(keys)
+        self.label_key, self.margin_mm = label_key, margin_mm
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        label = item[self.label_key]
+        box = target_box(label)
+        if box is not None:
+            margin = np.ceil(self.margin_mm / axis_spacing(label.affine.numpy())).astype(int)
+            crop = SpatialCrop(
+                roi_start=np.maximum(box[0] - margin, 0), roi_end=np.minimum(box[1] + margin, label.shape[1:])
+            )
+            for key in self.key_iterator(item):
+                item[key] = crop(item[key])
+        return item
 
 
 class CropCubed(MapTransform):
@@ -33,9 +61,8 @@ class CropCubed(MapTransform):
 
     def __init__(self, keys: KeysCollection, spatial_size: Sequence[int], cube_mm: float) -> None:
         super().__init__(keys)
-        self.spatial_size = list(spatial_size)
-        self.cube_mm = cube_mm
-        self.resample = _resample()
+        self.spatial_size, self.cube_mm = list(spatial_size), cube_mm
+        self.resample = SpatialResample(mode="bilinear", padding_mode="border", align_corners=False, dtype="float32")
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Any:
         item = dict(data)
@@ -46,15 +73,26 @@ class CropCubed(MapTransform):
         points = torch.as_tensor(centers, dtype=torch.float64)
         return [self._cut({**item, "center": point, "name": name}) for point, name in zip(points, names)]
 
-    def _cut(self, item: dict[Hashable, Any]) -> dict[Hashable, Any]:
+    def _cut(
+        self, item: dict[Hashable, Any], shift: Any = 0.0, zoom: float = 1.0, axes: np.ndarray | None = None
+    ) -> dict[Hashable, Any]:
         for key in self.key_iterator(item):
-            middle = middle_of(item[key], item.get("center"))
-            grid = cube_grid(item[key], middle, np.full(3, float(self.cube_mm)), self.spatial_size)
-            item[key] = _sample(self.resample, item[key], grid, self.spatial_size)
+            image, center = item[key], item.get("center")
+            affine, shape = np.asarray(image.affine, dtype=float), image.shape[1:]
+            if center is None:
+                ras, ras_shape = to_ras(affine, shape)
+                middle = ras_shape * axis_spacing(affine @ ras) / 2
+            elif (middle := point_from_corner(affine, shape, center)) is None:
+                place, name = [round(float(value), 3) for value in center], image.meta.get("filename_or_obj")
+                raise InputError(f"center {place} (mm, RAS) is outside '{name}'; correct it.")
+            extent = np.full(3, self.cube_mm / zoom)
+            grid = window_grid(affine, shape, self.spatial_size, middle + shift, extent, axes)
+            part = needed_part(image, grid, self.spatial_size)
+            item[key] = self.resample(part, dst_affine=torch.as_tensor(grid), spatial_size=self.spatial_size)
         return item
 
 
-class RandCropCubed(RandomizableTransform, MapTransform):
+class RandCropCubed(RandomizableTransform, CropCubed):
     """:class:`CropCubed` with random translation, rotation, scale and flips, in the same single interpolation.
 
     A nodule has no up or down, so it may be mirrored along every axis. Translation and scale are small: where the cube
@@ -80,15 +118,9 @@ class RandCropCubed(RandomizableTransform, MapTransform):
         scale: Sequence[float] = (0.9, 1.1),
         flip: bool = True,
     ) -> None:
-        MapTransform.__init__(self, keys)
+        CropCubed.__init__(self, keys, spatial_size, cube_mm)
         RandomizableTransform.__init__(self, prob=1.0)
-        self.spatial_size = list(spatial_size)
-        self.cube_mm = cube_mm
-        self.translate_mm = translate_mm
-        self.rotate_degrees = rotate_degrees
-        self.scale = tuple(scale)
-        self.flip = flip
-        self.resample = _resample()
+        self.translate_mm, self.rotate_degrees, self.scale, self.flip = translate_mm, rotate_degrees, tuple(scale), flip
 
     def draw(self) -> tuple[np.ndarray, float, np.ndarray]:
         """Shift (mm) of the cube, its magnification, and its axes as columns (3, 3)."""
@@ -99,13 +131,7 @@ class RandCropCubed(RandomizableTransform, MapTransform):
         return shift, zoom, axes * signs
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = dict(data)
-        shift, zoom, axes = self.draw()
-        for key in self.key_iterator(item):
-            middle = middle_of(item[key], item.get("center")) + shift
-            grid = cube_grid(item[key], middle, np.full(3, self.cube_mm / zoom), self.spatial_size, axes)
-            item[key] = _sample(self.resample, item[key], grid, self.spatial_size)
-        return item
+        return self._cut(dict(data), *self.draw())
 
 
 def point_from_corner(affine: np.ndarray, shape: Sequence[int], point: Sequence[float]) -> np.ndarray | None:
@@ -113,36 +139,3 @@ def point_from_corner(affine: np.ndarray, shape: Sequence[int], point: Sequence[
     ras, ras_shape = to_ras(affine, shape)
     voxels = np.linalg.solve(affine @ ras, [*map(float, point), 1.0])[:3] + 0.5
     return voxels * axis_spacing(affine @ ras) if ((voxels >= 0) & (voxels <= ras_shape)).all() else None
-
-
-def middle_of(image: MetaTensor, center: Sequence[float] | None = None) -> np.ndarray:
-    """Middle of the cube of an image as :func:`point_from_corner` tells it: that of ``center`` or of the image.
-
-    Raises:
-        InputError: the center lies outside of the image.
-    """
-    affine, shape = np.asarray(image.affine, dtype=float), image.shape[1:]
-    if center is None:
-        ras, ras_shape = to_ras(affine, shape)
-        return ras_shape * axis_spacing(affine @ ras) / 2
-    middle = point_from_corner(affine, shape, center)
-    if middle is None:
-        place = [round(float(value), 3) for value in center]
-        raise InputError(f"center {place} (mm, RAS) is outside '{image.meta.get('filename_or_obj')}'; correct it.")
-    return middle
-
-
-def cube_grid(
-    image: MetaTensor, middle: np.ndarray, extent: np.ndarray, size: Sequence[int], axes: np.ndarray | None = None
-) -> np.ndarray:
-    """Affine (4, 4) of a grid of ``size`` voxels around ``middle``, see :func:`window_grid`."""
-    return window_grid(np.asarray(image.affine, dtype=float), image.shape[1:], size, middle, extent, axes)
-
-
-def _resample() -> SpatialResample:
-    return SpatialResample(mode="bilinear", padding_mode="border", align_corners=False, dtype="float32")
-
-
-def _sample(resample: SpatialResample, image: MetaTensor, grid: np.ndarray, size: Sequence[int]) -> torch.Tensor:
-    part = needed_part(image, grid, size)
-    return resample(part, dst_affine=torch.as_tensor(grid), spatial_size=size)

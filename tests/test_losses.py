@@ -62,34 +62,16 @@ def test_the_padding_of_the_network_is_nothing_to_a_plain_loss():
     torch.testing.assert_close(FlatCrossEntropy()(padded, target), FlatCrossEntropy()(logits, target))
 
 
-def test_per_domain_holds_the_last_call_only():
-    logits, target = batch()
-    loss = MultiHeadLoss(dice(), [2, 4])
-    loss(logits, target, [1] * 5)
-    value = loss(logits, target, [0] * 5)
-    assert list(loss.per_domain) == [0] and loss.per_domain[0] == value
-
-
-def test_a_trainer_may_pass_target_and_domain_as_a_pair():
-    logits, target = batch()
-    loss, domain = MultiHeadLoss(dice(), [2, 4]), torch.tensor([0, 1, 1, 0, 1])
-    assert torch.equal(loss(logits, (target, domain)), loss(logits, target, domain))
-
-
-def test_meta_tensors_float_labels_and_a_domain_column_are_welcome():
+def test_meta_tensors_float_labels_a_domain_column_and_a_pair_of_target_and_domain_are_welcome():
     logits, target = batch()
     domain = torch.tensor([0, 1, 1, 0, 1])
     loss = MultiHeadLoss(nn.CrossEntropyLoss(), [2, 4])
+    expected = loss(logits, target, domain)
     wrapped = loss(MetaTensor(logits), MetaTensor(target.float()), domain[:, None])
-    assert torch.equal(wrapped, loss(logits, target, domain)) and type(wrapped) is torch.Tensor
-
-
-def test_labels_beyond_the_domain_are_named():
-    logits, target = batch()
-    target[3, 0, 0, 0, 0] = 3
-    with pytest.raises(ValueError, match="labels from 0 to 1 in domain 0, got 0 to 3"):
-        MultiHeadLoss(dice(), [2, 4])(logits, target, [1, 1, 1, 0, 1])
-    MultiHeadLoss(dice(), [2, 4])(logits, target, [0, 0, 0, 1, 0])
+    assert torch.equal(wrapped, expected) and type(wrapped) is torch.Tensor
+    assert torch.equal(loss(logits, (target, domain)), expected)
+    value = loss(logits, target, [0] * 5)
+    assert list(loss.per_domain) == [0] and loss.per_domain[0] == value  # of the last call
 
 
 def test_the_label_that_cross_entropy_ignores_is_no_mistake():
@@ -101,14 +83,21 @@ def test_the_label_that_cross_entropy_ignores_is_no_mistake():
         MultiHeadLoss(nn.CrossEntropyLoss(), [2])(logits, target)
 
 
-@pytest.mark.parametrize("domain", [[0, 1], [0, 1, 2, 0, 0], [0, -1, 0, 0, 0]])
-def test_domains_that_do_not_fit_the_batch_are_named(domain):
-    with pytest.raises(ValueError, match="domain must be 5 indices from 0 to 1, got"):
-        MultiHeadLoss(dice(), [2, 4])(*batch(), domain)
-
-
-def test_a_target_without_a_channel_and_a_loss_without_domains_are_named():
+@pytest.mark.parametrize(
+    ("domain", "words"),
+    [
+        ([0, 1], "domain must be 5 indices from 0 to 1, got"),
+        ([0, 1, 2, 0, 0], "domain must be 5 indices from 0 to 1, got"),
+        ([0, -1, 0, 0, 0], "domain must be 5 indices from 0 to 1, got"),
+        ([1, 1, 1, 0, 1], "labels from 0 to 1 in domain 0, got 0 to 3"),
+    ],
+)
+def test_domains_and_labels_that_do_not_fit_are_named(domain, words):
     logits, target = batch()
+    target[3, 0, 0, 0, 0] = 3
+    with pytest.raises(ValueError, match=words):
+        MultiHeadLoss(dice(), [2, 4])(logits, target, domain)
+    MultiHeadLoss(dice(), [2, 4])(logits, target, [0, 0, 0, 1, 0])
     with pytest.raises(ValueError, match="target must be N x 1 x D x H x W"):
         MultiHeadLoss(dice(), [2])(logits, target[:, 0])
     with pytest.raises(ValueError, match="at least one domain"):
