@@ -12,8 +12,8 @@ from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.errors import InputError
 from med3d_ext.handlers.card import WeightsCard
 from med3d_ext.networks import Segmenter
+from med3d_ext.weights.files import weights_to_continue
 from med3d_ext.weights.initial import InitialWeights
-from med3d_ext.weights.labelling import weights_to_continue
 
 FACTS = {"hu_window": [-125, 250], "classes": {"0": "background", "1": "liver"}}
 

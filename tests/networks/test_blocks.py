@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from med3d_ext.networks.blocks import DilatedConv3d
+from med3d_ext.networks.resnet import DilatedConv3d
 
 
 def twins(in_channels: int, out_channels: int, **options) -> tuple[nn.Conv3d, DilatedConv3d]:

@@ -22,8 +22,7 @@ from med3d_ext.weights.initial import (
     read_weights,
     write_state,
 )
-from med3d_ext.weights.loading import fit_weights
-from med3d_ext.weights.sources import encoder_tensors
+from med3d_ext.weights.loading import encoder_tensors, fit_weights
 
 MEDICALNET_DEPTHS = [name for name in ARCHITECTURES if not name.startswith("preact")]
 

@@ -13,8 +13,7 @@ from torch import nn
 
 from med3d_ext.errors import InputError
 from med3d_ext.networks import ResNetEncoder
-from med3d_ext.networks.blocks import PreActivationBottleneck, ZeroPadShortcut
-from med3d_ext.networks.resnet import ARCHITECTURES
+from med3d_ext.networks.resnet import ARCHITECTURES, PreActivationBottleneck, ZeroPadShortcut
 
 LAYOUT = json.loads((Path(__file__).parents[1] / "golden" / "medicalnet_layout.json").read_text())
 PUBLISHED = [name for name in LAYOUT if name.startswith("resnet")]

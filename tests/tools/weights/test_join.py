@@ -10,7 +10,7 @@ from composed_networks import aspp_network
 
 from med3d_ext.errors import InputError
 from med3d_ext.networks import Segmenter, TwoStageSegmenter
-from med3d_ext.tools.weights.verbs import join
+from med3d_ext.tools.weights import join
 
 WINDOW = [-125.0, 250.0]
 

@@ -11,7 +11,7 @@ from med3d_ext.io.facts import read_facts
 from med3d_ext.networks import Segmenter
 from med3d_ext.networks.med3d import TwoStageSegmenter
 from med3d_ext.tools import cli
-from med3d_ext.tools.weights.release import released_bytes, rounded, saved
+from med3d_ext.tools.weights import released_bytes, rounded, saved
 
 
 def small_network():

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from med3d_ext.tools import cli
-from med3d_ext.tools.zoo.pack import index
+from med3d_ext.tools.zoo.fetch import index
 
 NAME = "tiny_segmentation"
 ZIP = f"{NAME}_v0.2.0.zip"

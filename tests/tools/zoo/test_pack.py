@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import med3d_ext
 from med3d_ext.tools import cli
-from med3d_ext.tools.weights.release import release
+from med3d_ext.tools.weights import release
 
 NAME = "tiny_segmentation"
 PACKAGE = Path(med3d_ext.__file__).parent
@@ -292,7 +292,7 @@ TRAIN = {
 
 
 def test_random_weights_are_called_so_and_have_all_that_inference_reads(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("med3d_ext.tools.zoo.stage.PHANTOMS", 2)
+    monkeypatch.setattr("med3d_ext.tools.zoo.pack.PHANTOMS", 2)
     (tiny / "configs" / "train.json").write_text(json.dumps(TRAIN))
     for folder in "ab":
         assert pack(tiny, tmp_path / folder, "--weights", "random") == 0
