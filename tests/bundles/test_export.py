@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -161,15 +162,6 @@ def test_channels_that_a_branch_does_not_have_excuse_no_difference():
 
 @each_coarse
 def test_without_the_packages_for_onnx_the_repair_is_named(bundle, out, monkeypatch):
-    import builtins
-
-    real = builtins.__import__
-
-    def missing(name, *rest):
-        if name == "onnx":
-            raise ImportError("no onnx", name="onnx")
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
+    monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(InputError, match="pip install onnx onnxruntime"):
         out(bundle, "model.onnx")

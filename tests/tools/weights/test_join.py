@@ -66,17 +66,6 @@ def test_equal_tensors_are_stored_once_and_each_is_its_own_parameter_again(files
     assert network.fine.encoder.conv1.weight.any()
 
 
-def test_a_coarse_network_of_its_own_stays_so(files, tmp_path):
-    fine, other, *_ = files
-    state = load(other)
-    state["encoder.conv1.weight"] = state["encoder.conv1.weight"] + 1
-    torch.save(state, other)
-    join(fine, other, str(tmp_path / "out/model.pt"))
-    joined = load(tmp_path / "out/model.pt")
-    assert torch.equal(joined["coarse.encoder.conv1.weight"], state["encoder.conv1.weight"])
-    assert torch.equal(joined["fine.encoder.conv1.weight"], load(fine)["fine.encoder.conv1.weight"])
-
-
 def test_the_facts_and_the_cases_of_both_lie_beside_it(files, tmp_path):
     fine, other, *_ = files
     join(fine, other, str(tmp_path / "out/model.pt"))

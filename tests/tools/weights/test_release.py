@@ -73,12 +73,6 @@ def test_rounding_goes_to_the_nearest_and_ties_to_the_even():
     assert torch.equal(rounded(given).float(), wanted)
 
 
-def test_it_is_more_precise_than_bfloat16():
-    values = torch.randn(64, 64, 3, 3, 3, generator=torch.Generator().manual_seed(0)) / 40
-    error = (rounded(values).float() - values).abs().mean()
-    assert error < 0.6 * (values.bfloat16().float() - values).abs().mean()
-
-
 def test_vectors_counters_and_values_beyond_half_precision_stay_as_they_are():
     large = torch.full((1, 1, 1, 1, 1), 1e6)
     for tensor in (torch.randn(7), torch.tensor(3), torch.randn(2, 3), large):
@@ -96,15 +90,6 @@ def test_the_network_loads_what_was_released(state, network):
             assert torch.equal(value, before[name]), name
             assert state[name].dtype == before[name].dtype
     assert state["encoder.conv1.weight"].dtype == torch.float16
-
-
-def test_the_logits_hardly_change(state, network):
-    other = Segmenter("resnet10")
-    other.load_state_dict(state)
-    image = torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        before, after = network.eval()(image), other.eval()(image)
-    assert 0 < (after - before).abs().max() < 0.01 * before.abs().max()
 
 
 def test_a_second_release_has_the_same_bytes(trained, tmp_path):
