@@ -38,25 +38,28 @@ _FIRST_BYTES = {
 """What is often found where weights should be, by its first bytes."""
 
 
-def read_checkpoint(path: str | os.PathLike, sha256: str | None = None) -> tuple[dict[str, Tensor], set[str]]:
-    """Read the tensors of a weights file; code in it is never run.
-
-    Args:
-        path: ``.safetensors``, or any file of ``torch.save`` (``.pth``, ``.pt``).
-        sha256: hash that the file must have. Defaults to None, any.
+def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Tensor], set[str]]:
+    """Read the tensors of a weights file, ``.safetensors`` or any of ``torch.save``; code in it is never run.
 
     Returns:
         the state dict under the file's own names, and the keys of the checkpoint around it (empty if there is none).
 
     Raises:
-        InputError: no such file, another hash, damaged, holding code, or without tensors.
+        InputError: no such file, damaged, holding code, or without tensors.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"'{path}' is not a file; give the path of a weights file.")
-    if sha256 is not None:
-        check_sha256(path, sha256)
-    state, keys = _unwrap(_read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path))
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            state, keys = _unwrap(load_file(path))
+        except SafetensorError as error:
+            raise InputError(f"'{path}' is damaged or cut short ({error}); fetch it again.") from error
+    else:
+        state, keys = _unwrap(_read_torch(path))
     if not state:
         raise InputError(f"'{path}' holds no tensors by name; give a file that holds a state dict.")
     return state, keys
@@ -68,12 +71,7 @@ def not_finite(state: Mapping[str, Tensor]) -> list[str]:
 
 
 def fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """What keeps a state dict from being loaded into a network, in words; empty if it fits.
-
-    Args:
-        state: tensors by name.
-        expected: the network's own state dict, on any device (``meta`` too).
-    """
+    """What keeps a state dict from being loaded into a network that has the state dict ``expected``, in words."""
     faults = []
     if missing := sorted(expected.keys() - state.keys()):
         faults.append(f"lacks {len(missing)} of the network's {len(expected)} tensors, {missing[0]} first")
@@ -137,16 +135,6 @@ def _what_is_wrong(path: Path, message: str) -> str:
     return "is damaged or cut short; fetch it again"
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise InputError(f"'{path}' is damaged or cut short ({error}); fetch it again.") from error
-
-
 def _unwrap(content: Any) -> tuple[dict[str, Tensor], set[str]]:
     if not isinstance(content, Mapping):
         return {}, set()
@@ -162,12 +150,7 @@ def own_copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write_state(state: Mapping[str, Tensor], path: str | os.PathLike, overwrite: bool = False) -> None:
-    """Write a flat state dict; ``path`` afterwards holds all of it or what it held before.
-
-    Args:
-        state: tensors by name.
-        path: ``.pt``, ``.pth`` or ``.safetensors``.
-        overwrite: replace an existing file. Defaults to False.
+    """Write a flat state dict to a ``.pt``, ``.pth`` or ``.safetensors``: all of it, or the file stays as it was.
 
     Raises:
         InputError: another suffix, or the file exists and ``overwrite`` is False.

@@ -78,7 +78,6 @@ class InitialWeights:
             sentence; or the path of a weights file.
         bundle_root: the bundle's folder; the released encoder is looked for next to it, then in the checkout that this
             package is in. Defaults to None.
-        released: the released encoder's file, if it is elsewhere. Defaults to None.
         report_path: where :meth:`write_report` writes the report as JSON. Defaults to None, nowhere.
         minimum_share: see :func:`load_encoder`. Defaults to 0.95.
         with_head: load all that a file holds of this very network, its decoder and head, too, as for more training of
@@ -104,7 +103,6 @@ class InitialWeights:
         network: nn.Module,
         init: str,
         bundle_root: str | os.PathLike | None = None,
-        released: str | os.PathLike | None = None,
         report_path: str | os.PathLike | None = None,
         minimum_share: float = 0.95,
         with_head: bool | str = False,
@@ -114,7 +112,7 @@ class InitialWeights:
     ) -> None:
         served = weights_to_continue(bundle_root)
         self.network = network
-        self.path = path = served or initial_weights_path(str(init), bundle_root, released)
+        self.path = path = served or initial_weights_path(str(init), bundle_root)
         self.report_path = report_path
         self.report = None
         self.seen: dict[str, list[dict[str, Any]]] = {}
@@ -143,7 +141,7 @@ class InitialWeights:
         """The network on a device.
 
         Args:
-            device: the device.
+            device: such as `cuda:0`.
             sync_batchnorm: share the statistics of BatchNorm among the processes of a training on several GPUs.
             channels_last: keep the weights as cuDNN's fastest kernels want them (``torch.channels_last_3d``); the
                 function is the same. Defaults to None: on a GPU.
@@ -213,14 +211,8 @@ def load_network(network: nn.Module, path: str | os.PathLike) -> None:
     )
 
 
-def initial_weights_path(
-    init: str, bundle_root: str | os.PathLike | None = None, released: str | os.PathLike | None = None
-) -> Path | None:
-    """The weights file that a config's ``init`` means, None from scratch; arguments as of :class:`InitialWeights`.
-
-    Raises:
-        InputError: ``init`` names no weights.
-    """
+def initial_weights_path(init: str, bundle_root: str | os.PathLike | None = None) -> Path | None:
+    """The weights file that a config's ``init`` means, None from scratch; an InputError if it names no weights."""
     if init == "scratch":
         return None
     if init == "kinetics":
@@ -236,7 +228,7 @@ def initial_weights_path(
     checkout = Path(med3d_ext.__file__).resolve().parents[1] / "bundles" / PRETRAINING
     if not pretraining.is_dir() and checkout.is_dir():
         pretraining = checkout  # a user's own bundle may be anywhere
-    path = Path(released) if released is not None else pretraining / "weights" / "model.pt"
+    path = pretraining / "weights" / "model.pt"
     if path.is_file():
         return path
     hint = "in a packed bundle use --init PATH"

@@ -139,28 +139,19 @@ def identify(state: Mapping[str, Tensor], keys: set[str] | None = None) -> str:
     return "encoder"
 
 
-def read_weights(path: str | os.PathLike, sha256: str | None = None) -> tuple[dict[str, Tensor], str]:
-    """:func:`~med3d_ext.weights.files.read_checkpoint`, with the source, a key of ``SOURCES``, for the keys."""
-    state, keys = read_checkpoint(path, sha256)
+def read_weights(path: str | os.PathLike) -> tuple[dict[str, Tensor], str]:
+    """The state dict of a weights file under the file's own names, and its source, a key of ``SOURCES``."""
+    state, keys = read_checkpoint(path)
     return state, identify(state, keys)
 
 
-def encoder_tensors(state: Mapping[str, Tensor], source: str | None = None) -> EncoderTensors:
-    """Take the encoder out of a state dict by the rules of its source.
+def encoder_tensors(state: Mapping[str, Tensor], source: str) -> EncoderTensors:
+    """Take the encoder out of a state dict by the rules of its source, a key of ``SOURCES``.
 
     A bias before a BatchNorm, which MONAI's shortcut has, is the same as a smaller running mean: it is taken off
     there. In training it has no effect at all, since the batch's mean takes it away.
-
-    Args:
-        state: tensors under the file's names.
-        source: key of ``SOURCES``. Defaults to None, found from the names.
-
-    Raises:
-        InputError: ``source`` is none of the keys.
     """
-    rules = SOURCES.get(source or identify(state))
-    if rules is None:
-        raise InputError(f"source must be one of {', '.join(SOURCES)}, got {source!r}.")
+    rules = SOURCES[source]
     prefix = next((p for p in rules.prefixes if any(re.match(p, name) for name in state)), "")
     found = EncoderTensors()
     for name, tensor in state.items():
@@ -180,12 +171,7 @@ def encoder_tensors(state: Mapping[str, Tensor], source: str | None = None) -> E
 
 
 def describe_weights(state: Mapping[str, Tensor], source: str | None = None) -> Description:
-    """Find depth, block, shortcut and stem of an encoder from its tensors.
-
-    Args:
-        state: tensors under the file's names.
-        source: key of ``SOURCES``. Defaults to None, found from the names.
-    """
+    """Find depth, block, shortcut and stem of an encoder from its tensors; ``source`` is found from their names."""
     source = source or identify(state)
     return _describe(encoder_tensors(state, source).tensors, source)
 
@@ -249,10 +235,7 @@ def encoder_of(network: nn.Module) -> Any:
 
 
 def load_encoder(
-    network: nn.Module,
-    weights: str | os.PathLike | Mapping[str, Tensor],
-    minimum_share: float = 0.95,
-    source: str | None = None,
+    network: nn.Module, weights: str | os.PathLike | Mapping[str, Tensor], minimum_share: float = 0.95
 ) -> LoadReport:
     """Load weights into the encoder of ``network``. Nothing is written before every check has passed.
 
@@ -263,17 +246,16 @@ def load_encoder(
         weights: a file (see :func:`read_weights`) or a state dict.
         minimum_share: refuse if the file covers less of the encoder, 0 to 1. Another depth, block or shortcut and
             a tensor of another shape are always refused. Defaults to 0.95.
-        source: key of ``SOURCES``. Defaults to None, found from the file.
 
     Raises:
         InputError: the file does not fit the network; the message names both.
     """
     encoder = encoder_of(network)
     if isinstance(weights, Mapping):
-        file, state, found = "the state dict", dict(weights), identify(weights)
+        file, state, source = "the state dict", weights, identify(weights)
     else:
-        file, (state, found) = str(weights), read_weights(weights)
-    tensors, report = fit_weights(encoder.state_dict(), state, source or found, file, minimum_share)
+        file, (state, source) = str(weights), read_weights(weights)
+    tensors, report = fit_weights(encoder.state_dict(), state, source, file, minimum_share)
     encoder.load_state_dict(tensors, strict=False)  # strict about names: fit_weights was
     return report
 

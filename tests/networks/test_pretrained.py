@@ -288,12 +288,6 @@ def test_the_report_tells_the_fate_of_each_tensor(rgb, tmp_path):
     assert "renamed       59  module.bn1.weight -> bn1.weight, ..." in table
 
 
-def test_the_source_can_be_given_and_must_exist(encoder):
-    assert load_encoder(ResNetEncoder("resnet10"), encoder.state_dict(), source="monai").source == "monai"
-    with pytest.raises(InputError, match="source must be one of kinetics, .*got 'imagenet'"):
-        load_encoder(ResNetEncoder("resnet10"), encoder.state_dict(), source="imagenet")
-
-
 def test_the_encoder_is_found_in_networks_and_wrappers():
     segmenter = Segmenter("resnet10")
     assert encoder_of(segmenter.encoder) is segmenter.encoder
@@ -347,8 +341,6 @@ def test_init_med3d_takes_the_released_encoder_beside_the_bundle(encoder, tmp_pa
     assert torch.equal(start.network.encoder.conv1.weight, encoder.conv1.weight)
     assert json.loads((tmp_path / "run" / "weights.json").read_text())["share"] == 1.0
     assert "100.0% of the encoder loaded" in caplog.text
-    elsewhere = (weights / "model.pt").rename(tmp_path / "elsewhere.pt")
-    assert InitialWeights(Classifier("resnet10"), "med3d", bundle, elsewhere).report.share == 1.0
 
 
 def test_init_without_weights_is_refused_with_a_way_out(tmp_path, monkeypatch):

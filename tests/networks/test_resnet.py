@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from pathlib import Path
 
@@ -223,17 +222,6 @@ def test_every_depth_scripts(name):
     scripted = torch.jit.script(on_meta(name, checkpointing=True))
     features = scripted(torch.zeros(2, 1, 17, 16, 9, device="meta"))
     assert [list(feature.shape[2:]) for feature in features[-2:]] == [[3, 2, 2]] * 2
-
-
-@pytest.mark.parametrize("shortcut", ["A", "B"])
-def test_the_scripted_encoder_gives_the_same_features_after_a_round_trip(shortcut):
-    encoder = ResNetEncoder("resnet10", shortcut=shortcut).eval()
-    file = io.BytesIO()
-    torch.jit.save(torch.jit.script(encoder), file)
-    file.seek(0)
-    x = torch.randn(1, 1, 17, 16, 9)
-    for own, loaded in zip(encoder(x), torch.jit.load(file)(x), strict=True):
-        torch.testing.assert_close(loaded, own)
 
 
 def onnx_features(encoder: ResNetEncoder, x: torch.Tensor, folder: Path) -> list[torch.Tensor]:

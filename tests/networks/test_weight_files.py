@@ -102,14 +102,6 @@ def test_what_is_no_state_dict_is_named_and_no_code_is_run(write, meaning, tmp_p
     assert not (tmp_path / "ran").exists()
 
 
-def test_another_hash_is_refused(tmp_path):
-    path = tmp_path / "a.pt"
-    torch.save(STATE, path)
-    assert read_checkpoint(path, _sha256(path).upper())[0].keys() == STATE.keys()
-    with pytest.raises(InputError, match=f"does not have the sha256 {'0' * 64}"):
-        read_checkpoint(path, "0" * 64)
-
-
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_an_existing_file_is_replaced_only_when_asked(suffix, tmp_path):
     path = tmp_path / f"a{suffix}"
