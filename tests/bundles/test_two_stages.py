@@ -19,7 +19,7 @@ from med3d_ext.errors import InputError
 from med3d_ext.handlers.checkpoint import ResumableCheckpoint
 from med3d_ext.run.one_line import user_message
 from med3d_ext.tools.new_bundle import new_bundle, own_data
-from med3d_ext.tools.new_bundle.plan import grid_for, plan
+from med3d_ext.tools.new_bundle.plan import grid_for, plan_bundle
 
 sys.path.insert(0, str(REPOSITORY / "tests" / "data"))
 from tiny_domains import write_domain  # noqa: E402
@@ -152,8 +152,8 @@ def test_an_organ_that_fills_little_of_a_scan_gets_two_stages(tmp_path, width, s
         voxels[10 : 10 + width, 10 : 10 + width, 10 : 10 + width] = 1
         nibabel.save(nibabel.Nifti1Image(voxels, np.diag([4, 4, 4, 1])), path)
     found = own_data(str(folder))
-    assert plan(found, 2).stages == stages
-    other = plan(found, 2, 3 - stages)
+    assert plan_bundle(found, 2).stages == stages
+    other = plan_bundle(found, 2, 3 - stages)
     assert other.stages == 3 - stages and "(as asked)" in other.reason
 
 
@@ -176,11 +176,11 @@ def test_more_minutes_are_more_epochs_and_too_few_are_refused(organs, monkeypatc
 
     monkeypatch.setattr(module, "step_seconds", lambda network, grid: 0.5)
     found = own_data(str(organs))
-    short, long = (plan(found, 3, 2, minutes) for minutes in (10, 20))
+    short, long = (plan_bundle(found, 3, 2, minutes) for minutes in (10, 20))
     assert 1.7 < long.epochs / short.epochs < 2.4 and short.coarse_epochs < long.coarse_epochs
     assert "in 10 minutes" in short.reason
     with pytest.raises(InputError, match="0.5 minutes are too few for one epoch"):
-        plan(found, 3, 2, 0.5)
+        plan_bundle(found, 3, 2, 0.5)
 
 
 @pytest.mark.parametrize(

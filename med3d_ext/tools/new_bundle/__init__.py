@@ -17,7 +17,7 @@ from med3d_ext.run.moved import renewed
 from med3d_ext.tools.bundle_folder import METADATA, find_bundle
 from med3d_ext.tools.layouts.prepare_3dseg8 import Found, find_domains
 from med3d_ext.tools.new_bundle.configs import TEMPLATES, own_configs
-from med3d_ext.tools.new_bundle.plan import Plan, plan
+from med3d_ext.tools.new_bundle.plan import Plan, plan_bundle
 from med3d_ext.tools.zoo.pack import check_name
 
 COPIED = ("LICENSE", "large_files.yml", "configs/logging.conf")
@@ -69,7 +69,7 @@ def new_bundle(
         raise InputError(f"'{folder}' exists; choose another name, or remove it.")
     found = own_data(dataset_dir, channel)
     classes, _ = merge_classes(found.source.classes, found.settings.merge)
-    planned = plan(found, len(classes), stages, minutes)
+    planned = plan_bundle(found, len(classes), stages, minutes)
     with scratch_folder(folder) as scratch:
         draft = scratch / name
         _write(draft, found, classes, planned)

@@ -64,7 +64,7 @@ def grid_for(extent: np.ndarray, spacing: np.ndarray, voxels: int) -> list[int]:
     raise AssertionError
 
 
-def plan(found: Found, classes: int, stages: int | None = None, minutes: float | None = None) -> Plan:
+def plan_bundle(found: Found, classes: int, stages: int | None = None, minutes: float | None = None) -> Plan:
     """Plan a bundle from some of its data set's labels.
 
     Args:
