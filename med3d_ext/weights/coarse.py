@@ -150,15 +150,11 @@ class CoarseWeights(NamedTuple):
 def read_coarse(
     path: str | os.PathLike, expected: Mapping[str, Tensor], hu_window: Sequence[float] | None = None
 ) -> CoarseWeights:
-    """Read the coarse network from a file of its own or of a whole cascade, and check that it fits.
-
-    Args:
-        path: the weights file, ``facts.json`` next to it.
-        expected: the state dict that its tensors must fit.
-        hu_window: the window (HU) that the cascade gives both networks. Defaults to None, not compared.
+    """Read the coarse network from a file of its own or of a whole cascade, with ``facts.json`` next to it.
 
     Raises:
-        InputError: the file is of another network, of none, or was trained with another window.
+        InputError: it does not fit the state dict ``expected``, is of no coarse network, or was trained with another
+            window (HU) than ``hu_window``.
     """
     domain = weights_domain(path)
     window = [float(limit) for limit in domain.get("hu_window") or []]

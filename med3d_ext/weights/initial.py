@@ -142,12 +142,9 @@ class InitialWeights:
 
         Args:
             device: such as `cuda:0`.
-            sync_batchnorm: share the statistics of BatchNorm among the processes of a training on several GPUs.
-            channels_last: keep the weights as cuDNN's fastest kernels want them (``torch.channels_last_3d``); the
-                function is the same. Defaults to None: on a GPU.
-
-        Raises:
-            InputError: ``sync_batchnorm`` without a GPU; torch has none for CPUs.
+            sync_batchnorm: share the statistics of BatchNorm among the processes of a training; on GPUs alone.
+            channels_last: keep the weights as cuDNN's fastest kernels want them (``torch.channels_last_3d``). Defaults
+                to None: on a GPU.
         """
         is_gpu = torch.device(device).type == "cuda"
         if sync_batchnorm and not is_gpu:

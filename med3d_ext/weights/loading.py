@@ -263,17 +263,9 @@ def load_encoder(
 def fit_weights(
     expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str, file: str, minimum_share: float = 0.95
 ) -> tuple[dict[str, Tensor], LoadReport]:
-    """Fit a file's encoder to the tensors that a network expects, without touching the network.
+    """Values for an encoder's state dict ``expected``, adapted and in its data types, and the report.
 
-    Args:
-        expected: the encoder's state dict, on any device (``meta`` too): its names, shapes and data types.
-        state: tensors under the file's names.
-        source: key of ``SOURCES``.
-        file: the file's name, for messages.
-        minimum_share: as for :func:`load_encoder`.
-
-    Returns:
-        values for ``expected``, adapted and in its data types, and the report.
+    ``expected`` may be on the ``meta`` device; ``state`` has the names of ``file``.
 
     Raises:
         InputError: another architecture, another shape, values that are not finite, or too small a share.

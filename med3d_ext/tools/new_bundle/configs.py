@@ -41,14 +41,10 @@ HANDLERS += ("RunManifest", "Curves", "ProgressBar", "WeightsCard")
 def own_configs(
     bundles: Path, plan: Plan, modality: str | None, classes: int, channel: str | None
 ) -> dict[str, dict[str, Any]]:
-    """The configs by name.
+    """The configs by name, made of those in the folder ``bundles``.
 
-    Args:
-        bundles: the folder of the bundles that they are made of.
-        plan: stages, grids and epochs.
-        modality: "CT" is windowed, all else normalized by percentiles.
-        classes: number of classes, background counted, of a network that has no weights yet.
-        channel: the channel that is taken of images that have several.
+    A CT is windowed, all else normalized by percentiles. ``classes``, background counted, are those of a network that
+    has no weights yet; ``channel`` is taken of images that have several.
     """
     parts = read_json(Path(__file__).with_name("templates") / "recipe.json")
     configs = {name: read_json(bundles / TEMPLATES[plan.stages] / "configs" / f"{name}.json") for name in CONFIGS}

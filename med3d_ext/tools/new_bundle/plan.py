@@ -48,12 +48,10 @@ class Plan:
 
 
 def grid_for(extent: np.ndarray, spacing: np.ndarray, voxels: int) -> list[int]:
-    """A grid for a window of ``extent`` (mm): cubic voxels as far as the data have them, multiples of the stride.
+    """A grid of at most ``voxels`` for a window of ``extent`` (mm): cubic voxels if the data have them.
 
-    Args:
-        extent: size of the window (mm).
-        spacing: the data's spacing (mm); no axis is sampled finer than half of it, which a stride of 8 makes use of.
-        voxels: most voxels of the grid.
+    Its axes are multiples of the stride, none sampled finer than half the data's ``spacing`` (mm), which a stride of 8
+    makes use of.
     """
     finest = np.asarray(spacing) / 2
     for voxel in itertools.count(float(finest.min()), 0.05):
@@ -67,12 +65,8 @@ def grid_for(extent: np.ndarray, spacing: np.ndarray, voxels: int) -> list[int]:
 def plan_bundle(found: Found, classes: int, stages: int | None = None, minutes: float | None = None) -> Plan:
     """Plan a bundle from some of its data set's labels.
 
-    Args:
-        found: the data set.
-        classes: number of classes, background counted.
-        stages: 1 or 2. Defaults to None: two if the region of interest is a small part of the scans.
-        minutes: how long the whole training may take on this machine, preparation and validation counted. Defaults to
-            None: as many steps as a small data set needs.
+    Without ``stages``, two if the region of interest is a small part of the scans; without ``minutes`` for the whole
+    training on this machine, as many steps as a small data set needs.
 
     Raises:
         InputError: ``minutes`` are too few for one epoch of each stage, or no label holds a target.
