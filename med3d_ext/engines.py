@@ -15,7 +15,7 @@ from monai.utils import CommonKeys
 
 from med3d_ext.handlers.checkpoint import ResumableCheckpoint
 from med3d_ext.run.rank import wait_for_all
-from med3d_ext.weights.labelling import SERVER
+from med3d_ext.weights.files import SERVER
 
 # MONAI's trainer makes a gradient scaler of its own, which bfloat16 has no use for, and torch warns on a CPU.
 warnings.filterwarnings("ignore", message=r".*GradScaler")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.errors import InputError
 from med3d_ext.handlers.card import WeightsCard
 from med3d_ext.networks import Segmenter
+from med3d_ext.weights.files import weights_to_continue
 from med3d_ext.weights.initial import InitialWeights
-from med3d_ext.weights.labelling import weights_to_continue
 
 FACTS = {"hu_window": [-125, 250], "classes": {"0": "background", "1": "liver"}}
 
@@ -44,21 +45,14 @@ def items(liver_folder):
     return [{"image": str(image), "label": str(label)} for image, label in pairs]
 
 
-def seen(bundle):
-    """What the initial weights of a server's training have seen."""
-    return InitialWeights(Segmenter("resnet10"), "med3d", bundle).seen
-
-
 def prepared(bundle):
     return PreparedData("lits", None, str(bundle / "eval"), bundle_root=bundle)
 
 
-def test_outside_a_server_nothing_is_gone_on_with(bundle, monkeypatch):
+def test_in_a_server_the_weights_with_their_facts_are_where_a_training_starts(bundle, monkeypatch, tmp_path):
     monkeypatch.delenv("MONAI_LABEL_APP_DIR", raising=False)
     assert weights_to_continue(bundle) is None
-
-
-def test_in_a_server_the_weights_need_their_facts(bundle, server):
+    monkeypatch.setenv("MONAI_LABEL_APP_DIR", str(tmp_path))
     assert weights_to_continue(bundle) == bundle / "models" / "model.pt"
     assert weights_to_continue(None) is None
     (bundle / "models" / "facts.json").unlink()
@@ -99,52 +93,26 @@ def test_weights_of_another_network_are_refused_with_a_repair(bundle, server):
         InitialWeights(Segmenter("resnet18"), "scratch", bundle)
 
 
-class Engine:
-    """What a card asks of a trainer."""
-
-    class state:
-        epoch, rank = 1, 0
-
-
-class Dataset:
-    """A data set's list of items."""
-
-    def __init__(self, data):
-        self.data = data
+def cases_of(bundle, training, validation=()):
+    """What the card of a server's training lists."""
+    dataset, validated = SimpleNamespace(data=training), SimpleNamespace(data=validation)
+    state = SimpleNamespace(key_metric_name=None, best_metric_epoch=-1, best_metric=0.0)
+    evaluator = SimpleNamespace(state=state, data_loader=SimpleNamespace(dataset=validated))
+    seen = InitialWeights(Segmenter("resnet10"), "med3d", bundle).seen
+    given = (prepared(bundle), dataset, "resnet10", "scratch", [8, 8, 8])
+    card = WeightsCard(str(bundle / "new"), *given, evaluator=evaluator, seen=seen)
+    card.write_card(SimpleNamespace(state=SimpleNamespace(epoch=1, rank=0)))
+    return json.loads((bundle / "new" / "card.json").read_text())["cases"]
 
 
-class Evaluator:
-    """What a card asks of an evaluator of a server's training."""
-
-    class state:
-        key_metric_name, best_metric_epoch, best_metric = None, -1, 0.0
-
-    def __init__(self, data):
-        self.data_loader = type("Loader", (), {"dataset": Dataset(data)})
-
-
-def test_the_card_names_the_old_cases_and_the_servers_with_their_hashes(bundle, server, items):
-    card = WeightsCard(
-        str(bundle / "new"), prepared(bundle), Dataset(items[:1]), "resnet10", "scratch", [8, 8, 8],
-        evaluator=Evaluator(items[1:]), seen=seen(bundle),
-    )  # fmt: skip
-    card.write_card(Engine())
-    cases = json.loads((bundle / "new" / "card.json").read_text())["cases"]
+def test_the_card_names_the_old_cases_and_the_servers_each_once_with_their_hashes(bundle, server, items):
+    cases = cases_of(bundle, items[:1], items[1:])
     assert [case["image"] for case in cases["training"]] == ["old.nii.gz", "liver_0.nii.gz"]
     assert cases["training"][1]["sha256"] == sha256(items[0]["image"])
     assert [case["image"] for case in cases["validation"]] == ["liver_1.nii.gz"]
-
-
-def test_a_case_that_comes_again_is_named_once(bundle, server, items):
-    (bundle / "models" / "card.json").write_text(
-        json.dumps({"cases": {"training": [{"image": "old name", "sha256": sha256(items[0]["image"])}]}})
-    )
-    card = WeightsCard(
-        str(bundle / "new"), prepared(bundle), Dataset(items), "resnet10", "scratch", [8, 8, 8], seen=seen(bundle)
-    )
-    card.write_card(Engine())
-    cases = json.loads((bundle / "new" / "card.json").read_text())["cases"]["training"]
-    assert [case["image"] for case in cases] == ["liver_0.nii.gz", "liver_1.nii.gz"]
+    old = {"training": [{"image": "old name", "sha256": sha256(items[0]["image"])}]}
+    (bundle / "models" / "card.json").write_text(json.dumps({"cases": old}))
+    assert [case["image"] for case in cases_of(bundle, items)["training"]] == ["liver_0.nii.gz", "liver_1.nii.gz"]
 
 
 def test_the_grid_is_that_of_the_served_weights(bundle, monkeypatch, liver_folder, tmp_path):

@@ -30,7 +30,7 @@ from med3d_ext.errors import InputError
 from med3d_ext.io.facts import FACTS, read_facts
 from med3d_ext.io.files import hold
 from med3d_ext.io.store import Store, used
-from med3d_ext.weights.labelling import weights_to_continue
+from med3d_ext.weights.files import weights_to_continue
 
 logger = logging.getLogger("med3d_ext.prepare")
 LOCK_NAME = ".prepare.lock"
@@ -51,7 +51,7 @@ class PreparedData:
         share: share of each domain's training cases to use, above 0 to 1; a larger share holds every smaller one, and
             validation and test stay whole.
         bundle_root: the bundle's folder. In a labelling server, which sends the items, there are the facts of the
-            weights that it serves and no cases; see :mod:`med3d_ext.weights.labelling`. Defaults to None.
+            weights that it serves and no cases. Defaults to None.
         phantoms: whether generated phantoms stand for data that are not given; False in a bundle for a user's own data.
             Defaults to True.
         store: where the files that preparation decodes are kept for the training. Defaults to None: nowhere.

@@ -26,8 +26,7 @@ from med3d_ext.run.overrides import truth
 from med3d_ext.run.provenance import versions
 from med3d_ext.run.rank import rank, wait_for_all
 from med3d_ext.run.start import effective_config
-from med3d_ext.weights.files import fit
-from med3d_ext.weights.labelling import SERVER
+from med3d_ext.weights.files import SERVER, fit
 
 logger = logging.getLogger(__name__)
 

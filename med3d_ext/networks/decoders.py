@@ -19,10 +19,6 @@ def make_group(in_channels: int, width: int) -> nn.Sequential:
 
     A norm and a ReLU follow each, as in the authors' demo head. Padding and output padding make ``n`` cells ``2 n`` and
     keep cell ``i`` at ``2 i``, which is where the encoder's strides have taken it from.
-
-    Args:
-        in_channels: channels of the features.
-        width: channels after the transposed convolution.
     """
     return nn.Sequential(
         nn.ConvTranspose3d(in_channels, width, 3, stride=2, padding=1, output_padding=1, bias=False),
@@ -61,16 +57,8 @@ def make_branch(
 ) -> nn.Sequential:
     """One dilated branch: [norm], ReLU, 1x1x1 convolution, norm, ReLU, dilated 3x3x3 convolution, channel dropout.
 
-    The zero padding equals the dilation, so the size stays. Along an axis of at most ``dilation`` cells the outer taps
-    see only zeros and learn nothing; where that holds for all three axes the branch acts as the 1x1x1 convolution of
-    its center tap. It stays finite and trainable, and a larger input brings the outer taps back.
-
-    Args:
-        in_channels: channels of the features.
-        widths: channels after the 1x1x1 and after the dilated convolution.
-        dilation: distance between the taps of the 3x3x3 kernel.
-        dropout: share of output channels dropped in training.
-        leading_norm: begin with a norm; the first branch does not, its input being the encoder's. Defaults to True.
+    The first branch has no leading norm, its input being the encoder's. The zero padding equals the dilation, so the
+    size stays; along an axis of at most ``dilation`` cells the outer taps see only zeros and learn nothing.
     """
     reduced, out_channels = widths
     return nn.Sequential(

@@ -66,13 +66,9 @@ class Segmenter(SegmentationNetwork):
     """Encoder, 1x1x1 convolution, trilinear up-sampling to the input grid (section 3.3, the LiTS coarse network).
 
     Args:
-        network_name: depth of the encoder, see :class:`~med3d_ext.networks.resnet.ResNetEncoder`. Defaults to
-            `resnet10`; the paper's is `resnet152`.
-        in_channels: channels of the input. Defaults to 1.
+        network_name: depth of the encoder; it and the other arguments are those of
+            :class:`~med3d_ext.networks.ResNetEncoder`. Defaults to `resnet10`; the paper's is `resnet152`.
         num_classes: channels of the logits, background counted. Defaults to 2.
-        output_stride: 8, 16 or 32. Defaults to 8.
-        shortcut: `A`, `B` or None for that of the published weights. Defaults to None.
-        checkpointing: trade time for memory in training. Defaults to False.
     """
 
     def __init__(
@@ -113,13 +109,9 @@ class Classifier(nn.Module):
     """Encoder, global average pooling, 1x1x1 convolution as fully connected layer (sections 3.3 and 4.2, nodules).
 
     Args:
-        network_name: depth of the encoder, see :class:`~med3d_ext.networks.resnet.ResNetEncoder`. Defaults to
-            `resnet10`.
-        in_channels: channels of the input. Defaults to 1.
+        network_name: depth of the encoder; it and the other arguments are those of
+            :class:`~med3d_ext.networks.ResNetEncoder`. Defaults to `resnet10`.
         num_classes: number of logits. Defaults to 2.
-        output_stride: 8, 16 or 32. Defaults to 8.
-        shortcut: `A`, `B` or None for that of the published weights. Defaults to None.
-        checkpointing: trade time for memory in training. Defaults to False.
     """
 
     def __init__(
@@ -152,13 +144,10 @@ class Med3DNet(nn.Module):
     work, with the domain as a tensor or left out.
 
     Args:
-        network_name: depth of the encoder, see :class:`~med3d_ext.networks.resnet.ResNetEncoder`.
-        in_channels: channels of the input.
+        network_name: depth of the encoder; it and the other arguments are those of
+            :class:`~med3d_ext.networks.ResNetEncoder`.
         num_classes: classes of each domain, background counted, such as ``{"liver": 2, "heart": 2}``.
-        output_stride: 8, 16 or 32. Defaults to 8.
         default_domain: whose branch answers when no domain is given. Defaults to the first.
-        shortcut: `A`, `B` or None for that of the published weights. Defaults to None.
-        checkpointing: trade time for memory in training. Defaults to False.
 
     Raises:
         InputError: ``num_classes`` or ``default_domain`` does not fit.
@@ -175,7 +164,13 @@ class Med3DNet(nn.Module):
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        _check_domains(num_classes)
+        if not num_classes:
+            raise InputError("num_classes must name at least one domain, got none.")
+        for name, count in num_classes.items():
+            if "." in name:
+                raise InputError(f"num_classes must name domains without a dot, got {name!r}: rename the folder.")
+            if count < 2:
+                raise InputError(f"num_classes of {name} must be at least 2 (background counts), got {count}.")
         self.domains = list(num_classes)
         self.num_classes = list(num_classes.values())
         self.max_classes = max(self.num_classes)
@@ -187,11 +182,7 @@ class Med3DNet(nn.Module):
 
     @torch.jit.unused
     def domain_index(self, name: str) -> int:
-        """Index of the domain called ``name``.
-
-        Raises:
-            InputError: there is none.
-        """
+        """Index of the domain called ``name``; an InputError if there is none."""
         if name not in self.domains:
             raise InputError(f"domain must be one of {', '.join(self.domains)}, got {name!r}.")
         return self.domains.index(name)
@@ -256,11 +247,8 @@ class Med3DNet(nn.Module):
 def encoder_state_dict(network: nn.Module) -> dict[str, Tensor]:
     """The encoder's own state dict, in the published names: what transfer keeps when it removes the decoder.
 
-    Args:
-        network: a network with an ``encoder``, DistributedDataParallel around it or not.
-
     Raises:
-        ValueError: the network has no ``encoder``.
+        ValueError: the network, or what DistributedDataParallel holds, has no ``encoder``.
     """
     network = getattr(network, "module", network)
     encoder = getattr(network, "encoder", None)
@@ -271,13 +259,3 @@ def encoder_state_dict(network: nn.Module) -> dict[str, Tensor]:
 
 def _resize(logits: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(logits, size=like.shape[2:], mode="trilinear", align_corners=False)
-
-
-def _check_domains(num_classes: dict[str, int]) -> None:
-    if not num_classes:
-        raise InputError("num_classes must name at least one domain, got none.")
-    for name, count in num_classes.items():
-        if "." in name:
-            raise InputError(f"num_classes must name domains without a dot, got {name!r}: rename the folder.")
-        if count < 2:
-            raise InputError(f"num_classes of {name} must be at least 2 (background counts), got {count}.")

@@ -82,12 +82,7 @@ class Bundle:
         return config
 
     def config(self, command: str, **more: Any) -> ConfigParser:
-        """A command's config, nothing built yet.
-
-        Args:
-            command: a key of ``COMMANDS``.
-            more: further overrides, which win.
-        """
+        """A command's config, nothing built yet; ``more`` overrides win."""
         parser = ConfigParser()
         parser.read_config(self.as_written(command))
         parser.read_meta(dict(self.metadata))
@@ -95,20 +90,16 @@ class Bundle:
         return parser
 
     def value(self, command: str, name: str, default: Any = MISSING, **more: Any) -> Any:
-        """An item of a command's config, built; once, unless ``more`` overrides are given.
-
-        ``default`` stands for an item that the config does not have.
-        """
+        """An item of a command's config, or ``default``, built; once, unless ``more`` overrides are given."""
         parser = self.config(command, **more) if more else self._parser(command)
         return default if default is not MISSING and name not in parser else parser.get_parsed_content(name)
 
     def weights(self) -> Path:
         """The weights that inference takes; an InputError if there are none."""
+        if given := self.overrides.get("weights"):
+            return Path(given)
         with quiet():
-            given = self.overrides.get("weights")
-            return (
-                Path(given) if given else find_weights(self.folder, self.value("inference", "ckpt_dir"), is_used=False)
-            )
+            return find_weights(self.folder, self.value("inference", "ckpt_dir"), is_used=False)
 
     def card(self) -> Path:
         """The card next to them."""
@@ -135,14 +126,11 @@ def quiet() -> Iterator[None]:
 
 
 def find_bundle(name_or_path: str | os.PathLike) -> Path:
-    """The folder of a bundle.
+    """The folder of a bundle, as it was found: relative if it was given so.
 
     Args:
         name_or_path: the path of its folder, or its name: looked for in ``./bundles``, then next to this package,
             which is next to ``bundles`` in a checkout and inside the bundle in a packed one.
-
-    Returns:
-        the folder as it was found: relative where it was given so.
 
     Raises:
         InputError: there is no such bundle; the message names the nearest.
@@ -150,7 +138,9 @@ def find_bundle(name_or_path: str | os.PathLike) -> Path:
     path = Path(name_or_path).expanduser()
     if (path / METADATA).is_file():
         return path
-    known = _known_bundles()
+    beside = PACKAGE.parent
+    folders = [*sorted(Path("bundles").glob("*")), *sorted((beside / "bundles").glob("*")), beside]
+    known = {folder.name: folder for folder in reversed(folders) if (folder / METADATA).is_file()}
     if path.name == str(name_or_path) and path.name in known:
         return known[path.name]
     if path.is_dir():
@@ -160,21 +150,5 @@ def find_bundle(name_or_path: str | os.PathLike) -> Path:
     nearest = difflib.get_close_matches(path.name, known, n=1, cutoff=0.0)
     if not nearest:
         raise InputError(f"{fault}; give the path of a bundle's folder.")
-    raise InputError(
-        f"{fault}; the nearest is '{nearest[0]}' in '{known[nearest[0]].parent}', or give a folder's path."
-    )
-
-
-def _known_bundles() -> dict[str, Path]:
-    """Name to folder; what lies in ``./bundles`` comes before what is next to this package."""
-    beside = PACKAGE.parent
-    folders = [*_inside(Path("bundles")), *_inside(beside / "bundles"), beside]
-    found: dict[str, Path] = {}
-    for folder in folders:
-        if (folder / METADATA).is_file():
-            found.setdefault(folder.name, folder)
-    return found
-
-
-def _inside(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if folder.is_dir() else []
+    folder = known[nearest[0]].parent
+    raise InputError(f"{fault}; the nearest is '{nearest[0]}' in '{folder}', or give a folder's path.")

@@ -64,7 +64,7 @@ class Verb:
 VERBS = {
     "prepare": Verb("med3d_ext.tools.layouts.prepare:prepare", "read, check and split a data set"),
     "phantoms": Verb("med3d_ext.tools.phantoms.dataset:phantom_dataset", "generate patients to try things on"),
-    "new-bundle": Verb("med3d_ext.tools.new_bundle.verb:new_bundle", "write a bundle for your own labeled volumes"),
+    "new-bundle": Verb("med3d_ext.tools.new_bundle:new_bundle", "write a bundle for your own labeled volumes"),
     "report": Verb("med3d_ext.tools.report.verb:report", "put a run on one page: figures, curves, overlays, origin"),
     "rerun": Verb("med3d_ext.tools.report.rerun:rerun", "repeat a recorded training and compare the two"),
     "check": Verb("med3d_ext.tools.check.verb:check", "what would go wrong in a run, before it begins"),
@@ -76,15 +76,15 @@ VERBS = {
     "predict": Verb("med3d_ext.tools.predict.verb:predict", "turn images into label maps and volumes", lean=True),
     "export": Verb("med3d_ext.tools.export:export", "write network and weights as TorchScript or ONNX"),
     "evaluate": Verb("med3d_ext.tools.evaluate.verb:evaluate", "compare label maps with the truth"),
-    "weights inspect": Verb("med3d_ext.tools.weights.verbs:inspect", "show what a weights file contains"),
-    "weights join": Verb("med3d_ext.tools.weights.verbs:join", "write both networks of the LiTS cascade to one file"),
-    "weights convert": Verb("med3d_ext.tools.weights.verbs:convert", "turn any known weights file into a flat encoder"),
-    "weights release": Verb("med3d_ext.tools.weights.release:release", "make weights as small as the released ones"),
+    "weights inspect": Verb("med3d_ext.tools.weights:inspect", "show what a weights file contains"),
+    "weights join": Verb("med3d_ext.tools.weights:join", "write both networks of the LiTS cascade to one file"),
+    "weights convert": Verb("med3d_ext.tools.weights:convert", "turn any known weights file into a flat encoder"),
+    "weights release": Verb("med3d_ext.tools.weights:release", "make weights as small as the released ones"),
     "zoo describe": Verb("med3d_ext.tools.zoo.describe:describe", "describe released weights in metadata and README"),
     "zoo pack": Verb("med3d_ext.tools.zoo.pack:pack", "pack a bundle as a zip archive that runs anywhere"),
-    "zoo index": Verb("med3d_ext.tools.zoo.pack:index", "list a folder of archives in models/model_info.json"),
+    "zoo index": Verb("med3d_ext.tools.zoo.fetch:index", "list a folder of archives in models/model_info.json"),
     "zoo publish": Verb(
-        "med3d_ext.tools.zoo.publish:publish", "prepare the folders of a GitHub release and a Hugging Face repository"
+        "med3d_ext.tools.zoo.pack:publish", "prepare the folders of a GitHub release and a Hugging Face repository"
     ),
     "zoo fetch": Verb("med3d_ext.tools.zoo.fetch:fetch", "fetch a bundle from a folder or an address, and check it"),
 }

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,10 @@ def export(bundle: str, out: str, *, part: str = "", overwrite: bool = False, **
         overrides: options of inference, such as `--network_name resnet50 --branch Task09_Spleen`.
     """
     target = Path(out).expanduser()
-    write = _writer(target, overwrite)
+    if target.suffix not in (".ts", ".onnx"):
+        raise InputError(f"out must end with .ts or .onnx, got '{target}'.")
+    if target.exists() and not overwrite:
+        raise InputError(f"'{target}' exists; give another name or --overwrite.")
     found = Bundle.find(bundle, overrides)
     if any(split_id(name)[0] == "network" for name in overrides):
         raise InputError("--network has no effect, export takes network_def; give its options, such as --network_name.")
@@ -50,44 +53,27 @@ def export(bundle: str, out: str, *, part: str = "", overwrite: bool = False, **
             raise InputError(finding.text)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of MONAI about reading configs, of torch about exporters
-        network = _network(found, part)
-        image = torch.randn(1, *_input_shape(found, part), generator=torch.Generator().manual_seed(0))
+        network = found.value("inference", "network_def")
+        load_network(network, found.weights())
+        parts = [name for name, child in network.named_children() if any(True for _ in child.parameters())]
+        if part and part not in parts:
+            raise InputError(f"part must be one of {', '.join(parts)}, got '{part}'.")
+        network = (getattr(network, part) if part else network).float().eval()
+        domain = found.value("inference", "domain")  # channels and grid are those that the weights were trained with
+        grid = (domain.get("coarse_size") if part == "coarse" else None) or domain["spatial_size"]
+        channels = found.metadata["network_data_format"]["inputs"]["image"]["num_channels"]
+        image = torch.randn(1, channels, *map(int, grid), generator=torch.Generator().manual_seed(0))
         with scratch_folder(target) as folder:
             made = folder / target.name  # a TorchScript archive holds its file's name
-            run = write(network, image, made, found)
+            is_onnx = target.suffix == ".onnx"
+            run = write_onnx(network, image, made) if is_onnx else write_torchscript(network, made, found)
             difference = _difference(run(image), network, image)
             os.replace(made, target)
     shape = " x ".join(map(str, image.shape))
     return f"'{target}': the same as the network to {difference:.1e} of the largest logit, for an image of {shape}."
 
 
-def _writer(target: Path, overwrite: bool) -> Callable[[nn.Module, Tensor, Path, Bundle], Any]:
-    writers = {".ts": write_torchscript, ".onnx": write_onnx}
-    if target.suffix not in writers:
-        raise InputError(f"out must end with .ts or .onnx, got '{target}'.")
-    if target.exists() and not overwrite:
-        raise InputError(f"'{target}' exists; give another name or --overwrite.")
-    return writers[target.suffix]
-
-
-def _network(bundle: Bundle, part: str) -> nn.Module:
-    network = bundle.value("inference", "network_def")
-    load_network(network, bundle.weights())
-    parts = [name for name, child in network.named_children() if any(True for _ in child.parameters())]
-    if part and part not in parts:
-        raise InputError(f"part must be one of {', '.join(parts)}, got '{part}'.")
-    return (getattr(network, part) if part else network).float().eval()
-
-
-def _input_shape(bundle: Bundle, part: str) -> list[int]:
-    """Channels and grid: those that the weights were trained with."""
-    domain = bundle.value("inference", "domain")
-    grid = domain.get("coarse_size") if part == "coarse" else None
-    channels = bundle.metadata["network_data_format"]["inputs"]["image"]["num_channels"]
-    return [channels, *map(int, grid or domain["spatial_size"])]
-
-
-def write_torchscript(network: nn.Module, image: Tensor, path: Path, bundle: Bundle) -> Callable[..., Tensor]:
+def write_torchscript(network: nn.Module, path: Path, bundle: Bundle) -> Callable[..., Tensor]:
     """Write a TorchScript archive with metadata.json and inference.json, and give back what it computes."""
     from monai.data import save_net_with_metadata
 
@@ -99,7 +85,7 @@ def write_torchscript(network: nn.Module, image: Tensor, path: Path, bundle: Bun
     return lambda x: loaded(x)
 
 
-def write_onnx(network: nn.Module, image: Tensor, path: Path, bundle: Bundle) -> Callable[..., Tensor]:
+def write_onnx(network: nn.Module, image: Tensor, path: Path) -> Callable[..., Tensor]:
     """Write an ONNX model with the input `image` and the output `pred`, and give back what onnxruntime computes."""
     try:
         import onnx  # noqa: F401  the exporter needs it
@@ -130,7 +116,9 @@ def self_contained(bundle: Bundle) -> dict[str, Any]:
 def _difference(found: Tensor, network: nn.Module, image: Tensor) -> float:
     with torch.inference_mode():
         expected = network(image)
-    _check_shape(found.shape, expected.shape)
+    if found.shape != expected.shape:
+        shapes = f"gives {tuple(found.shape)}, the network {tuple(expected.shape)}"
+        raise InputError(f"the export {shapes}; use the other format.")
     # The logits of channels that a branch does not have would excuse any difference.
     real = expected[expected > PADDING_LOGIT]
     difference = float((found - expected).abs().max() / real.abs().max().clamp(min=1e-6))
@@ -140,8 +128,3 @@ def _difference(found: Tensor, network: nn.Module, image: Tensor) -> float:
             "nothing was written: use the other format."
         )
     return difference
-
-
-def _check_shape(found: Sequence[int], expected: Sequence[int]) -> None:
-    if tuple(found) != tuple(expected):
-        raise InputError(f"the export gives {tuple(found)}, the network {tuple(expected)}; use the other format.")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ignite.engine import Engine, Events
@@ -18,17 +17,10 @@ from med3d_ext.io.facts import weights_domain
 from med3d_ext.io.files import read_json
 from med3d_ext.networks.med3d import TwoStageSegmenter
 from med3d_ext.run.rank import rank
-from med3d_ext.weights.files import fit, read_checkpoint
-from med3d_ext.weights.labelling import weights_to_continue
-from med3d_ext.weights.loading import encoder_of
-from med3d_ext.weights.sources import describe_weights
+from med3d_ext.weights.files import fit, read_checkpoint, weights_to_continue
+from med3d_ext.weights.loading import describe_weights, encoder_of
 
 logger = logging.getLogger("med3d_ext.weights")
-
-NO_COARSE_STAGE = (
-    "NO COARSE STAGE: {reason} The weights of this training will hold none, and inference gives the whole volume to "
-    "the fine network. Train lits_coarse on the same data first, or give --coarse_weights PATH."
-)
 
 
 class CoarseStage:
@@ -40,7 +32,7 @@ class CoarseStage:
     Args:
         network: the two-stage network.
         weights: a weights file of the coarse network or of a whole cascade; the name of a bundle next to this one,
-            whose trained, else released weights are taken where they fit; or None for no coarse stage. In a labelling
+            whose trained, else released weights are taken if they fit; or None for no coarse stage. In a labelling
             server the coarse network is that of the weights which are served.
         hu_window: the fine network's intensity window (HU); None if both stages normalize alike by their making.
             Defaults to None.
@@ -67,45 +59,42 @@ class CoarseStage:
         trained: str | os.PathLike | None = None,
     ) -> None:
         self.network = network
-        self.hu_window = hu_window
-        self.test_items = test_items
         self.facts: dict[str, Any] = {"coarse_size": None}
         self.seen: dict[str, list[dict[str, Any]]] = {}
         self.tensors: dict[str, Tensor] = {}
         network.coarse.requires_grad_(False)
-        path = None if weights is None else Path(weights).expanduser()
-        served = weights_to_continue(bundle_root)
-        if served is not None:
-            self._load_where_it_fits(served)
-        elif trained is not None and Path(trained).is_file():
-            self._load(Path(trained))
-        elif trained is not None:
-            if rank() == 0:
-                logger.warning(f"there is no coarse stage yet: '{trained}' is missing; a run trains it first")
+        warning = None
+        path = weights_to_continue(bundle_root)
+        is_asked_for = False
+        if path is None and trained is not None:
+            path, is_asked_for = Path(trained), True
+            if not path.is_file():
+                path, warning = None, f"there is no coarse stage yet: '{trained}' is missing; a run trains it first"
+        elif path is None and weights is None:
+            warning = _no_coarse_stage("coarse_weights is null.")
         elif path is None:
-            self._warn("coarse_weights is null.")
-        elif path.is_file():
-            self._load(path)
-        elif path.name != str(path) or path.suffix:
-            raise InputError(f"coarse_weights must be a file, a bundle's name or null, and '{weights}' is not a file.")
-        else:
-            self._load_from_bundle(Path(bundle_root).resolve().parent / path)
+            path = Path(str(weights)).expanduser()
+            is_asked_for = path.is_file()
+            if not is_asked_for and (path.name != str(path) or path.suffix):
+                raise InputError(f"coarse_weights must be a file, a bundle's name or null; '{weights}' is not a file.")
+            if not is_asked_for:
+                bundle = Path(bundle_root).resolve().parent / path
+                found = (bundle / "models" / "model.pt", bundle / "weights" / "model.pt")
+                path = next((each for each in found if each.is_file()), None)
+                warning = _no_coarse_stage(f"'{bundle}' holds neither models/model.pt nor weights/model.pt.")
+        if path is not None:
+            try:
+                warning = self._load(path, hu_window, test_items)
+            except InputError as error:
+                if is_asked_for:
+                    raise
+                warning = _no_coarse_stage(str(error))
+        if warning and rank() == 0:
+            logger.warning(warning)
 
-    def _load_from_bundle(self, bundle: Path) -> None:
-        found = [path for path in (bundle / "models" / "model.pt", bundle / "weights" / "model.pt") if path.is_file()]
-        if not found:
-            self._warn(f"'{bundle}' holds neither models/model.pt nor weights/model.pt.")
-            return
-        self._load_where_it_fits(found[0])
-
-    def _load_where_it_fits(self, path: Path) -> None:
-        try:
-            self._load(path)
-        except InputError as error:  # nobody asked for this file
-            self._warn(str(error))
-
-    def _load(self, path: Path) -> None:
-        found = read_coarse(path, self.network.coarse.state_dict(), self.hu_window)
+    def _load(self, path: Path, hu_window: Sequence[float] | None, test_items: Sequence[Mapping]) -> str | None:
+        """Put the weights in; a warning, if there is one."""
+        found = read_coarse(path, self.network.coarse.state_dict(), hu_window)
         stride = encoder_of(self.network.coarse).output_stride
         if found.facts["coarse_output_stride"] != stride:
             raise InputError(
@@ -113,23 +102,24 @@ class CoarseStage:
                 f"{stride}; set --coarse_output_stride."
             )
         self.network.coarse.load_state_dict(found.tensors)
-        self.tensors, self.facts, self.seen = found.tensors, found.facts, found.seen
-        if rank() != 0:
-            return
-        hashes = {case.get("sha256") for cases in found.seen.values() for case in cases}
-        count = len(found.seen.get("coarse_training", []))
-        logger.info(f"Coarse stage: '{path}', grid {self.facts['coarse_size']}, trained on {count} cases.")
-        leaked = sum(item.get("sha256") in hashes for item in self.test_items)
-        if leaked:
-            logger.warning(f"'{path}' has seen {leaked} of the {len(self.test_items)} test cases: figures flatter it.")
-
-    def _warn(self, reason: str) -> None:
+        self.tensors, self.facts, self.seen = found
         if rank() == 0:
-            logger.warning(NO_COARSE_STAGE.format(reason=reason))
+            count = len(found.seen.get("coarse_training", []))
+            logger.info(f"Coarse stage: '{path}', grid {self.facts['coarse_size']}, trained on {count} cases.")
+        hashes = {case.get("sha256") for cases in found.seen.values() for case in cases}
+        count = sum(item.get("sha256") in hashes for item in test_items)
+        return f"'{path}' has seen {count} of the {len(test_items)} test cases: figures flatter it." if count else None
+
+
+def _no_coarse_stage(reason: str) -> str:
+    return (
+        f"NO COARSE STAGE: {reason} The weights of this training will hold none, and inference gives the whole volume "
+        "to the fine network. Train lits_coarse on the same data first, or give --coarse_weights PATH."
+    )
 
 
 class CoarseRestart:
-    """Puts the coarse weights in again after a training was continued, so that they fit the facts written next to them.
+    """Puts the coarse weights in again after a training was resumed, so that they fit the facts written next to them.
 
     List it after the handler that restores the training.
 
@@ -149,15 +139,8 @@ class CoarseRestart:
             self.stage.network.coarse.load_state_dict(self.stage.tensors)
 
 
-@dataclass(frozen=True)
-class CoarseWeights:
-    """What a coarse network's file and its neighbors hold.
-
-    Args:
-        tensors: its state dict.
-        facts: ``coarse_size``, its grid, and ``coarse_output_stride``.
-        seen: the cases that it has seen, as ``card.json`` lists them, the names beginning with ``coarse``.
-    """
+class CoarseWeights(NamedTuple):
+    """A coarse network's state dict, its ``coarse_size`` and ``coarse_output_stride``, and its cases as in a card."""
 
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
@@ -167,15 +150,11 @@ class CoarseWeights:
 def read_coarse(
     path: str | os.PathLike, expected: Mapping[str, Tensor], hu_window: Sequence[float] | None = None
 ) -> CoarseWeights:
-    """Read the coarse network from a file of its own or of a whole cascade, and check that it fits.
-
-    Args:
-        path: the weights file, ``facts.json`` next to it.
-        expected: the state dict that its tensors must fit.
-        hu_window: the window (HU) that the cascade gives both networks. Defaults to None, not compared.
+    """Read the coarse network from a file of its own or of a whole cascade, with ``facts.json`` next to it.
 
     Raises:
-        InputError: the file is of another network, of none, or was trained with another window.
+        InputError: it does not fit the state dict ``expected``, is of no coarse network, or was trained with another
+            window (HU) than ``hu_window``.
     """
     domain = weights_domain(path)
     window = [float(limit) for limit in domain.get("hu_window") or []]

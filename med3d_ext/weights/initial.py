@@ -1,4 +1,4 @@
-"""The one door for weights: what a config's ``init`` means, and all that reads, describes and loads weights."""
+"""What a training starts from and an inference takes: what a config's ``init`` means, and a bundle's own weights."""
 
 from __future__ import annotations
 
@@ -16,19 +16,12 @@ from med3d_ext.errors import InputError
 from med3d_ext.io.files import read_json, write_atomically
 from med3d_ext.run.overrides import truth
 from med3d_ext.run.rank import rank
-from med3d_ext.weights.files import check_sha256, download_weights, fit, not_finite, read_checkpoint, write_state
-from med3d_ext.weights.labelling import weights_to_continue
-from med3d_ext.weights.loading import adapt_stem, encoder_of, find_encoder, load_encoder, read_weights
-from med3d_ext.weights.report import LoadReport
-from med3d_ext.weights.sources import SOURCES, Description, describe_weights
+from med3d_ext.weights.files import download_weights, fit, not_finite, read_checkpoint, weights_to_continue, write_state
+from med3d_ext.weights.loading import adapt_stem, describe_weights, encoder_of, find_encoder, load_encoder, read_weights
 
 __all__ = [
-    "SOURCES",
-    "Description",
     "InitialWeights",
-    "LoadReport",
     "adapt_stem",
-    "check_sha256",
     "describe_weights",
     "download_weights",
     "encoder_of",
@@ -65,8 +58,7 @@ def find_weights(
     came = "trained here" if trained.with_name("training_state.pt").is_file() else "they came with the bundle"
     for path, kind in ((trained, came), (released, "released")):
         if path.is_file():
-            broken = not_finite(read_checkpoint(path)[0]) if is_used else []
-            if broken:
+            if is_used and (broken := not_finite(read_checkpoint(path)[0])):
                 raise InputError(f"'{path}' holds values that are not finite in {broken[0]}; train or fetch it again.")
             logger.info(f"Weights: '{path}' ({kind}).")
             return path
@@ -78,15 +70,14 @@ class InitialWeights:
 
     The weights are loaded when the component is built, and the report goes to the log. :meth:`write_report` is called
     when the training begins: one that is refused leaves the record of the one before. In a labelling server a training
-    continues from the weights that are served, whole; see :mod:`med3d_ext.weights.labelling`.
+    continues from the weights that are served, whole; see :func:`~med3d_ext.weights.files.weights_to_continue`.
 
     Args:
         network: an encoder or a network with one, see :func:`encoder_of`; from scratch any module.
         init: `scratch`; `med3d`, the released encoder; `kinetics`, which has no released file and is refused with a
             sentence; or the path of a weights file.
         bundle_root: the bundle's folder; the released encoder is looked for next to it, then in the checkout that this
-            package lies in. Defaults to None.
-        released: the released encoder's file, where it lies elsewhere. Defaults to None.
+            package is in. Defaults to None.
         report_path: where :meth:`write_report` writes the report as JSON. Defaults to None, nowhere.
         minimum_share: see :func:`load_encoder`. Defaults to 0.95.
         with_head: load all that a file holds of this very network, its decoder and head, too, as for more training of
@@ -112,7 +103,6 @@ class InitialWeights:
         network: nn.Module,
         init: str,
         bundle_root: str | os.PathLike | None = None,
-        released: str | os.PathLike | None = None,
         report_path: str | os.PathLike | None = None,
         minimum_share: float = 0.95,
         with_head: bool | str = False,
@@ -121,26 +111,29 @@ class InitialWeights:
         pretrained_learning_rate: float = 0.001,
     ) -> None:
         served = weights_to_continue(bundle_root)
-        path = served or initial_weights_path(str(init), bundle_root, released)
         self.network = network
-        self.path = path
+        self.path = path = served or initial_weights_path(str(init), bundle_root)
         self.report_path = report_path
         self.report = None
-        self.seen = {} if path is None else seen_by(path, as_listed=served is not None)
+        self.seen: dict[str, list[dict[str, Any]]] = {}
         with_head = truth("init_head", with_head)
-        if with_head and path is None:
+        if path is None and with_head:
             raise InputError("init_head takes the head of a weights file, and init is scratch; give --init PATH.")
-        if path is not None and (served or with_head):
-            load_network(network, path)
-        elif path is not None:
-            self.report = load_encoder(network, path, minimum_share)
-        if learning_rate is None:
-            learning_rate = pretrained_learning_rate if path else scratch_learning_rate
+        if path is not None:
+            card = path.with_name("card.json")
+            if card.is_file():
+                splits = read_json(card).get("cases", {})
+                cases = {case.get("sha256", case["image"]): case for split in splits.values() for case in split}
+                self.seen = splits if served else {"initial_weights": list(cases.values())}
+            if served or with_head:
+                load_network(network, path)
+            else:
+                self.report = load_encoder(network, path, minimum_share)
         self.start = f"those of '{path}', including its head" if path else "from scratch"
-        self.learning_rate = learning_rate
+        usual = pretrained_learning_rate if path else scratch_learning_rate
+        self.learning_rate = usual if learning_rate is None else learning_rate
         if rank() == 0:
-            text = self.report.table() if self.report else self.start
-            logger.info(f"Initial weights: {text}")
+            logger.info(f"Initial weights: {self.report.table() if self.report else self.start}")
 
     def on(
         self, device: str | torch.device, sync_batchnorm: bool = False, channels_last: bool | None = None
@@ -148,13 +141,10 @@ class InitialWeights:
         """The network on a device.
 
         Args:
-            device: the device.
-            sync_batchnorm: share the statistics of BatchNorm among the processes of a training on several GPUs.
-            channels_last: keep the weights as cuDNN's fastest kernels want them (``torch.channels_last_3d``); the
-                function is the same. Defaults to None: on a GPU.
-
-        Raises:
-            InputError: ``sync_batchnorm`` without a GPU; torch has none for CPUs.
+            device: such as `cuda:0`.
+            sync_batchnorm: share the statistics of BatchNorm among the processes of a training; on GPUs alone.
+            channels_last: keep the weights as cuDNN's fastest kernels want them (``torch.channels_last_3d``). Defaults
+                to None: on a GPU.
         """
         is_gpu = torch.device(device).type == "cuda"
         if sync_batchnorm and not is_gpu:
@@ -179,9 +169,8 @@ class InitialWeights:
     ) -> list[dict[str, Any]]:
         """Groups for an optimizer: the encoder at ``learning_rate``, all else at ``head_lr_multiplier`` times it.
 
-        A group's learning rate wins over the optimizer's own ``lr``: pass that one, as ``@optimizer::lr``.
-
-        Outside the encoder, parameters that require no gradient (a frozen first stage) are left out.
+        A group's learning rate wins over the optimizer's own ``lr``: pass that one, as ``@optimizer::lr``. Outside the
+        encoder, parameters that require no gradient (a frozen first stage) are left out.
 
         Args:
             learning_rate: Defaults to None, that of ``init``.
@@ -198,18 +187,6 @@ class InitialWeights:
         return [group for group in groups if group["params"]]
 
 
-def seen_by(weights: Path, as_listed: bool = False) -> dict[str, list[dict[str, Any]]]:
-    """The cases of the card next to a weights file: each once, under ``initial_weights``, or in its lists."""
-    card = weights.with_name("card.json")
-    if not card.is_file():
-        return {}
-    splits: dict[str, list[dict[str, Any]]] = read_json(card).get("cases", {})
-    if as_listed:
-        return splits
-    cases = {case.get("sha256", case["image"]): case for split in splits.values() for case in split}
-    return {"initial_weights": list(cases.values())}
-
-
 def load_network(network: nn.Module, path: str | os.PathLike) -> None:
     """Load a bundle's own weights, encoder and head; for one stage of a cascade its part of the cascade's file.
 
@@ -220,49 +197,39 @@ def load_network(network: nn.Module, path: str | os.PathLike) -> None:
     faults = []
     for prefix in ("", "coarse.", "fine."):
         part = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-        faults += fit(part, network.state_dict())
-        if not fit(part, network.state_dict()):
+        found = fit(part, network.state_dict())
+        if not found:
             network.load_state_dict(part)
             return
+        faults += found
     raise InputError(
         f"'{path}' is of another network: it {faults[0]}; set network_name and its other options in "
         "configs/train.json as they were in its training."
     )
 
 
-def initial_weights_path(
-    init: str, bundle_root: str | os.PathLike | None = None, released: str | os.PathLike | None = None
-) -> Path | None:
-    """The weights file that a config's ``init`` means, None from scratch; arguments as of :class:`InitialWeights`.
-
-    Raises:
-        InputError: ``init`` names no weights.
-    """
+def initial_weights_path(init: str, bundle_root: str | os.PathLike | None = None) -> Path | None:
+    """The weights file that a config's ``init`` means, None from scratch; an InputError if it names no weights."""
     if init == "scratch":
         return None
     if init == "kinetics":
         raise InputError("init 'kinetics' needs a file of 3D-ResNets-PyTorch; give its path: --init PATH.")
-    if init == "med3d":
-        return _released_encoder(bundle_root, released)
-    if Path(init).expanduser().is_file():
-        return Path(init).expanduser()
-    raise InputError(
-        f"init must be scratch, med3d, kinetics or the path of a weights file, and '{init}' is not a file."
-    )
-
-
-def _released_encoder(bundle_root: str | os.PathLike | None, released: str | os.PathLike | None) -> Path:
+    if init != "med3d":
+        path = Path(init).expanduser()
+        if not path.is_file():
+            choices = "scratch, med3d, kinetics or the path of a weights file"
+            raise InputError(f"init must be {choices}, and '{init}' is not a file.")
+        return path
     bundle = Path(bundle_root or ".").resolve()
     pretraining = bundle.parent / PRETRAINING
     checkout = Path(med3d_ext.__file__).resolve().parents[1] / "bundles" / PRETRAINING
     if not pretraining.is_dir() and checkout.is_dir():
-        pretraining = checkout  # a user's own bundle lies anywhere
-    path = Path(released) if released is not None else pretraining / "weights" / "model.pt"
+        pretraining = checkout  # a user's own bundle may be anywhere
+    path = pretraining / "weights" / "model.pt"
     if path.is_file():
         return path
     hint = "in a packed bundle use --init PATH"
-    for other, whose in ((pretraining, "those pretrained here"), (bundle, "those of this bundle")):
+    for other, whose in ((bundle, "those of this bundle"), (pretraining, "those pretrained here")):
         if (other / "models" / "model.pt").is_file():
             hint = f"--init '{other / 'models' / 'model.pt'}' takes {whose}"
-            break
     raise InputError(f"init 'med3d' finds no released encoder at '{path}'; {hint}, or use --init scratch.")

@@ -11,21 +11,21 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from bundle_files import REPOSITORY, merged, run_bundle
+from bundle_files import REPOSITORY, run_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from med3d_ext.errors import InputError
 from med3d_ext.handlers.checkpoint import ResumableCheckpoint
 from med3d_ext.run.one_line import user_message
-from med3d_ext.tools.new_bundle.plan import grid_for, plan
-from med3d_ext.tools.new_bundle.verb import _one_domain, new_bundle
+from med3d_ext.tools.new_bundle import new_bundle, own_data
+from med3d_ext.tools.new_bundle.plan import grid_for, plan_bundle
 
 sys.path.insert(0, str(REPOSITORY / "tests" / "data"))
 from tiny_domains import write_domain  # noqa: E402
 
 SMALL = {"spatial_size": [24, 24, 24], "coarse::spatial_size": [24, 24, 24], "device": "cpu", "init": "scratch"}
-LENGTH = {"epochs": 2, "coarse::epochs": 2, "val_interval": 1}
+LENGTH = {"epochs": 2, "coarse::epochs": 2, "val_interval": 1, "margin_mm": 15.0}
 
 
 @pytest.fixture(scope="module")
@@ -101,12 +101,16 @@ def test_a_finished_first_stage_is_not_trained_again(bundle, organs, tmp_path, m
 
 def test_evaluation_and_inference_run_the_cascade_on_the_own_grid(bundle, organs, trained, tmp_path, clean_process):
     places = {"ckpt_dir": str(trained / "models"), "device": "cpu", "dataset_dir": str(organs)}
-    run_bundle(bundle, "train", "evaluate", **places, output_dir=str(tmp_path / "eval"))
+    evaluated = run_bundle(bundle, "train", "evaluate", **places, output_dir=str(tmp_path / "eval"))
     summary = json.loads((tmp_path / "eval" / "test" / "summary.json").read_text())
     figures = summary["domains"]["Organs"]
     assert set(figures) >= {"val_mean_dice", "val_roi_recall", "val_roi_share"}
     found = run_bundle(bundle, "inference", **places, output_dir=str(tmp_path / "found"))
-    assert found.parser.get_parsed_content("inferer").smallest_part == 0.1  # a kidney is one of two
+    for inferer in (
+        evaluated.parser.get_parsed_content("validate::inferer"),
+        found.parser.get_parsed_content("inferer"),
+    ):
+        assert (inferer.smallest_part, inferer.margin_mm) == (0.1, 15.0)  # a kidney is one of two; as in the training
     assert len(list((tmp_path / "found").glob("*_seg.nii.gz"))) == 6
 
 
@@ -139,17 +143,6 @@ def test_a_finished_model_is_where_a_training_with_new_cases_starts(bundle, orga
         torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-6)
 
 
-def test_every_reference_of_the_first_stage_is_in_its_section_or_shared(bundle):
-    config = merged(bundle, "train")
-    text = json.dumps(config["coarse"])
-    assert text.count("@train::dataset::data") == text.count("@validate::dataset::data") == 1  # what a server exchanges
-    own = text.replace("@train::dataset::data", "").replace("@validate::dataset::data", "")
-    for name in ("optimizer", "loss", "lr_scheduler", "initial_weights", "validate", "epochs", "spatial_size"):
-        assert f"@{name}" not in own, name
-    assert "@train::preprocessing_transforms" in text  # what is decoded once serves both
-    assert "@train::trainer" not in text.replace("@coarse::train::trainer", "")
-
-
 @pytest.mark.parametrize(("width", "stages"), [(5, 2), (40, 1)])
 def test_an_organ_that_fills_little_of_a_scan_gets_two_stages(tmp_path, width, stages):
     """A cube of 20 or 160 mm in 256 mm: with 20 mm around it 1 % or 48 % of the scan."""
@@ -158,9 +151,9 @@ def test_an_organ_that_fills_little_of_a_scan_gets_two_stages(tmp_path, width, s
         voxels = np.zeros((64, 64, 64), np.uint8)
         voxels[10 : 10 + width, 10 : 10 + width, 10 : 10 + width] = 1
         nibabel.save(nibabel.Nifti1Image(voxels, np.diag([4, 4, 4, 1])), path)
-    found = _one_domain(str(folder))
-    assert plan(found, 2).stages == stages
-    other = plan(found, 2, 3 - stages)
+    found = own_data(str(folder))
+    assert plan_bundle(found, 2).stages == stages
+    other = plan_bundle(found, 2, 3 - stages)
     assert other.stages == 3 - stages and "(as asked)" in other.reason
 
 
@@ -182,12 +175,12 @@ def test_more_minutes_are_more_epochs_and_too_few_are_refused(organs, monkeypatc
     from med3d_ext.tools.new_bundle import plan as module
 
     monkeypatch.setattr(module, "step_seconds", lambda network, grid: 0.5)
-    found = _one_domain(str(organs))
-    short, long = (plan(found, 3, 2, minutes) for minutes in (10, 20))
+    found = own_data(str(organs))
+    short, long = (plan_bundle(found, 3, 2, minutes) for minutes in (10, 20))
     assert 1.7 < long.epochs / short.epochs < 2.4 and short.coarse_epochs < long.coarse_epochs
     assert "in 10 minutes" in short.reason
     with pytest.raises(InputError, match="0.5 minutes are too few for one epoch"):
-        plan(found, 3, 2, 0.5)
+        plan_bundle(found, 3, 2, 0.5)
 
 
 @pytest.mark.parametrize(

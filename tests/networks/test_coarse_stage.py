@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ def trained(tmp_path):
 
     def write(network: torch.nn.Module, folder: str = "lits_coarse/models", **facts):
         path = tmp_path / folder / "model.pt"
-        path.parent.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(network.state_dict(), path)
         domain = {"hu_window": WINDOW, "spatial_size": [48, 40, 16], **facts}
         path.with_name("facts.json").write_text(json.dumps({"domains": {"Task03_Liver": domain}}))
@@ -72,66 +73,12 @@ def test_nothing_of_the_coarse_stage_is_trained(trained):
     assert not any(each.requires_grad for each in network.coarse.parameters())
 
 
-@pytest.mark.parametrize("folder", ["lits_coarse/models", "lits_coarse/weights"])
-def test_the_bundle_beside_this_one_is_found_by_its_name(folder, trained, tmp_path):
-    coarse, network = Segmenter(), two_stages()
-    trained(coarse, folder)
-    CoarseStage(network, "lits_coarse", WINDOW, tmp_path / "lits_fine")
-    assert equal(network.coarse, coarse)
-
-
-def test_its_trained_weights_come_before_the_released_ones(trained, tmp_path):
-    coarse, network = Segmenter(), two_stages()
-    trained(Segmenter(), "lits_coarse/weights")
-    trained(coarse, "lits_coarse/models")
-    CoarseStage(network, "lits_coarse", WINDOW, tmp_path / "lits_fine")
-    assert equal(network.coarse, coarse)
-
-
 @pytest.mark.parametrize("weights", [None, "lits_coarse"])
 def test_without_coarse_weights_the_log_is_loud_and_the_facts_say_so(weights, tmp_path, caplog):
     stage = CoarseStage(two_stages(), weights, WINDOW, tmp_path / "lits_fine")
     assert stage.facts == {"coarse_size": None} and stage.seen == {}
     assert "NO COARSE STAGE" in caplog.text and "--coarse_weights PATH" in caplog.text
     assert caplog.records[0].levelno == logging.WARNING
-
-
-def test_another_window_is_refused_for_a_file_and_told_for_a_bundle(trained, tmp_path, caplog):
-    path = trained(Segmenter(), hu_window=[-125.0, 250.0])
-    with pytest.raises(InputError, match=r"trained with the window \[-125.0, 250.0\] HU, the fine network has"):
-        CoarseStage(two_stages(), path, WINDOW)
-    network = two_stages()
-    before = {name: each.clone() for name, each in network.state_dict().items()}
-    assert CoarseStage(network, "lits_coarse", WINDOW, tmp_path / "lits_fine").facts == {"coarse_size": None}
-    assert "NO COARSE STAGE" in caplog.text and "[-125.0, 250.0]" in caplog.text
-    assert all(torch.equal(each, before[name]) for name, each in network.state_dict().items())
-
-
-def test_a_window_that_differs_by_rounding_is_the_same(trained):
-    CoarseStage(two_stages(), trained(Segmenter(), hu_window=[-200.0, 249.99999]), WINDOW)
-
-
-def test_another_network_is_refused_and_the_option_named(trained):
-    with pytest.raises(InputError, match=r"\(resnet18 with shortcut A .*set --coarse_network_name"):
-        CoarseStage(two_stages(), trained(Segmenter("resnet18")), WINDOW)
-
-
-def test_another_output_stride_is_refused_though_every_tensor_fits(trained):
-    path = trained(Segmenter(output_stride=32), output_stride=32)
-    with pytest.raises(InputError, match="trained at output stride 32, the coarse network has 8"):
-        CoarseStage(two_stages(), path, WINDOW)
-    CoarseStage(two_stages(stride=32), path, WINDOW)
-
-
-def test_a_cascade_without_a_trained_coarse_stage_is_refused(trained):
-    with pytest.raises(InputError, match="holds no trained coarse network"):
-        CoarseStage(two_stages(), trained(two_stages(), coarse_size=None), WINDOW)
-
-
-@pytest.mark.parametrize("weights", ["nowhere.pt", "folder/model"])
-def test_a_path_without_a_file_is_refused(weights):
-    with pytest.raises(InputError, match=f"'{weights}' is not a file"):
-        CoarseStage(two_stages(), weights, WINDOW)
 
 
 def test_a_test_case_that_the_coarse_stage_has_seen_is_told(trained, caplog):
@@ -146,3 +93,42 @@ def test_a_continued_training_gets_the_coarse_weights_again(trained):
     network.load_state_dict(two_stages().state_dict())  # as the checkpoint of an earlier command would
     CoarseRestart(stage)(None)
     assert equal(network.coarse, coarse)
+
+
+def test_the_bundle_next_to_this_one_is_found_by_its_name_and_its_trained_weights_first(trained, tmp_path):
+    for folder in ("lits_coarse/weights", "lits_coarse/models"):
+        coarse, network = Segmenter(), two_stages()
+        trained(coarse, folder)
+        CoarseStage(network, "lits_coarse", WINDOW, tmp_path / "lits_fine")
+        assert equal(network.coarse, coarse)
+
+
+@pytest.mark.parametrize(
+    ("source", "facts", "named"),
+    [
+        (Segmenter, {"hu_window": [-125.0, 250.0]}, r"window \[-125.0, 250.0\] HU.*--hu_window"),
+        (lambda: Segmenter("resnet18"), {}, r"\(resnet18 with shortcut A .*--coarse_network_name"),
+        (lambda: Segmenter(output_stride=32), {"output_stride": 32}, "output stride 32.*--coarse_output_stride"),
+        (two_stages, {"coarse_size": None}, "holds no trained coarse network"),
+    ],
+)
+def test_what_does_not_fit_is_refused_as_a_file_and_told_of_a_bundle(source, facts, named, trained, tmp_path, caplog):
+    path = trained(source(), **facts)
+    with pytest.raises(InputError, match=named):
+        CoarseStage(two_stages(), path, WINDOW)
+    network = two_stages()
+    before = {name: each.clone() for name, each in network.state_dict().items()}
+    assert CoarseStage(network, "lits_coarse", WINDOW, tmp_path / "lits_fine").facts == {"coarse_size": None}
+    assert "NO COARSE STAGE" in caplog.text and re.search(named, caplog.text)
+    assert all(torch.equal(each, before[name]) for name, each in network.state_dict().items())
+
+
+def test_what_differs_by_rounding_or_is_set_alike_fits(trained):
+    path = trained(Segmenter(output_stride=32), output_stride=32, hu_window=[-200.0, 249.99999])
+    CoarseStage(two_stages(stride=32), path, WINDOW)
+
+
+@pytest.mark.parametrize("weights", ["nowhere.pt", "folder/model"])
+def test_a_path_without_a_file_is_refused(weights):
+    with pytest.raises(InputError, match=f"'{weights}' is not a file"):
+        CoarseStage(two_stages(), weights, WINDOW)

@@ -1,17 +1,23 @@
-"""The lung network: groups by hand, the grid that it returns to, every depth and size, export."""
+"""The decoders: each written out by hand, the grids that they return to, gradients, export."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 import torch.nn.functional as F
-from composed_networks import lung_network
-from monai.data import MetaTensor
+from composed_networks import aspp_network, lung_network
 from torch import nn
 
-from med3d_ext.errors import InputError
-from med3d_ext.networks import LungDecoder, Segmenter, encoder_state_dict
-from med3d_ext.networks.decoders import make_group
+from med3d_ext.networks import (
+    DenseASPP,
+    LungDecoder,
+    ResNetEncoder,
+    SegmentationNetwork,
+    Segmenter,
+    SkipConnections,
+    TwoStageSegmenter,
+)
+from med3d_ext.networks.decoders import DILATIONS, make_branch, make_group
 from med3d_ext.networks.resnet import ARCHITECTURES
 
 SIZE = (17, 20, 9)
@@ -71,21 +77,6 @@ def test_a_group_puts_cell_i_at_2i_where_the_encoders_stride_took_it_from():
     assert torch.nonzero(group(x)[0, 0]).tolist() == [[4, 6, 2]]
 
 
-def test_the_decoder_shifts_nothing():
-    """With symmetric kernels the answer to one cell is symmetric about the voxel that the cell stands on."""
-    torch.manual_seed(0)
-    decoder = LungDecoder(2).eval()
-    for convolution in (each for each in decoder.modules() if isinstance(each, (nn.Conv3d, nn.ConvTranspose3d))):
-        convolution.weight.data += convolution.weight.data.flip(2)
-    x = torch.zeros(1, 2, 9, 1, 1)
-    x[:, :, 4] = 1.0
-    with torch.inference_mode():
-        answer = decoder(x)[0, :, :, 4, 4]
-    before, after = answer[:, 20:32].flip(1), answer[:, 33:45]
-    torch.testing.assert_close(before, after)
-    assert answer[:, 32].any() and not torch.allclose(answer[:, 19:31].flip(1), answer[:, 32:44])
-
-
 @pytest.mark.parametrize("size", [(8, 8, 8), SIZE, (1, 16, 3), (23, 24, 25)])
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
 def test_any_size_comes_back_as_it_was(size, output_stride):
@@ -93,12 +84,6 @@ def test_any_size_comes_back_as_it_was(size, output_stride):
     with torch.inference_mode():
         logits = net(volumes(1, size))
     assert logits.shape == (1, 3, *size) and logits.isfinite().all()
-
-
-@pytest.mark.parametrize(("output_stride", "groups"), [(8, 3), (16, 4), (32, 5)])
-def test_there_is_a_group_for_each_doubling(output_stride, groups):
-    with torch.device("meta"):
-        assert len(lung_network(output_stride=output_stride).decoder) == groups
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -109,52 +94,10 @@ def test_every_depth_returns_to_the_input_grid(name):
     assert net.decoder[0][0].in_channels == net.encoder.channels[-1]
 
 
-def test_options_reach_the_encoder_and_a_wrong_one_is_named():
-    with torch.device("meta"):
-        net = lung_network("resnet34", 4, 5, 16, shortcut="B", checkpointing=True)
-    assert (net.encoder.in_channels, net.encoder.output_stride, net.encoder.checkpointing) == (4, 16, True)
-    assert "encoder.layer2.0.downsample.0.weight" in net.state_dict()
-    with pytest.raises(InputError, match="output_stride must be one of 8, 16, 32, got 4"):
-        lung_network(output_stride=4)
-
-
 def test_every_parameter_gets_a_gradient():
     net = lung_network()
     net(volumes(2, (24, 17, 16))).square().mean().backward()
     assert [name for name, each in net.named_parameters() if each.grad is None or not each.grad.any()] == []
-
-
-def test_a_pretrained_encoder_fits_as_it_is():
-    pretrained, net = Segmenter(), lung_network()
-    net.encoder.load_state_dict(encoder_state_dict(pretrained), strict=True)
-    x = volumes(1)
-    assert torch.equal(net.eval().encoder(x)[-1], pretrained.eval().encoder(x)[-1])
-
-
-def test_it_learns_a_small_shape_from_a_few_steps():
-    torch.manual_seed(0)
-    net = lung_network()
-    x = volumes(2, (16, 16, 8)) * 0.1
-    target = torch.zeros(2, 16, 16, 8, dtype=torch.long)
-    target[:, 4:11, 3:13, 2:6] = 1
-    x[:, 0][target == 1] -= 2
-    optimizer = torch.optim.Adam(net.parameters(), 0.01)
-    losses = []
-    for _ in range(8):
-        loss = F.cross_entropy(net(x), target)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    assert losses[-1] < 0.5 * losses[0]
-
-
-def test_meta_tensors_stay_meta_tensors():
-    net = lung_network().eval()
-    affine = torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0], dtype=torch.float64))
-    logits = net(MetaTensor(volumes(2), affine=affine))
-    assert isinstance(logits, MetaTensor) and torch.equal(logits.affine, affine)
-    assert torch.equal(logits.as_tensor(), net(volumes(2)))
 
 
 def test_the_scripted_network_takes_other_sizes():
@@ -175,3 +118,138 @@ def test_onnx_runtime_gives_the_same_logits_for_other_sizes(tmp_path):
     for size in (SIZE, (10, 24, 16)):
         x = volumes(1, size)
         assert (torch.from_numpy(session.run(None, {"image": x.numpy()})[0]) - net(x)).abs().max() < 1e-3
+
+
+def features(channels: int = 6, size: tuple[int, ...] = (5, 4, 3)) -> torch.Tensor:
+    torch.manual_seed(1)
+    return torch.randn(1, channels, *size)
+
+
+def test_the_order_is_that_of_the_original_written_out_by_hand():
+    net = DenseASPP(6, (4, 3)).eval()
+    randomize_norms(net)
+    x = features()
+    state = net.state_dict()
+
+    def norm(x, name):
+        names = ("running_mean", "running_var", "weight", "bias")
+        return F.batch_norm(x, *[state[f"{name}.{each}"] for each in names])
+
+    for index, dilation in enumerate(DILATIONS):
+        at, shift = f"branches.{index}", 0 if index == 0 else 1
+        y = norm(x, f"{at}.0") if index > 0 else x
+        y = F.conv3d(F.relu(y), state[f"{at}.{shift + 1}.weight"])
+        y = F.relu(norm(y, f"{at}.{shift + 2}"))
+        weight, bias = state[f"{at}.{shift + 4}.weight"], state[f"{at}.{shift + 4}.bias"]
+        x = torch.cat((F.conv3d(y, weight, bias, padding=dilation, dilation=dilation), x), dim=1)
+    torch.testing.assert_close(net(features()), x)
+
+
+@pytest.mark.parametrize(("widths", "parameters"), [((128, 64), 1_522_496), ((512, 128), 10_825_856)])
+def test_the_widths_decide_the_channels_and_the_parameters(widths, parameters):
+    with torch.device("meta"):
+        net = DenseASPP(512, widths)
+    assert net.out_channels == 512 + 5 * widths[1]
+    assert [branch[-2].out_channels for branch in net.branches] == [widths[1]] * 5
+    inputs = [512 + index * widths[1] for index in range(5)]
+    norms = 2 * sum(inputs[1:]) + 5 * 2 * widths[0]
+    convolutions = sum(inputs) * widths[0] + 5 * (27 * widths[0] + 1) * widths[1]
+    assert sum(each.numel() for each in net.parameters()) == norms + convolutions == parameters
+
+
+def test_channels_drop_whole_and_only_in_training():
+    net = make_branch(6, (4, 1000), 1, dropout=0.1)
+    torch.manual_seed(0)
+    dropped = (net(features()) == 0).flatten(2)
+    assert (dropped.all(dim=2) == dropped.any(dim=2)).all()
+    assert 0.05 < dropped.all(dim=2).float().mean() < 0.15
+    assert not (net.eval()(features()) == 0).flatten(2).all(dim=2).any()
+
+
+def test_a_dilation_of_at_least_the_map_acts_as_the_1x1x1_convolution_of_the_center_tap():
+    branch = make_branch(6, (4, 3), 5, dropout=0.1).eval()
+    reduced = branch[:-2](features())
+    center = F.conv3d(reduced, branch[-2].weight[..., 1:2, 1:2, 1:2], branch[-2].bias)
+    torch.testing.assert_close(branch(features()), center)
+
+
+@pytest.mark.parametrize("size", [(8, 8, 8), (17, 20, 9), (3, 16, 1)])
+def test_small_volumes_in_denseaspp_give_finite_logits_of_their_own_shape(size):
+    net = aspp_network(num_classes=3, widths=(8, 4)).eval()
+    with torch.no_grad():
+        logits = net(features(1, size))
+    assert logits.shape == (1, 3, *size) and logits.isfinite().all()
+
+
+def test_every_parameter_of_denseaspp_gets_a_gradient():
+    net = aspp_network(widths=(8, 4), dropout=0.0)
+    torch.manual_seed(0)
+    net(torch.randn(2, 1, 32, 32, 16)).square().mean().backward()
+    without = [name for name, each in net.named_parameters() if each.grad is None or not each.grad.any()]
+    assert without == []
+
+
+def test_a_network_with_denseaspp_scripts():
+    net = aspp_network(widths=(8, 4)).eval()
+    x = features(1, (16, 16, 9))
+    torch.testing.assert_close(torch.jit.script(net)(x), net(x))
+
+
+def test_widths_must_be_two():
+    with pytest.raises(ValueError, match=r"widths must be two positive numbers, got \[128\]"):
+        DenseASPP(512, [128])
+
+
+def test_the_two_stages_share_one_state_dict_and_the_fine_one_answers():
+    coarse, fine = Segmenter(output_stride=32), aspp_network(widths=(8, 4))
+    net = TwoStageSegmenter(coarse, fine).eval()
+    prefixes = [key.split(".")[0] for key in net.state_dict()]
+    assert prefixes.count("coarse") == len(coarse.state_dict())
+    assert prefixes.count("fine") == len(fine.state_dict())
+    assert len(prefixes) == len(coarse.state_dict()) + len(fine.state_dict())
+    x = features(1, (16, 16, 16))
+    assert torch.equal(net(x), fine(x))
+
+
+def skip_network(output_stride: int = 8, widths: tuple[int, ...] = (64, 32)) -> SegmentationNetwork:
+    torch.manual_seed(0)
+    encoder = ResNetEncoder("resnet10", output_stride=output_stride)
+    decoder = DenseASPP(encoder.channels[-1])
+    skips = SkipConnections(decoder.out_channels, encoder.channels, widths)
+    return SegmentationNetwork(encoder, decoder, num_classes=3, skips=skips)
+
+
+def test_two_steps_of_skip_connections_written_out_by_hand():
+    torch.manual_seed(1)
+    skips = SkipConnections(5, [2, 3, 4], widths=(6, 7)).eval()
+    decoded, features = (
+        torch.randn(1, 5, 2, 3, 2),
+        [torch.randn(1, c, *s) for c, s in ((2, (8, 11, 7)), (3, (4, 6, 4)))],
+    )
+    state, x = skips.state_dict(), decoded
+    for step, finer in enumerate((features[1], features[0])):
+        for part, padding in (("reductions", 0), ("joints", 1)):
+            x = F.conv3d(x, state[f"{part}.{step}.0.weight"], padding=padding) / (1 + 1e-5) ** 0.5
+            x = F.relu(x)
+            if part == "reductions":
+                x = F.interpolate(x, size=finer.shape[2:], mode="trilinear", align_corners=False)
+                x = torch.cat((x, finer), dim=1)
+    torch.testing.assert_close(skips(decoded, features), x)
+
+
+@pytest.mark.parametrize("output_stride", [8, 16, 32])
+@pytest.mark.parametrize("size", [(32, 32, 32), (33, 40, 17)])
+def test_with_skip_connections_logits_are_on_the_input_grid_and_every_parameter_learns(output_stride, size):
+    net = skip_network(output_stride)
+    logits = net(torch.randn(2, 1, *size))
+    assert logits.shape == (2, 3, *size)
+    logits.square().mean().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+def test_a_network_with_skip_connections_scripts():
+    net = skip_network().eval()
+    scripted = torch.jit.script(net)
+    for size in ((32, 32, 32), (24, 40, 17)):
+        x = torch.randn(1, 1, *size)
+        torch.testing.assert_close(scripted(x), net(x))

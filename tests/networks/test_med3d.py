@@ -12,7 +12,7 @@ from torch import nn
 
 from med3d_ext.errors import InputError
 from med3d_ext.losses import MultiHeadLoss
-from med3d_ext.networks import Classifier, Med3DNet, ResNetEncoder, Segmenter, encoder_state_dict
+from med3d_ext.networks import Classifier, Med3DNet, Segmenter, encoder_state_dict
 from med3d_ext.networks.med3d import PADDING_LOGIT
 
 CLASSES = {"liver": 2, "brain": 4, "hippocampus": 3}
@@ -51,11 +51,6 @@ def test_options_reach_the_encoder(build):
     assert (net.encoder.in_channels, net.encoder.output_stride, net.encoder.checkpointing) == (4, 16, True)
     assert "encoder.layer2.0.downsample.0.weight" in net.state_dict()
     assert net(torch.zeros(1, 4, 32, 32, 32, device="meta")).shape[1] == 5
-
-
-def test_the_default_is_the_smallest_depth():
-    with torch.device("meta"):
-        assert set(encoder_state_dict(Segmenter())) == set(ResNetEncoder("resnet10").state_dict())
 
 
 @pytest.mark.parametrize("build", [Segmenter, Classifier])

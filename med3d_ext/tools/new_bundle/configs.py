@@ -1,7 +1,10 @@
 """The configs of a user's own bundle: the paper's, with the user's classes and a recipe for few cases in them.
 
 One stage is the paper's transfer to the lungs, two stages are its LiTS cascade (section 3.3), whose coarse part is
-trained in the same run and is under ``coarse``.
+trained in the same run and is under ``coarse``. What differs from the paper's is in ``templates/recipe.json``:
+``recipe``, what training from few cases needs (measured in docs/own_task.md), the same in both stages and in one; and
+the parts that are put in the paper's place. The coarse network is not the paper's 1x1x1 convolution: at stride 8 of a
+whole scan a pancreas is a cell or two.
 """
 
 from __future__ import annotations
@@ -19,125 +22,80 @@ from med3d_ext.tools.new_bundle.plan import Plan
 TEMPLATES = {1: "lung_segmentation", 2: "lits_fine"}
 COARSE = "lits_coarse"
 CONFIGS = ("train", "evaluate", "inference", "multi_gpu_train", "multi_gpu_evaluate")
-
 SMALLEST_PART = 0.1
 """Of the largest coarse component: an organ may be in several pieces, and what is lost to the region is lost."""
 
-COARSE_NETWORK = {
-    "network_def::coarse": {
-        "_target_": "med3d_ext.networks.SegmentationNetwork",
-        "encoder": {"_target_": "med3d_ext.networks.ResNetEncoder", "name": "@coarse_network_name"}
-        | {"output_stride": "@coarse_output_stride"},
-        "num_classes": 2,
-    }
+TAKEN = ("initial_weights", "network", "loss", "optimizer", "lr_scheduler", "train", "validate")
+SHARED = ("train::preprocessing_transforms", "train::intensity_transforms")
+ELSEWHERE = {
+    "grid": "coarse::spatial_size",
+    "network_name": "coarse_network_name",
+    "output_stride": "coarse_output_stride",
 }
-"""Not the paper's 1x1x1 convolution: at stride 8 of a whole scan a pancreas is a cell or two."""
-
-WINDOW = {
-    "_target_": "med3d_ext.transforms.HUWindowd",
-    "_desc_": "to the range that all CTs hold, then to [-1, 1]",
-    "keys": "image",
-    "hu_window": "$@domain['intensity_range']",
-}
-PERCENTILES = {
-    "_target_": "med3d_ext.transforms.PercentileNormalized",
-    "_desc_": "section 3.1",
-    "keys": "image",
-    "intensity_range": "$@domain['intensity_range']",
-}
-INTENSITY: list[dict[str, Any]] = [
-    {
-        "_target_": "RandGaussianSmoothd",
-        "_desc_": "the paper changes no intensities; few cases need it",
-        "keys": "image",
-    }
-    | {"prob": 0.1, "sigma_x": [0.5, 1.0], "sigma_y": [0.5, 1.0], "sigma_z": [0.5, 1.0]},
-    {"_target_": "RandScaleIntensityd", "keys": "image", "prob": 0.5, "factors": 0.15},
-    {"_target_": "RandShiftIntensityd", "keys": "image", "prob": 0.5, "offsets": 0.1},
-    {"_target_": "RandAdjustContrastd", "keys": "image", "prob": 0.3, "gamma": [0.7, 1.5], "retain_stats": True},
-    {"_target_": "RandGaussianNoised", "keys": "image", "prob": 0.15, "std": 0.1},
-]
-RECIPE: dict[str, Any] = {
-    "num_classes": "$len(@domain['classes'])",
-    "batch_size": 2,
-    "learning_rate": 0.001,
-    "warmup_epochs": 2,
-    "data::kind": "3dseg8",
-    "data::domains": 1,
-    "data::phantoms": False,
-    "loss::_desc_": "Dice and cross-entropy; the paper's is cross-entropy alone (section 4.1)",
-    "loss::loss": {"_target_": "DiceCELoss", "to_onehot_y": True, "softmax": True, "include_background": False},
-    "optimizer::_target_": "torch.optim.AdamW",
-    "optimizer::weight_decay": 0.01,
-    "lr_scheduler": {
-        "_target_": "monai.optimizers.WarmupCosineSchedule",
-        "_desc_": "from a tenth of the learning rate up, then to 0",
-        "optimizer": "@optimizer",
-        "warmup_steps": "@warmup_epochs",
-        "t_total": "@epochs",
-        "warmup_multiplier": 0.1,
-    },
-    "train::intensity_transforms": INTENSITY,
-    "train::preprocessing::transforms": "$@train::preprocessing_transforms + @train::random_transforms"
-    " + @train::intensity_transforms",
-}
-"""What training from few cases needs, measured in docs/own_task.md: the same in both stages and in one."""
-
-REGION = {
-    "_target_": "med3d_ext.transforms.RandTargetCropd",
-    "_desc_": "section 3.3: the region of interest as a coarse network finds it, too large now and then",
-    "keys": ["image", "label"],
-    "spatial_size": "@grid",
-    "target_factor": 1.0,
-    "margin_mm": "@margin_mm",
-    "skew": 6.0,
-    "keep_target": False,
-    "rotate_degrees": 10.0,
-    "scale": [0.85, 1.2],
-}
-WHOLE = {"_target_": "med3d_ext.transforms.RandTargetCropd", "keys": ["image", "label"], "spatial_size": "@grid"} | {
-    "_desc_": "section 4.1: rotation, scale and translation of the whole image; one interpolation",
-    "target_factor": None,
-}
-ANY_TARGET = {"_target_": "AsDiscreted", "_desc_": "one box around all classes", "keys": "label", "threshold": 0.5}
+REFERENCE = re.compile(r"@(\w+(?:::\w+)*)")
+HANDLERS = ("EpochSeed", "FreezeEncoder", "LrScheduleHandler", "EpochValidation", "ResumableCheckpoint")
+HANDLERS += ("RunManifest", "Curves", "ProgressBar", "WeightsCard")
+"""Those of ``lits_coarse`` that train a first stage or write what it leaves."""
 
 
 def own_configs(
     bundles: Path, plan: Plan, modality: str | None, classes: int, channel: str | None
 ) -> dict[str, dict[str, Any]]:
-    """The configs by name.
+    """The configs by name, made of those in the folder ``bundles``.
 
-    Args:
-        bundles: the folder of the bundles that they are made of.
-        plan: stages, grids and epochs.
-        modality: "CT" is windowed, all else normalized by percentiles.
-        classes: number of classes, background counted, of a network that has no weights yet.
-        channel: the channel that is taken of images that have several.
+    A CT is windowed, all else normalized by percentiles. ``classes``, background counted, are those of a network that
+    has no weights yet; ``channel`` is taken of images that have several.
     """
+    parts = read_json(Path(__file__).with_name("templates") / "recipe.json")
     configs = {name: read_json(bundles / TEMPLATES[plan.stages] / "configs" / f"{name}.json") for name in CONFIGS}
-    train, inference = configs["train"], configs["inference"]
+    train, evaluate, inference = (configs[name] for name in CONFIGS[:3])
     network = _network("network_def::fine" if plan.stages == 2 else "network_def")
     if plan.stages == 2:
-        network |= COARSE_NETWORK | _network("network_def::coarse")
-    normalize = WINDOW if modality == "CT" else PERCENTILES
-    _set(train, RECIPE | {"epochs": plan.epochs, "spatial_size": list(plan.grid), "val_interval": plan.val_interval})
-    _set(inference, {"dataset::data::kind": "3dseg8", "dataset::data::phantoms": False})
-    for config in (train, inference):
-        _set(config, network)
+        network |= parts["coarse_network"] | _network("network_def::coarse")
+    length = {"epochs": plan.epochs, "spatial_size": list(plan.grid), "val_interval": plan.val_interval}
+    _set(train, parts["recipe"] | length | network)
+    _set(inference, {"dataset::data::kind": "3dseg8", "dataset::data::phantoms": False} | network)
     train["channel"], train["data"]["options"] = channel, {"channel": "@channel"}
     train["train"]["preprocessing_transforms"][0].pop("require_foreground")
     for steps in (train["train"]["preprocessing_transforms"], inference["preprocessing"]["transforms"]):
-        steps[_place(steps, "HUWindowd", "PercentileNormalized")] = normalize
+        normalize = _place(steps, "HUWindowd", "PercentileNormalized")
+        steps[normalize] = copy.deepcopy(parts["window" if modality == "CT" else "percentiles"])
     train["train"]["preprocessing_transforms"][2]["label_map"] = "$@data.label_map()"
     inference["num_classes"] = {"_target_": "med3d_ext.data.class_count", "bundle_root": "@bundle_root"} | {
         "ckpt_dir": "@ckpt_dir",
         "default": classes,
     }
     _checkpoint(train)["evaluator"] = None  # the last epoch, in which the learning rate has come down to 0
-    if plan.stages == 2:
-        _two_stages(configs, read_json(bundles / COARSE / "configs" / "train.json"), plan)
-    else:
-        _one_stage(configs)
+    if plan.stages == 1:
+        for config in (train, evaluate):
+            del config["folds"], config["fold"]
+        del evaluate["data::seed"], evaluate["validate::handlers"][1]["group_by"]
+        train["train"]["random_transforms"] = [{**parts["whole"], "rotate_degrees": 10.0, "scale": [0.85, 1.2]}]
+        return configs
+    for config in (evaluate, inference):
+        config["inferers"]["cascade"]["smallest_part"] = SMALLEST_PART
+    for config in (train, inference):
+        for name in ("coarse_weights", "hu_window", "widths", "negative_scans", "negatives", "cut_share"):
+            config.pop(name, None)
+    evaluate["num_classes"] = "$len(@domain['classes'])"
+    inference["label_names"] = "$@domain['classes']"
+    inference["label_values"] = {"_target_": "med3d_ext.data.label_values", "domain": "@domain"}
+    train["train"]["random_transforms"] = [parts["region"]]
+    train["train"]["dataset"]["data"] = "$@data.training"
+    train["coarse"] = _coarse(read_json(bundles / COARSE / "configs" / "train.json"), parts, plan)
+    train["coarse_stage"] = {
+        "_target_": "med3d_ext.weights.CoarseStage",
+        "network": "@network_def",
+        "trained": "$@coarse::ckpt_dir + '/model.pt'",
+        "bundle_root": "@bundle_root",
+        "test_items": "$@data.items('test')",
+    }
+    train["run"].insert(1, "$@coarse::stage.run()")
+    parallel = configs["multi_gpu_train"]
+    on_gpus = "$@coarse::initial_weights.on(@device, @sync_batchnorm)"
+    parallel["coarse::network"] = {**parallel["network"], "module": on_gpus}
+    parallel["coarse::validate::sampler"] = {**parallel["validate::sampler"], "dataset": "@coarse::validate::dataset"}
+    parallel["coarse::validate::dataloader::sampler"] = "@coarse::validate::sampler"
     return configs
 
 
@@ -156,74 +114,26 @@ def _network(prefix: str) -> dict[str, Any]:
     }
 
 
-def _one_stage(configs: dict[str, dict[str, Any]]) -> None:
-    train, evaluate = configs["train"], configs["evaluate"]
-    for config in (train, evaluate):
-        del config["folds"], config["fold"]
-    del evaluate["data::seed"], evaluate["validate::handlers"][1]["group_by"]
-    train["train"]["random_transforms"] = [{**WHOLE, "rotate_degrees": 10.0, "scale": [0.85, 1.2]}]
-
-
-def _two_stages(configs: dict[str, dict[str, Any]], coarse: dict[str, Any], plan: Plan) -> None:
-    train, evaluate, inference = (configs[name] for name in CONFIGS[:3])
-    for config in (evaluate, inference):
-        config["inferers"]["cascade"]["smallest_part"] = SMALLEST_PART
-    for config in (train, inference):
-        for name in ("coarse_weights", "hu_window", "widths", "negative_scans", "negatives", "cut_share"):
-            config.pop(name, None)
-    evaluate["num_classes"] = "$len(@domain['classes'])"
-    inference["label_names"] = "$@domain['classes']"
-    inference["label_values"] = {"_target_": "med3d_ext.data.label_values", "domain": "@domain"}
-    train["train"]["random_transforms"] = [REGION]
-    train["train"]["dataset"]["data"] = "$@data.training"
-    train["coarse"] = _coarse(coarse, plan)
-    train["coarse_stage"] = {
-        "_target_": "med3d_ext.weights.CoarseStage",
-        "network": "@network_def",
-        "trained": "$@coarse::ckpt_dir + '/model.pt'",
-        "bundle_root": "@bundle_root",
-        "test_items": "$@data.items('test')",
-    }
-    train["run"].insert(1, "$@coarse::stage.run()")
-    parallel = configs["multi_gpu_train"]
-    parallel["coarse::network"] = {
-        **parallel["network"],
-        "module": "$@coarse::initial_weights.on(@device, @sync_batchnorm)",
-    }
-    parallel["coarse::validate::sampler"] = {**parallel["validate::sampler"], "dataset": "@coarse::validate::dataset"}
-    parallel["coarse::validate::dataloader::sampler"] = "@coarse::validate::sampler"
-
-
-TAKEN = ("initial_weights", "network", "loss", "optimizer", "lr_scheduler", "train", "validate")
-SHARED = ("train::preprocessing_transforms", "train::intensity_transforms")
-ELSEWHERE = {
-    "grid": "coarse::spatial_size",
-    "network_name": "coarse_network_name",
-    "output_stride": "coarse_output_stride",
-}
-REFERENCE = re.compile(r"@(\w+(?:::\w+)*)")
-WRITES = ("RunManifest", "Curves", "ProgressBar", "WeightsCard")
-TRAINS = ("EpochSeed", "FreezeEncoder", "LrScheduleHandler", "EpochValidation", "ResumableCheckpoint")
-
-
-def _coarse(template: dict[str, Any], plan: Plan) -> dict[str, Any]:
+def _coarse(template: dict[str, Any], parts: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     """The first stage's part of a config: that of ``lits_coarse``, with each reference to its own ids under ``coarse``.
 
     It decodes no file anew: what both stages read is the same, and only then its classes become one.
     """
-    _set(template, {key: value for key, value in RECIPE.items() if key.startswith(("loss", "optimizer", "lr_"))})
+    recipe = parts["recipe"]
+    _set(template, {key: value for key, value in recipe.items() if key.startswith(("loss", "optimizer", "lr_"))})
     train, validate = template["train"], template["validate"]
-    train["random_transforms"] = [WHOLE, ANY_TARGET]
-    train["preprocessing"]["transforms"] = RECIPE["train::preprocessing::transforms"]
-    train["handlers"] = [each for each in train["handlers"] if each["_target_"].rpartition(".")[2] in TRAINS + WRITES]
+    train["random_transforms"] = [parts["whole"], parts["any_target"]]
+    train["preprocessing"]["transforms"] = recipe["train::preprocessing::transforms"]
+    train["handlers"] = [each for each in train["handlers"] if each["_target_"].rpartition(".")[2] in HANDLERS]
     train["sampler"].pop("samples_per_domain")
     train.pop("preprocessing_transforms")
-    validate["any_target"] = ANY_TARGET
+    validate["any_target"] = parts["any_target"]
     validate["preprocessing"]["transforms"] = (
         "$@train::preprocessing_transforms + [@validate::resize, @validate::any_target]"
     )
     validate["evaluator"].pop("additional_metrics"), validate.pop("additional_metrics")
-    _checkpoint(template)["evaluator"] = None
+    checkpoint = _checkpoint(template)
+    checkpoint["evaluator"] = None
     own = {
         "epochs": plan.coarse_epochs,
         "val_interval": max(1, plan.coarse_epochs // 4),
@@ -231,11 +141,10 @@ def _coarse(template: dict[str, Any], plan: Plan) -> dict[str, Any]:
         "output_dir": "",
         "ckpt_dir": "",
         "network_def": "",
-        "checkpoint": _checkpoint(template),
+        "checkpoint": checkpoint,
     }
     section = own | {name: template[name] for name in TAKEN}
-    position = train["handlers"].index(_checkpoint(template))
-    train["handlers"][position] = "@checkpoint"
+    train["handlers"][train["handlers"].index(checkpoint)] = "@checkpoint"
 
     def moved(found: re.Match[str]) -> str:
         name = found.group(1)
@@ -243,8 +152,7 @@ def _coarse(template: dict[str, Any], plan: Plan) -> dict[str, Any]:
             return found.group()
         return f"@coarse::{name}" if name.partition("::")[0] in section else f"@{ELSEWHERE.get(name, name)}"
 
-    section = _with_references(section, moved)
-    section |= {
+    section = _with_references(section, moved) | {
         "output_dir": "$@output_dir + '/coarse'",
         "ckpt_dir": "$@ckpt_dir + '/coarse'",
         "network_def": "$@network_def.coarse",

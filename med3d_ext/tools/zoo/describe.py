@@ -43,23 +43,27 @@ def describe(bundle: str, *records: str) -> str:
     first = contents[0]
     metadata["version"] = first["version"]
     metadata["changelog"] = {**metadata["changelog"], first["version"]: first["change"]}
-    metadata["eval_metrics"] = _scores(first["test"]["domains"])
+    scores: dict[str, Any] = {}  # the mean of each metric and the number of test cases; of several domains each
+    for name, metrics in first["test"]["domains"].items():
+        prefix = f"{name}_" if len(first["test"]["domains"]) > 1 else ""
+        scores |= {f"{prefix}{metric.removeprefix('val_')}": facts["mean"] for metric, facts in metrics.items()}
+        scores[f"{prefix}n"] = max(facts["n"] for facts in metrics.values())
+    metadata["eval_metrics"] = scores
     if len(domains) == 1:
         (domain,) = domains.values()
         for side, name in (("inputs", "image"), ("outputs", "pred")):
             metadata["network_data_format"][side][name]["spatial_shape"] = domain["spatial_size"]
     write_section(folder, "released.md", card, records=contents, domains=domains, version=first["version"])
+    text = json.dumps(metadata, indent=2, ensure_ascii=False)  # short lists on one line, as the configs are written
+    short = re.compile(r"([\[{])\n *([^\[\]{}]{1,60}?)\n *([\]}])")
+    text = short.sub(lambda found: found[1] + re.sub(r"\n *", " ", found[2]) + found[3], text)
     with write_atomically(folder / METADATA, "w") as file:
-        file.write(_readable(metadata))
+        file.write(text + "\n")
     return f"'{folder / METADATA}' and '{folder / README}' describe version {first['version']}."
 
 
 def write_section(folder: Path, template: str, card: dict[str, Any], **values: Any) -> None:
-    """Replace the part of a README that is about the weights.
-
-    Raises:
-        InputError: the README has no such part.
-    """
+    """Replace the part of a README that is about the weights; an InputError if it has none."""
     path = folder / README
     text = path.read_text(encoding="utf-8")
     if not SECTION.search(text):
@@ -70,12 +74,7 @@ def write_section(folder: Path, template: str, card: dict[str, Any], **values: A
 
 
 def forget_figures(folder: Path, card: dict[str, Any]) -> None:
-    """Take figures out of a bundle's texts where they are those of other weights than the card's.
-
-    Args:
-        folder: the bundle.
-        card: of the weights that it is shared with.
-    """
+    """Take figures out of a bundle's texts if they are those of other weights than the card's."""
     found = SECTION.search((folder / README).read_text(encoding="utf-8"))
     if found is None or found["card"] == digest_of(card):
         return
@@ -101,20 +100,3 @@ def render(template: str, **values: Any) -> str:
     environment.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False)
     environment.filters["counts"] = lambda cases: Counter(case.get("domain") for case in cases)
     return environment.get_template(template).render(**values)
-
-
-def _readable(content: dict[str, Any]) -> str:
-    """JSON with short lists and objects on one line, as the configs are written."""
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    short = re.compile(r"([\[{])\n *([^\[\]{}]{1,60}?)\n *([\]}])")
-    return short.sub(lambda found: found[1] + re.sub(r"\n *", " ", found[2]) + found[3], text) + "\n"
-
-
-def _scores(domains: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Mean of each metric, and the number of test cases; of several domains each under its name."""
-    scores: dict[str, Any] = {}
-    for domain, metrics in domains.items():
-        prefix = f"{domain}_" if len(domains) > 1 else ""
-        scores |= {f"{prefix}{name.removeprefix('val_')}": facts["mean"] for name, facts in metrics.items()}
-        scores[f"{prefix}n"] = max(facts["n"] for facts in metrics.values())
-    return scores

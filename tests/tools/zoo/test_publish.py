@@ -46,10 +46,8 @@ def test_a_release_is_a_folder_of_files_with_their_sums(published):
         f"{RELEASE}_model.pt",
         f"{RELEASE}_model.safetensors",
     ]
-    sums = dict(reversed(line.split("  ")) for line in (folder / "SHA256SUMS").read_text().splitlines())
-    assert len(sums) == 5
-    for name, sha256 in sums.items():
-        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == sha256
+    assert len((folder / "SHA256SUMS").read_text().splitlines()) == 5
+    subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=folder, check=True)
     with zipfile.ZipFile(folder / f"{RELEASE}.zip") as archive:
         inside = archive.read(f"{NAME}/models/model.pt")
     assert (folder / f"{RELEASE}_model.pt").read_bytes() == inside
@@ -115,11 +113,6 @@ def test_a_classifier_is_tagged_as_one_and_random_weights_are_called_so(tiny, ch
     assert head["pipeline_tag"] == "image-classification"
     assert "- **random: never trained**" in body
     assert "started from" not in body
-
-
-def test_the_sums_are_in_the_form_of_sha256sum(published):
-    done = subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=published / "github" / RELEASE, check=False)
-    assert done.returncode == 0
 
 
 def test_existing_folders_are_replaced_only_when_asked(tiny, published, capsys):

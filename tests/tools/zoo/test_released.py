@@ -9,7 +9,7 @@ import pytest
 
 import med3d_ext
 from med3d_ext.io.files import read_json
-from med3d_ext.tools.zoo.stage import check_bundle, check_network, check_paths
+from med3d_ext.tools.zoo.pack import check_bundle, check_network, check_paths
 
 PACKAGE = Path(med3d_ext.__file__).parent
 BUNDLES = sorted(path.parents[1] for path in PACKAGE.parent.glob("bundles/*/configs/metadata.json"))

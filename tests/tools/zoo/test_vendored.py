@@ -95,16 +95,3 @@ def test_the_metadata_names_what_a_run_imports(bundle):
     assert {"torch", "ignite", "nibabel"} <= needed
     assert needed - stated - BROUGHT.keys() - {"pandas"} == set()  # of the studies, which say so themselves
     assert {"fire", "matplotlib"} <= stated  # of monai.bundle itself, and of a training's curves
-
-
-def test_files_are_found_from_the_package_not_from_the_repository():
-    """``Path(__file__).parents[1]`` of a module of the package would be the bundle's folder there."""
-    outside = []
-    for path in PACKAGE.rglob("*.py"):
-        depth = len(path.relative_to(PACKAGE).parts)
-        reached = [
-            int(number) for number in re.findall(r"__file__\)(?:\.resolve\(\))?\.parents\[(\d+)\]", path.read_text())
-        ]
-        outside += [path.name for number in reached if number >= depth]
-    assert outside == []
-    assert (PACKAGE / "data" / "held_out.json").is_file()
