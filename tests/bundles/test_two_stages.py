@@ -60,14 +60,14 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 def stop_after(monkeypatch, stage: str, epoch: int) -> None:
     """Let a training die after it saved an epoch of a stage."""
-    save = ResumableCheckpoint.save
+    save = ResumableCheckpoint.epoch_completed
 
     def dying(self, engine):
         save(self, engine)
         if (self.folder.name == "coarse") == (stage == "coarse") and engine.state.epoch == epoch:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(ResumableCheckpoint, "save", dying)
+    monkeypatch.setattr(ResumableCheckpoint, "epoch_completed", dying)
 
 
 def test_one_command_trains_both_stages_and_the_file_holds_both(trained):

@@ -1,4 +1,4 @@
-"""What lies beside the weights: hashes of all that they saw, and nothing of the machine."""
+"""What is next to the weights: hashes of all that they saw, and nothing of the machine."""
 
 from __future__ import annotations
 
@@ -69,41 +69,20 @@ def test_the_card_names_all_cases_that_the_weights_saw(data, tmp_path):
     assert card["versions"]["torch"] == torch.__version__
 
 
-def test_neither_file_holds_a_path(data, tmp_path):
-    run_training(arguments(data, tmp_path / "models"))
+def test_inference_reads_the_domain_from_the_facts_and_neither_file_holds_a_path(data, tmp_path):
+    more = {"facts": {"coarse_size": [8, 8, 4]}, "seen": {"coarse_training": [{"image": "c.nii", "sha256": "c"}]}}
+    run_training(arguments(data, tmp_path / "models", **more))
     card, facts = ((tmp_path / "models" / name).read_text() for name in ("card.json", "facts.json"))
     assert "/" not in card + facts
     assert "liver_3.nii.gz" in card and "liver_3" not in facts and len(facts) < 2000
-
-
-def test_inference_reads_the_domain_from_the_facts(data, tmp_path):
-    run_training(arguments(data, tmp_path / "models"))
+    assert list(json.loads(card)["cases"]) == ["training", "validation", "coarse_training"]
     domain = weights_domain(tmp_path / "models" / "model.pt")
     assert domain["hu_window"] == data.domain["hu_window"]
     assert domain["spacing_mean"] == data.domain["spacing_mean"]
-    assert domain["spatial_size"] == [16, 16, 8]
+    assert (domain["spatial_size"], domain["coarse_size"]) == ([16, 16, 8], [8, 8, 4])
 
 
-def test_the_best_figure_is_the_evaluators(data, tmp_path):
-    run_training(arguments(data, tmp_path / "models"), validate_every=1)
-    best = json.loads((tmp_path / "models" / "card.json").read_text())["best"]
-    assert best == {"epoch": 1, "val_dice": 1.0}
-
-
-def test_before_the_first_validation_there_is_no_best_figure(data, tmp_path):
-    run_training(arguments(data, tmp_path / "models"), epochs=1, validate_every=2)
-    assert json.loads((tmp_path / "models" / "card.json").read_text())["best"] is None
-
-
-def test_only_the_first_process_writes(data, tmp_path):
-    handler = WeightsCard(**arguments(data, tmp_path / "models"))
-    handler.attach(SimpleNamespace(state=SimpleNamespace(rank=1)))  # an engine without handlers: none is added
-    assert not (tmp_path / "models").exists()
-
-
-def test_further_facts_and_further_cases_lie_beside_the_weights(data, tmp_path):
-    more = {"facts": {"coarse_size": [8, 8, 4]}, "seen": {"coarse_training": [{"image": "c.nii", "sha256": "c"}]}}
-    run_training(arguments(data, tmp_path / "models", **more))
-    assert weights_domain(tmp_path / "models" / "model.pt")["coarse_size"] == [8, 8, 4]
-    card = json.loads((tmp_path / "models" / "card.json").read_text())
-    assert list(card["cases"]) == ["training", "validation", "coarse_training"]
+@pytest.mark.parametrize(("interval", "best"), [(1, {"epoch": 1, "val_dice": 1.0}), (2, None)])
+def test_the_best_figure_is_the_evaluators_from_the_first_validation_on(data, tmp_path, interval, best):
+    run_training(arguments(data, tmp_path / "models"), epochs=1, validate_every=interval)
+    assert json.loads((tmp_path / "models" / "card.json").read_text())["best"] == best

@@ -15,7 +15,7 @@ from monai.handlers import IgniteMetricHandler, MeanDice, from_engine
 
 from med3d_ext.data.leakage import Evaluated
 from med3d_ext.errors import InputError
-from med3d_ext.handlers.summary import EvaluationSummary, per_case, summarize_rows
+from med3d_ext.handlers.summary import EvaluationSummary, per_case
 from med3d_ext.metrics import ROIMetric
 
 
@@ -60,56 +60,39 @@ def test_a_row_per_case_and_a_summary_with_n_and_interval(tmp_path, caplog):
     assert any("all: dice 0.8333 (n=2" in record.message for record in caplog.records)
 
 
-def test_domains_are_summarized_apart(tmp_path):
-    items = [case("a.nii", 4, domain="liver"), case("b.nii", 2, domain="heart"), case("c.nii", 4, domain="heart")]
-    evaluate(items, EvaluationSummary(str(tmp_path)))
-    rows, summary = read(tmp_path)
-    assert [row["domain"] for row in rows] == ["liver", "heart", "heart"]
-    assert {name: facts["recall"]["n"] for name, facts in summary["domains"].items()} == {"liver": 1, "heart": 2}
-    assert summary["domains"]["heart"]["recall"]["mean"] == 0.75
-
-
-def test_a_further_key_groups_the_cases_once_more(tmp_path):
-    items = [case("a.nii", 4, modality="CT"), case("b.nii", 2, modality="MR"), case("c.nii", 4, modality="CT")]
+def test_domains_and_a_further_key_group_the_cases(tmp_path):
+    groups = [("liver", "CT"), ("heart", "MR"), ("heart", None)]
+    items = [
+        case(f"{number}.nii", 4 if number != 1 else 2, domain=domain, **({"modality": modality} if modality else {}))
+        for number, (domain, modality) in enumerate(groups)
+    ]
     evaluate(items, EvaluationSummary(str(tmp_path), group_by="modality"))
     rows, summary = read(tmp_path)
-    assert [row["modality"] for row in rows] == ["CT", "MR", "CT"]
-    assert {name: facts["dice"]["n"] for name, facts in summary["modality"].items()} == {"CT": 2, "MR": 1}
-    assert summary["domains"]["all"]["dice"]["n"] == 3
+    assert [(row["domain"], row["modality"]) for row in rows] == [*groups[:2], ("heart", "not stated")]
+    assert {name: facts["recall"]["n"] for name, facts in summary["domains"].items()} == {"liver": 1, "heart": 2}
+    assert summary["domains"]["heart"]["recall"]["mean"] == 0.75
+    assert {name: facts["dice"]["n"] for name, facts in summary["modality"].items()} == {
+        "CT": 1,
+        "MR": 1,
+        "not stated": 1,
+    }
 
 
-def test_items_without_the_key_are_a_group_of_their_own(tmp_path):
-    evaluate([case("a.nii", 4)], EvaluationSummary(str(tmp_path), group_by="modality"))
-    assert list(read(tmp_path)[1]["modality"]) == ["not stated"]
-
-
-def test_a_second_run_starts_anew(tmp_path):
-    handler = EvaluationSummary(str(tmp_path))
-    evaluator = evaluate([case("a.nii", 4), case("b.nii", 2)], handler)
-    evaluator.run()
-    rows, summary = read(tmp_path)
-    assert len(rows) == summary["n"] == 2
-
-
-def test_a_case_without_a_value_is_counted(tmp_path):
+def test_a_second_run_starts_anew_and_a_case_without_a_value_or_a_name_is_counted(tmp_path):
     nothing = case("empty.nii", 4)
     nothing["label"] = nothing["label"] * 0
-    evaluate([nothing, case("b.nii", 2)], EvaluationSummary(str(tmp_path)))
-    _, summary = read(tmp_path)
+    nothing["image"] = nothing["image"].as_tensor()
+    evaluate([nothing, case("b.nii", 2)], EvaluationSummary(str(tmp_path))).run()
+    rows, summary = read(tmp_path)
+    assert sorted(row["case"] for row in rows) == ["", "b.nii"] and summary["n"] == 2
     assert (summary["domains"]["all"]["recall"]["n"], summary["domains"]["all"]["recall"]["undefined"]) == (1, 1)
-
-
-def test_items_of_plain_tensors_are_rows_without_a_name(tmp_path):
-    plain = {key: torch.as_tensor(np.asarray(case("a.nii", 4)[key])) for key in ("image", "label")}
-    evaluate([plain], EvaluationSummary(str(tmp_path)))
-    assert read(tmp_path)[0][0]["case"] == ""
 
 
 def test_only_the_first_process_writes(tmp_path):
     class Second(EvaluationSummary):
-        def write(self, engine):
+        def completed(self, engine):
             engine.state.rank = 1
-            super().write(engine)
+            super().completed(engine)
 
     evaluate([case("a.nii", 4)], Second(str(tmp_path)))
     assert list(tmp_path.iterdir()) == []
@@ -120,12 +103,6 @@ def test_the_value_of_a_case_is_the_mean_over_the_classes_that_it_has():
     np.testing.assert_allclose(per_case(torch.tensor([[0.5, 1.0], [nan, 0.2], [nan, nan]])), [0.75, 0.2, nan])
     np.testing.assert_allclose(per_case([0.5, 0.6]), [0.5, 0.6])
     np.testing.assert_allclose(per_case(0.5), [0.5])
-
-
-def test_rows_are_grouped_by_domain():
-    rows = [{"domain": "a", "dice": 0.5}, {"domain": "b", "dice": 0.1}, {"domain": "a", "dice": 0.7}]
-    summary = summarize_rows(rows, ["dice"])
-    assert summary["a"]["dice"]["mean"] == pytest.approx(0.6) and summary["b"]["dice"]["n"] == 1
 
 
 @pytest.fixture
