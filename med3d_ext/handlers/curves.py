@@ -101,10 +101,10 @@ class Curves(Handler):
             starts = tuple(start for metric in self.metrics for start in (f"{metric}_", f"{metric}/"))
             scores = [name for name in columns if name in self.metrics or name.startswith(starts)]
         else:
-            key = key_metric(self.evaluator) or ("", 0.0)
-            scores = [name for name in columns if "dice" in name.lower()] or [
-                name for name in columns if name == key[0]
-            ]
+            key = key_metric(self.evaluator)
+            scores = [name for name in columns if "dice" in name.lower()]
+            if not scores and key is not None and key[0] in columns:
+                scores = [key[0]]
         if scores:
             label = "Dice" if self.metrics is None else "metric"
             _draw(self.folder / f"{self.picture}.png", label, {name: columns[name] for name in scores})

@@ -37,6 +37,7 @@ class DomainLoss(Handler):
 
     def iteration_completed(self, engine: Any) -> None:
         for index, value in self.loss.per_domain.items():
+            # On their device: reading them would stop a GPU at every iteration.
             self.values[self.domains[index]].append(value)
 
     def epoch_completed(self, engine: Any) -> None:

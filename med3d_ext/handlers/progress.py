@@ -43,7 +43,7 @@ class ProgressBar(Handler):
 
     def epoch_started(self, engine: Engine) -> None:
         self._losses = []
-        if self._begin is None:
+        if self._begin is None:  # only now is it known where a training resumes
             self._begin, self._first = time.monotonic(), engine.state.iteration
 
     def iteration_completed(self, engine: Engine) -> None:

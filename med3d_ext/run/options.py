@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from med3d_ext.errors import InputError
 from med3d_ext.networks.resnet import ARCHITECTURES
 from med3d_ext.run.overrides import walk
@@ -61,8 +63,6 @@ def _are_sizes(value: Any) -> bool:
 
 
 def _is_device(value: Any) -> bool:
-    import torch  # takes a second, and a verb's help needs none of it
-
     try:
         device = torch.device(value)
     except (RuntimeError, TypeError):
@@ -78,41 +78,34 @@ PATH = Option("a path", lambda value: isinstance(value, str | os.PathLike) and s
 RATE = _number("above 0", lambda value: value > 0)
 NOT_NEGATIVE = _number("of at least 0", lambda value: value >= 0)
 COUNT = _whole(1)
-SEED = _whole(0, 2**32 - 1)
-WORKERS = _whole(0, 1024)
 DEVICE = Option("cpu, or cuda or cuda:N with such a GPU in this machine", _is_device)
-# Bounded, since a network's memory is not: a typing error should be a sentence.
-GRID = _row(
-    "three whole numbers of voxels from 8 to 1024",
-    lambda value: len(value) == 3 and all(_is_whole(edge) and 8 <= edge <= 1024 for edge in value),
-)
-_PATHS = ("bundle_root", "output_dir", "ckpt_dir", "results_dir", "init", "coarse_weights", "weights")
-_PATHS_OR_NULL = ("dataset_dir", "store_dir", "negatives")
 
-OPTIONS: dict[str, Option] = {
-    **dict.fromkeys(_PATHS, PATH),
-    **dict.fromkeys(_PATHS_OR_NULL, _or_null(PATH)),
-    **dict.fromkeys(("device", "train::trainer::device", "validate::evaluator::device"), DEVICE),
-    **dict.fromkeys(("epochs", "batch_size", "accumulate", "val_interval"), COUNT),
-    **dict.fromkeys(("train::trainer::max_epochs", "train::trainer::accumulation_steps", "lr_scheduler::T_max"), COUNT),
-    **dict.fromkeys(("train::dataloader::batch_size", "validate::dataloader::batch_size"), COUNT),
-    **dict.fromkeys(("samples_per_domain", "train::trainer::epoch_length"), _or_null(COUNT)),
-    **dict.fromkeys(("num_workers", "train::dataloader::num_workers"), _or_null(WORKERS)),
-    "validate::dataloader::num_workers": WORKERS,
-    **dict.fromkeys(("seed", "train::dataset::seed", "train::sampler::seed"), SEED),
-    "seeds": _row("a list of whole numbers of at least 0", lambda value: all(_is_whole(v) and v >= 0 for v in value)),
+_ROWS = {
+    "bundle_root output_dir ckpt_dir results_dir init coarse_weights weights": PATH,
+    "dataset_dir store_dir negatives": _or_null(PATH),
+    "device train::trainer::device validate::evaluator::device": DEVICE,
+    "epochs batch_size accumulate val_interval train::trainer::max_epochs lr_scheduler::T_max": COUNT,
+    "train::trainer::accumulation_steps train::dataloader::batch_size validate::dataloader::batch_size": COUNT,
+    "samples_per_domain train::trainer::epoch_length": _or_null(COUNT),
+    "num_workers train::dataloader::num_workers": _or_null(_whole(0, 1024)),
+    "validate::dataloader::num_workers": _whole(0, 1024),
+    "seed train::dataset::seed train::sampler::seed": _whole(0, 2**32 - 1),
+    "seeds": _row("a list of whole numbers of at least 0", lambda value: all(map(_whole(0).fits, value))),
     "values": _row("a list of values", lambda value: True),
     "heads_first_epochs": _whole(-1),
-    "warmup_epochs": _whole(0),
+    "warmup_epochs fold": _whole(0),
     "folds": _or_null(_whole(2)),
-    "fold": _whole(0),
-    **dict.fromkeys(("network_name", "coarse_network_name"), _one_of(*ARCHITECTURES)),
-    **dict.fromkeys(("output_stride", "coarse_output_stride"), _one_of(8, 16, 32)),
-    "widths": _row(
-        "two whole numbers of at least 1", lambda value: len(value) == 2 and all(_is_whole(v) and v > 0 for v in value)
-    ),
     "num_classes": _whole(2),
-    **dict.fromkeys(("spatial_size", "coarse_size"), _or_null(GRID)),
+    "network_name coarse_network_name": _one_of(*ARCHITECTURES),
+    "output_stride coarse_output_stride": _one_of(8, 16, 32),
+    "widths": _row("two whole numbers of at least 1", lambda value: len(value) == 2 and all(map(COUNT.fits, value))),
+    # Bounded, since a network's memory is not: a typing error should be a sentence.
+    "spatial_size coarse_size": _or_null(
+        _row(
+            "three whole numbers of voxels from 8 to 1024",
+            lambda value: len(value) == 3 and all(map(_whole(8, 1024).fits, value)),
+        )
+    ),
     "crop_spacing": Option(
         "a voxel size in mm, three of them or a table of them by domain",
         lambda value: isinstance(value, dict) or _are_sizes(value),
@@ -125,9 +118,8 @@ OPTIONS: dict[str, Option] = {
         )
     ),
     "optimizer::lr": RATE,
-    **dict.fromkeys(("learning_rate", "max_gradient_norm", "cube_mm"), _or_null(RATE)),
-    **dict.fromkeys(("head_lr_multiplier", "margin_mm", "minimum_ml"), NOT_NEGATIVE),
-    **dict.fromkeys(("optimizer::weight_decay", "optimizer::momentum"), NOT_NEGATIVE),
+    "learning_rate max_gradient_norm cube_mm": _or_null(RATE),
+    "head_lr_multiplier margin_mm minimum_ml optimizer::weight_decay optimizer::momentum": NOT_NEGATIVE,
     "cut_share": _number("from 0 to 1", lambda value: 0 <= value <= 1),
     "share": _number("above 0 and at most 1", lambda value: 0 < value <= 1),
     "split": _one_of("training", "validation", "test"),
@@ -135,24 +127,23 @@ OPTIONS: dict[str, Option] = {
     "ties": _or_null(_one_of("exclude", "benign", "malignant")),
     "domains": Option(
         "a name, a list of names or a number of at least 1",
-        lambda value: isinstance(value, str | list | tuple) and bool(value) or (_is_whole(value) and value > 0),
+        lambda value: isinstance(value, str | list | tuple) and bool(value) or COUNT.fits(value),
         optional=True,
     ),
-    "branch": _or_null(TEXT),
     "point_space": TEXT,
+    "branch": _or_null(TEXT),
     "channel": Option(
-        "the name or the number of a channel",
-        lambda value: _is_whole(value) and value >= 0 or isinstance(value, str) and bool(value),
-        optional=True,
+        "the name or the number of a channel", lambda value: TEXT.fits(value) or _whole(0).fits(value), optional=True
     ),
-    **dict.fromkeys(("init_head", "resume", "sync_batchnorm", "main_process", "skip_bad"), SWITCH),
-    **dict.fromkeys(("train::trainer::amp", "train::trainer::compile"), SWITCH),
+    "init_head resume sync_batchnorm main_process skip_bad train::trainer::amp train::trainer::compile": SWITCH,
     "validate::evaluator::amp": Option(
         "false on a machine without a GPU: MONAI's evaluator has mixed precision only on CUDA",
         lambda value: isinstance(value, bool) and (not value or _is_device("cuda")),
     ),
     "save_execute_config": Option("true, false or a path", lambda value: isinstance(value, bool | str)),
 }
+OPTIONS = {name: option for names, option in _ROWS.items() for name in names.split()}
+_PATHS = {name for name, option in OPTIONS.items() if option.rule == PATH.rule}
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -192,7 +183,7 @@ def as_meant(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         InputError: a path names a user or a variable that this machine does not know: a folder would get its name.
     """
     for name, value in walk(config):
-        is_path = name in _PATHS or name in _PATHS_OR_NULL
+        is_path = name in _PATHS
         if isinstance(value, str) and value in WORDS and not name.startswith("_meta_"):
             yield name, WORDS[value]
         elif is_path and _is_whole(value):
