@@ -70,11 +70,12 @@ class WeightsCard(Handler):
         best = None  # until something was validated
         if judge is not None and judge.key_metric_name is not None and judge.best_metric_epoch >= 0:
             best = {"epoch": judge.best_metric_epoch, judge.key_metric_name: judge.best_metric}
-        network = None if self.initial is None else self.initial.network
+        network = self.network_name
+        if self.initial is not None and find_encoder(self.initial.network) is None:
+            network = type(self.initial.network).__name__  # network_def was replaced by a network of another kind
         own, seen = self._own_cases, self.seen or {}
         card = {
-            # The class, if network_def was replaced by a network of another kind
-            "network": type(network).__name__ if network and find_encoder(network) is None else self.network_name,
+            "network": network,
             "init": os.path.basename(self.init),
             "seed": self.seed,
             "epochs": engine.state.epoch,

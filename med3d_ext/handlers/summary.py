@@ -26,9 +26,9 @@ Row = dict[str, Any]
 
 @dataclass(eq=False)
 class CaseTable(Handler):
-    """A row for every case of an engine, of all its processes; what is made of the table is up to its heirs.
+    """A row for every case of an engine, of all its processes; subclasses say what is in a row and what is written.
 
-    If one has ``evaluated``, it says before anything is computed what makes the figures doubtful.
+    If there is ``evaluated``, it says before anything is computed what makes the figures doubtful.
     """
 
     every_rank = True
