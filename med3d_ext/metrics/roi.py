@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.metrics import CumulativeIterationMetric
-from monai.utils import MetricReduction
 from skimage import measure
 
-from med3d_ext.metrics.segmentation import affine_of
+from med3d_ext.metrics.segmentation import CaseMetric, affine_of
 from med3d_ext.transforms.sampling import axis_spacing, target_box
 
 
@@ -43,7 +41,7 @@ def region_of_interest(
     return np.maximum(first - margin, 0), np.minimum(last + margin, mask.shape[1:])
 
 
-class ROIMetric(CumulativeIterationMetric):
+class ROIMetric(CaseMetric):
     """Share of the label inside the predicted region of interest, or that region's share of the volume.
 
     An empty prediction has recall 0, and share 1, because a cascade then falls back to the whole volume. A label
@@ -64,19 +62,14 @@ class ROIMetric(CumulativeIterationMetric):
         self.margin_mm = margin_mm
         self.inferer = inferer
 
-    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
-        if y is None:
-            raise ValueError("y must be the label map, got None.")
-        regions = getattr(self.inferer, "regions", None) or [None] * len(y_pred)
-        return torch.stack([self._one(*each) for each in zip(y_pred, y, regions)])
-
-    def _one(self, prediction: torch.Tensor, label: torch.Tensor, region: Any) -> torch.Tensor:
+    def of_case(self, prediction: torch.Tensor, label: torch.Tensor, number: int) -> torch.Tensor:
+        regions = getattr(self.inferer, "regions", None)
         affine = affine_of(prediction)
         plain = (prediction.as_tensor() if isinstance(prediction, MetaTensor) else prediction).cpu()
-        if region is None:
+        if not regions:
             box = region_of_interest(plain, axis_spacing(affine).tolist(), self.margin_mm)
         else:  # on a grid that may differ in the order and direction of its axes
-            (first, last), source = region
+            (first, last), source = regions[number]
             matrix = np.linalg.inv(affine) @ source
             corners = np.rint(np.stack([first, last - 1]) @ matrix[:3, :3].T + matrix[:3, 3]).astype(int)
             box = corners.min(axis=0), corners.max(axis=0) + 1
@@ -87,7 +80,3 @@ class ROIMetric(CumulativeIterationMetric):
             return inside.float().mean()[None] if box is not None else torch.ones(1)
         target = torch.as_tensor(label).cpu() > 0
         return ((target & inside).sum() / target.sum())[None]  # 0 / 0 is NaN: nothing to find
-
-    def aggregate(self, reduction: MetricReduction | str | None = None) -> torch.Tensor:
-        """Mean over the cases that have a target."""
-        return torch.nanmean(torch.as_tensor(self.get_buffer()))

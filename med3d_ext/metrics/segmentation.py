@@ -155,7 +155,24 @@ def global_dice(cases: Iterable[ClassMeasures]) -> float | None:
     return 2 * sum(case.overlap_voxels for case in counted) / total if total else None
 
 
-class LabelMapMetric(CumulativeIterationMetric):
+class CaseMetric(CumulativeIterationMetric):
+    """A metric of MONAI's with values for each case, of which those that are NaN do not count."""
+
+    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
+        if y is None:
+            raise ValueError("y must be the label map, got None.")
+        return torch.stack([self.of_case(*pair, number) for number, pair in enumerate(zip(y_pred, y))])
+
+    def of_case(self, prediction: torch.Tensor, label: torch.Tensor, number: int) -> torch.Tensor:
+        """The values (1 or classes) of the label maps (1, X, Y, Z) of the batch's case ``number``."""
+        raise NotImplementedError
+
+    def aggregate(self, reduction: MetricReduction | str | None = None) -> torch.Tensor:
+        """Mean over the cases and classes that have a value."""
+        return torch.nanmean(torch.as_tensor(self.get_buffer()))
+
+
+class LabelMapMetric(CaseMetric):
     """One of the measures of :func:`measure_class` of every class, in the label's mm.
 
     A missed structure counts with the declared penalty instead of leaving the mean, as MONAI's distances let it.
@@ -177,20 +194,12 @@ class LabelMapMetric(CumulativeIterationMetric):
         self.num_classes = num_classes
         self.tolerance_mm = tolerance_mm
 
-    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs) -> torch.Tensor:
-        if y is None:
-            raise ValueError("y must be the label map, got None.")
-        rows = []
-        for maps in zip(y_pred, y):
-            prediction, label = (np.asarray(torch.as_tensor(each).cpu()[0]) for each in maps)
-            spacing = axis_spacing(affine_of(maps[1])).tolist()
-            masks = ((prediction == value, label == value) for value in range(1, self.num_classes))
-            rows.append([getattr(measure_class(*pair, spacing, self.tolerance_mm), self.measure) for pair in masks])
-        return torch.tensor(rows)
-
-    def aggregate(self, reduction: MetricReduction | str | None = None) -> torch.Tensor:
-        """Mean over cases and classes that have a value."""
-        return torch.nanmean(torch.as_tensor(self.get_buffer()))
+    def of_case(self, prediction: torch.Tensor, label: torch.Tensor, number: int) -> torch.Tensor:
+        spacing = axis_spacing(affine_of(label)).tolist()
+        maps = [np.asarray(torch.as_tensor(each).cpu()[0]) for each in (prediction, label)]
+        pairs = ([each == value for each in maps] for value in range(1, self.num_classes))
+        found = [measure_class(*pair, spacing, self.tolerance_mm) for pair in pairs]
+        return torch.tensor([getattr(each, self.measure) for each in found])
 
 
 def affine_of(volume: torch.Tensor) -> np.ndarray:
