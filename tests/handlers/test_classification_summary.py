@@ -112,19 +112,11 @@ def test_without_scikit_learn_the_baseline_alone_is_missing_and_a_warning_says_s
     assert (tmp_path / "without" / "roc.png").is_file()
 
 
-def test_items_without_domain_or_digest_are_measured_too(data, tmp_path):
+def test_items_without_domain_or_digest_are_measured_too_and_a_second_run_starts_anew(data, tmp_path):
     items = [{key: item[key] for key in ("image", "label")} for item in data.test]
-    evaluate(data, tmp_path / "out", items=items)
+    handler = evaluate(data, tmp_path / "out", items=items)
+    first = list(handler.rows)
+    assert evaluate(data, tmp_path / "out", items=items, handler=handler).rows == first
     rows, summary = read(tmp_path / "out")
     assert {row["domain"] for row in rows} == {"all"} == set(summary["domains"])
-
-
-def test_a_second_run_starts_anew(data, tmp_path):
-    handler = evaluate(data, tmp_path / "out")
-    first = list(handler.rows)
-    assert evaluate(data, tmp_path / "out", handler=handler).rows == first
-
-
-def test_a_masks_volume_is_in_cubic_millimeters():
-    assert mask_volume({"labels": {"0": 90, "1": 8, "2": 2}, "spacing": [1.0, 2.0, 0.5]}) == 10.0
-    assert mask_volume({"labels": {}, "spacing": [1.0, 1.0, 1.0]}) == 0
+    assert mask_volume({"labels": {"0": 90, "1": 8, "2": 2}, "spacing": [1.0, 2.0, 0.5]}) == 10.0  # mm3
