@@ -115,7 +115,7 @@ def draw_overlay(
 
 
 def draw_slices(
-    panels: Sequence[Any],
+    panels: Any,
     image: np.ndarray,
     masks: Sequence[tuple[np.ndarray, str]],
     spacing: np.ndarray,

@@ -6,9 +6,10 @@ import csv
 import json
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ class CaseTable(Handler):
     """
 
     every_rank = True
-    called = staticmethod(os.path.basename)  # what a case is called by its path
+    called: ClassVar[Callable[[str], str]] = staticmethod(os.path.basename)  # what a case is called by its path
 
     output_dir: str
 

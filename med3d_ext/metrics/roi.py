@@ -75,7 +75,7 @@ class ROIMetric(CaseMetric):
             box = corners.min(axis=0), corners.max(axis=0) + 1
         inside = torch.zeros_like(plain, dtype=torch.bool)
         if box is not None:
-            inside[(slice(None), *map(slice, *box))] = True
+            inside[:, box[0][0] : box[1][0], box[0][1] : box[1][1], box[0][2] : box[1][2]] = True
         if self.quantity == "share":
             return inside.float().mean()[None] if box is not None else torch.ones(1)
         target = torch.as_tensor(label).cpu() > 0

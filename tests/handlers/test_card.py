@@ -27,7 +27,8 @@ def written(new_training, data, tmp_path):
         folder, dataset = str(tmp_path / "models"), SimpleNamespace(data=data.training)
 
         def handlers(evaluator):
-            return [WeightsCard(folder, data, dataset, evaluator=evaluator, **facts, **more)]
+            judge = SimpleNamespace(state=evaluator.state)  # whose cases are not those of the data
+            return [WeightsCard(folder, data, dataset, evaluator=judge, **facts, **more)]
 
         new_training(folder, epochs=epochs, val_interval=val_interval, handlers=handlers).trainer.run()
         card_text, facts_text = ((tmp_path / "models" / name).read_text() for name in ("card.json", "facts.json"))

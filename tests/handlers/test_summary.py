@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def case(name: str, filled: int, **facts) -> dict:
     return {"image": MetaTensor(image, meta={"filename_or_obj": f"/data/{name}"}), "label": label, **facts}
 
 
-def evaluate(items: list[dict], handler, **options) -> SupervisedEvaluator:
+def evaluate(items, handler) -> SupervisedEvaluator:
     output = from_engine(["pred", "label"])
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
@@ -35,7 +36,6 @@ def evaluate(items: list[dict], handler, **options) -> SupervisedEvaluator:
         key_val_metric={"dice": MeanDice(include_background=True, output_transform=output)},
         additional_metrics={"recall": IgniteMetricHandler(ROIMetric("recall", 0.0), output_transform=output)},
         val_handlers=[handler],
-        **options,
     )
     evaluator.run()
     return evaluator
@@ -116,12 +116,10 @@ def weights(tmp_path):
     return tmp_path / "model.pt"
 
 
-class Data:
+def data(*names: str, domain: str = "Liver") -> SimpleNamespace:
     """The facts of prepared data."""
-
-    def __init__(self, *names: str, domain: str = "Liver") -> None:
-        classes = {str(number): name for number, name in enumerate(("background", *names))}
-        self.domains = {domain: {"classes": classes}}
+    classes = {str(number): name for number, name in enumerate(("background", *names))}
+    return SimpleNamespace(domains={domain: {"classes": classes}})
 
 
 class Named(Dataset):
@@ -131,21 +129,10 @@ class Named(Dataset):
         return case(self.data[index]["image"], 4)
 
 
-def evaluate_named(items, handler):
-    evaluator = SupervisedEvaluator(
-        device=torch.device("cpu"),
-        val_data_loader=DataLoader(Named(items), batch_size=1),
-        network=torch.nn.Identity(),
-        key_val_metric={"dice": MeanDice(output_transform=from_engine(["pred", "label"]))},
-        val_handlers=[handler],
-    )
-    evaluator.run()
-
-
 def test_cases_that_the_weights_have_seen_are_named_first(weights, tmp_path, caplog):
     items = [{"image": f"/data/{name}.nii", "sha256": digest} for name, digest in (("p", "b"), ("q", "c"), ("r", "a"))]
     with caplog.at_level(logging.INFO):
-        evaluate_named(items, EvaluationSummary(str(tmp_path / "out"), evaluated=Evaluated(weights)))
+        evaluate(Named(items), EvaluationSummary(str(tmp_path / "out"), evaluated=Evaluated(weights)))
     summary = read(tmp_path / "out")[1]
     assert next(iter(summary)) == "seen_by_weights" and summary["seen_by_weights"] == ["p.nii", "r.nii"]
     assert caplog.messages[0].startswith("the weights were trained on or chosen by 2 of these 3 cases (p.nii, r.nii)")
@@ -154,20 +141,20 @@ def test_cases_that_the_weights_have_seen_are_named_first(weights, tmp_path, cap
 def test_new_cases_are_not_named_and_a_file_without_digest_is_read(weights, tmp_path, caplog):
     new = tmp_path / "new.nii"
     new.write_bytes(b"a scan")
-    evaluate_named([{"image": str(new)}], EvaluationSummary(str(tmp_path / "out"), evaluated=Evaluated(weights)))
+    evaluate(Named([{"image": str(new)}]), EvaluationSummary(str(tmp_path / "out"), evaluated=Evaluated(weights)))
     assert read(tmp_path / "out")[1]["seen_by_weights"] == [] and "seen" not in caplog.text
     (tmp_path / "card.json").unlink()
-    evaluate_named([{"image": str(new)}], EvaluationSummary(str(tmp_path / "out"), evaluated=Evaluated(weights)))
+    evaluate(Named([{"image": str(new)}]), EvaluationSummary(str(tmp_path / "out"), evaluated=Evaluated(weights)))
     assert read(tmp_path / "out")[1]["seen_by_weights"] is None  # nobody knows
 
 
 def test_weights_of_another_number_of_classes_are_refused_and_of_other_names_named(weights, tmp_path, caplog):
     with pytest.raises(InputError, match="segments liver, tumor, the labels of 'Liver' are hip; give"):
-        Evaluated(weights, Data("hip")).doubts([])
-    assert Evaluated(weights, Data("Liver", "cancer")).doubts([])["other_classes"] == {
+        Evaluated(weights, data("hip")).doubts([])
+    assert Evaluated(weights, data("Liver", "cancer")).doubts([])["other_classes"] == {
         "Liver": [["liver", "tumor"], ["Liver", "cancer"]]
     }
     assert "check that they mean the same" in caplog.text
-    assert "other_classes" not in Evaluated(weights, Data("Liver", "tumor", domain="mine")).doubts([])
+    assert "other_classes" not in Evaluated(weights, data("Liver", "tumor", domain="mine")).doubts([])
     # A network of one target of the two: the tumor is not compared.
-    assert "other_classes" not in Evaluated(weights, Data("liver"), num_classes=2).doubts([])
+    assert "other_classes" not in Evaluated(weights, data("liver"), num_classes=2).doubts([])
