@@ -6,10 +6,9 @@ import csv
 import json
 import logging
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +32,6 @@ class CaseTable(Handler):
     """
 
     every_rank = True
-    called: ClassVar[Callable[[str], str]] = staticmethod(os.path.basename)  # what a case is called by its path
 
     output_dir: str
 
@@ -61,6 +59,10 @@ class CaseTable(Handler):
             names = told_apart({row["case"]: self.called(row["case"]) for row in rows if row["case"]})
             self.write([{**row, "case": names.get(row["case"], "")} for row in rows], details)
 
+    def called(self, path: str) -> str:
+        """What a case is called by the path of its image."""
+        return os.path.basename(path)
+
     def row(self, item: Any, output: Any) -> Row:
         """The row of a case: ``case``, the path of its image, and what can be written as JSON."""
         raise NotImplementedError
@@ -84,11 +86,12 @@ class EvaluationSummary(CaseTable):
         evaluated: says what must be known before the figures. Defaults to None, which says nothing.
     """
 
-    called = staticmethod(case_name)
-
     split: str = "test"
     group_by: str | None = None
     evaluated: Evaluated | None = None
+
+    def called(self, path: str) -> str:
+        return case_name(path)
 
     def row(self, item: Any, output: Any) -> Row:
         image = item["image"]

@@ -196,9 +196,9 @@ class LabelMapMetric(CaseMetric):
 
     def of_case(self, prediction: torch.Tensor, label: torch.Tensor, number: int) -> torch.Tensor:
         spacing = axis_spacing(affine_of(label)).tolist()
-        maps = [np.asarray(torch.as_tensor(each).cpu()[0]) for each in (prediction, label)]
-        pairs = ([each == value for each in maps] for value in range(1, self.num_classes))
-        found = [measure_class(*pair, spacing, self.tolerance_mm) for pair in pairs]
+        pred, truth = (np.asarray(torch.as_tensor(each).cpu()[0]) for each in (prediction, label))
+        classes = range(1, self.num_classes)
+        found = [measure_class(pred == value, truth == value, spacing, self.tolerance_mm) for value in classes]
         return torch.tensor([getattr(each, self.measure) for each in found])
 
 
