@@ -128,7 +128,7 @@ def test_the_card_names_the_old_cases_and_the_servers_with_their_hashes(bundle, 
         str(bundle / "new"), prepared(bundle), Dataset(items[:1]), "resnet10", "scratch", [8, 8, 8],
         evaluator=Evaluator(items[1:]), seen=seen(bundle),
     )  # fmt: skip
-    card.epoch_completed(Engine())
+    card.write_card(Engine())
     cases = json.loads((bundle / "new" / "card.json").read_text())["cases"]
     assert [case["image"] for case in cases["training"]] == ["old.nii.gz", "liver_0.nii.gz"]
     assert cases["training"][1]["sha256"] == sha256(items[0]["image"])
@@ -142,7 +142,7 @@ def test_a_case_that_comes_again_is_named_once(bundle, server, items):
     card = WeightsCard(
         str(bundle / "new"), prepared(bundle), Dataset(items), "resnet10", "scratch", [8, 8, 8], seen=seen(bundle)
     )
-    card.epoch_completed(Engine())
+    card.write_card(Engine())
     cases = json.loads((bundle / "new" / "card.json").read_text())["cases"]["training"]
     assert [case["image"] for case in cases] == ["liver_0.nii.gz", "liver_1.nii.gz"]
 

@@ -57,6 +57,13 @@ class WeightsCard(Handler):
     initial: InitialWeights | None = None
 
     def started(self, engine: Any) -> None:
+        self.write_facts(engine)
+
+    def epoch_completed(self, engine: Any) -> None:
+        self.write_card(engine)
+
+    def write_facts(self, engine: Any) -> None:
+        """Spacing, classes and intensity of every domain, and the grid of the training."""
         domains = {
             name: {**domain, **(self.facts or {}), "spatial_size": size_of(self.spatial_size, {"domain": name})}
             for name, domain in self.data.domains.items()
@@ -65,7 +72,8 @@ class WeightsCard(Handler):
         if self.initial is not None:
             self.initial.write_report()
 
-    def epoch_completed(self, engine: Any) -> None:
+    def write_card(self, engine: Any) -> None:
+        """Everything that is known about the weights so far."""
         judge: Any = None if self.evaluator is None else self.evaluator.state
         best = None  # until something was validated
         if judge is not None and judge.key_metric_name is not None and judge.best_metric_epoch >= 0:

@@ -155,6 +155,10 @@ class ResumableCheckpoint(Handler):
         )
 
     def epoch_completed(self, engine: Engine) -> None:
+        self.save(engine)
+
+    def save(self, engine: Engine) -> None:
+        """Write the model, if it is the best, and then the training state."""
         model = {key: value.detach().cpu() for key, value in unwrapped(self.network).state_dict().items()}
         if not all(torch.isfinite(value).all() for value in model.values()):
             # The epoch's last step can diverge behind a finite loss.

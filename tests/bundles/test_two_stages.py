@@ -60,14 +60,14 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 def stop_after(monkeypatch, stage: str, epoch: int) -> None:
     """Let a training die after it saved an epoch of a stage."""
-    save = ResumableCheckpoint.epoch_completed
+    save = ResumableCheckpoint.save
 
     def dying(self, engine):
         save(self, engine)
         if (self.folder.name == "coarse") == (stage == "coarse") and engine.state.epoch == epoch:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(ResumableCheckpoint, "epoch_completed", dying)
+    monkeypatch.setattr(ResumableCheckpoint, "save", dying)
 
 
 def test_one_command_trains_both_stages_and_the_file_holds_both(trained):
