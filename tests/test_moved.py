@@ -54,6 +54,9 @@ def test_networks_become_encoder_decoder_and_head_with_the_same_tensors():
         network = parser.get_parsed_content(name)
         shapes = {key: value.shape for key, value in network.state_dict().items()}
         assert shapes == {key: value.shape for key, value in wanted.state_dict().items()}
+    with torch.inference_mode():
+        lung = parser.get_parsed_content("network_def").eval()
+        assert lung(torch.zeros(1, 1, 17, 20, 9)).shape == (1, 3, 17, 20, 9)
     assert parser.get_parsed_content("cascade::fine").dropout.p == 0.1
     assert renewed(renewed(OLD)) == renewed(OLD)
 
@@ -74,9 +77,3 @@ def test_a_run_of_an_old_config_stops_and_update_repairs_it(tmp_path: Path, caps
     assert done.returncode == 0 and "ran" in done.stdout.split("\n"), done.stderr[-500:]
     assert main(["new-bundle", str(bundle), "--update"]) == 0
     assert "nothing that has moved" in capsys.readouterr().out
-
-
-def test_rewritten_networks_compute():
-    network = ConfigParser(renewed(OLD)).get_parsed_content("network_def").eval()
-    with torch.inference_mode():
-        assert network(torch.zeros(1, 1, 17, 20, 9)).shape == (1, 3, 17, 20, 9)

@@ -15,7 +15,7 @@ from med3d_ext.run.provenance import command_line, git_state, portable, versions
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):
-    """A working folder and a home beside each other."""
+    """A working folder and a home next to each other."""
     for name in ("here", "home"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -36,7 +36,7 @@ def checkout(tmp_path, monkeypatch):
     return folder
 
 
-def test_paths_become_relative_to_the_working_folder_or_the_home(work):
+def test_paths_become_relative_to_the_working_folder_or_the_home(work, monkeypatch):
     value = {
         "inside": f"{work}/here/bundles/a/models",
         "home": f"{work}/home/data",
@@ -55,10 +55,7 @@ def test_paths_become_relative_to_the_working_folder_or_the_home(work):
         "expression": "$@bundle_root + '/models'",
         "sentence": "a.nii is truncated; copy it to ~.",
     }
-
-
-def test_the_root_as_working_folder_is_no_prefix(work, monkeypatch):
-    monkeypatch.setattr(os, "getcwd", lambda: "/")
+    monkeypatch.setattr(os, "getcwd", lambda: "/")  # no prefix
     assert portable("$a + '/b'") == "$a + '/b'"
     assert portable("/b/c") == "b/c"
 
@@ -76,12 +73,9 @@ def test_the_command_is_the_one_that_a_user_types(work, monkeypatch, program, co
     assert command_line() == {"command": command, "folder": "."}
 
 
-def test_the_folder_is_relative_to_the_checkout(checkout, monkeypatch):
+def test_the_git_state_names_the_revision_and_changed_files(checkout, monkeypatch):
     monkeypatch.chdir(checkout)
-    assert command_line()["folder"] == "med3d_ext"
-
-
-def test_the_git_state_names_the_revision_and_changed_files(checkout):
+    assert command_line()["folder"] == "med3d_ext"  # relative to the checkout
     clean = git_state()
     assert len(clean["revision"]) == 40
     assert clean["dirty"] is False
@@ -97,18 +91,11 @@ def test_a_package_that_is_no_part_of_the_checkout_has_no_git_state(checkout, mo
     (installed / "__init__.py").write_text("")
     monkeypatch.setattr(provenance, "_FOLDER", installed)
     assert git_state() is None
-
-
-def test_without_git_there_is_no_git_state(monkeypatch):
-    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("PATH", "")  # without git
     assert git_state() is None
 
 
 def test_the_versions_are_those_that_run(monkeypatch):
     monkeypatch.setattr(provenance, "_PACKAGES", ("torch", "no-such-package"))
-    assert versions() == {
-        "python": sys.version.split()[0],
-        "med3d_ext": med3d_ext.__version__,
-        "torch": torch.__version__,
-        "no-such-package": None,
-    }
+    own = {"python": sys.version.split()[0], "med3d_ext": med3d_ext.__version__}
+    assert versions() == {**own, "torch": torch.__version__, "no-such-package": None}

@@ -9,22 +9,22 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from ignite.engine import Engine, Events
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from med3d_ext.data.identity import changed_cases, file_digest
 from med3d_ext.errors import InputError
-from med3d_ext.handlers.training_options import differences, training_options
-from med3d_ext.handlers.values import iteration_loss, scalar_metrics
+from med3d_ext.handlers.base import Handler, iteration_loss, scalar_metrics
 from med3d_ext.io.files import hold, write_atomically
-from med3d_ext.run.overrides import truth
+from med3d_ext.run.overrides import differences, training_options, truth
 from med3d_ext.run.provenance import versions
-from med3d_ext.run.rank import rank, wait_for_all
+from med3d_ext.run.rank import processes, rank, wait_for_all
 from med3d_ext.run.start import effective_config
 from med3d_ext.weights.files import SERVER, fit
 
@@ -40,17 +40,17 @@ SOME = 5  # ids and cases that a message names
 COMPUTING = ("med3d_ext", "monai", "torch", "numpy")
 
 
-class ResumableCheckpoint:
+@dataclass(eq=False)
+class ResumableCheckpoint(Handler):
     """Write what a training needs to continue after each epoch, and continue from it.
 
-    ``training_state.pt`` holds the network, optimizer, scheduler, epoch, best metric and random state;
-    ``model.pt`` the flat state dict (CPU) of the best validation so far, or of the latest epoch where nothing
-    validates. Each is replaced atomically, the model first: killed between the two, the epoch is repeated and
-    writes the same model.
+    ``training_state.pt`` holds the network, optimizer, scheduler, epoch, best metric and random state; ``model.pt``
+    the flat state dict (CPU) of the best validation so far, or of the latest epoch if nothing validates. Each is
+    replaced atomically, the model first: killed between the two, the epoch is repeated and writes the same model.
 
     The state also records what the training was asked for: the options of its config (see
-    :mod:`med3d_ext.handlers.training_options`), the content of its data and of the files it began with, and the number
-    of processes. With ``resume``, a training that was not finished is resumed if all of that is the same, and refused
+    :func:`med3d_ext.run.overrides.training_options`), the content of its data and of the files it began with, and the
+    number of processes. With ``resume``, an unfinished training is resumed if all of that is the same, and refused
     otherwise. A finished one with more epochs than before is lengthened, with the same number refused, and with other
     options or data followed by a new training, as with ``resume=False``; the former model is then kept as
     ``model_previous.pt``. In a labelling server nothing is refused: a new training starts.
@@ -59,7 +59,7 @@ class ResumableCheckpoint:
     on a CPU. All ranks restore, rank 0 writes.
 
     Args:
-        ckpt_dir: folder of the checkpoints, made where missing.
+        ckpt_dir: folder of the checkpoints, made if missing.
         network: the network in training; wrappers for several processes are looked through.
         optimizer: its optimizer.
         lr_scheduler: its scheduler. Defaults to none.
@@ -68,79 +68,70 @@ class ResumableCheckpoint:
         data: the cases that the training reads, as :meth:`med3d_ext.data.PreparedData.digests` gives them, or a text
             that changes with them. Defaults to none, unchecked.
         files: files whose content the training depends on, by the option that names them; None for no file.
-        output_dir: the folder of the run's record, which says whether a training whose epochs are done was completed.
-            Defaults to none.
+        output_dir: folder of the run's record, which says whether a training whose epochs are done was completed.
         options: the options to compare, as text by id. Defaults to those of the command's config.
 
     Raises:
-        InputError: at the start, the state cannot be read or is of another training; later, training diverged.
+        InputError: at the start, the state cannot be read or is of another training, or another one is running in a
+            folder; later, training diverged.
     """
 
-    def __init__(
-        self,
-        ckpt_dir: str,
-        network: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        lr_scheduler: Any = None,
-        evaluator: Any = None,
-        resume: bool | str = True,
-        data: Sequence[Sequence[str]] | str | None = None,
-        files: Mapping[str, str | os.PathLike | None] | None = None,
-        output_dir: str | None = None,
-        options: Mapping[str, str] | None = None,
-    ) -> None:
-        self.folder = Path(ckpt_dir)
-        self.network = network
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
-        self.evaluator = evaluator
-        self.resume = truth("resume", resume)
-        self.data = data
-        self.files = dict(files or {})
-        self.record = None if output_dir is None else Path(output_dir) / RECORD_NAME
-        self.options = options
-        self.asked: dict[str, Any] = {}
-        self.lengths: list[int] = []
+    every_rank = after_others = True
 
-    def attach(self, engine: Engine) -> None:
-        """Attach to a trainer, wherever in its list of handlers."""
-        engine.add_event_handler(Events.STARTED, self.start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.check_loss)
+    ckpt_dir: str
+    network: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: Any = None
+    evaluator: Any = None
+    resume: bool | str = True
+    data: Sequence[Sequence[str]] | str | None = None
+    files: Mapping[str, str | os.PathLike | None] | None = None
+    output_dir: str | None = None
+    options: Mapping[str, str] | None = None
 
-    def start(self, engine: Engine) -> None:
-        """Continue an unfinished training or begin a new one; then save after each epoch."""
+    def __post_init__(self) -> None:
+        self.folder = Path(self.ckpt_dir)
+        self.resume = truth("resume", self.resume)
+        self.record = None if self.output_dir is None else Path(self.output_dir) / RECORD_NAME
+
+    @cached_property
+    def asked(self) -> dict[str, Any]:
+        """All that must be the same when the training resumes, and the versions, which should be."""
+        options = training_options(effective_config()) if self.options is None else dict(self.options)
+        digests = {name: None if path is None else file_digest(path) for name, path in (self.files or {}).items()}
+        found = {name: version for name, version in versions().items() if name in COMPUTING}
+        return {"options": options, "files": digests, "processes": processes(), "versions": found, "data": self.data}
+
+    def started(self, engine: Engine) -> None:
         if rank() == 0:
             self._keep_others_out(engine)
-        self.asked = self._asked()
         state = self._read()
         wait_for_all()  # rank 0 must not write before every rank has read
         earlier = state if self.resume and state is not None and self._continues(state, engine) else None
         length = int(engine.state.max_epochs or 0)
-        self.lengths = [*(n for n in (earlier or {}).get("lengths", []) if n != length), length]
-        engine.state.lengths = self.lengths  # type: ignore[attr-defined]  # for the records
+        lengths = [*(n for n in (earlier or {}).get("lengths", []) if n != length), length]
+        engine.state.lengths = lengths  # type: ignore[attr-defined]  # for the records
         if earlier is not None:
             self._restore(earlier, engine)
         elif rank() == 0:
-            self._begin(state, engine)
-        # Added now, not in `attach`: after the validation and the scheduler, in whatever order they are listed.
-        if not engine.has_event_handler(self.save, Events.EPOCH_COMPLETED):
-            engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+            # The mark of a run without an epoch says that the model there has been kept already.
+            model = self.folder / MODEL_NAME
+            if model.is_file() and not (state is not None and state["epoch"] == 0):
+                with open(model, "rb") as source, write_atomically(self.folder / PREVIOUS_NAME) as target:
+                    shutil.copyfileobj(source, target)
+                logger.info(f"{MODEL_NAME} of the former training is kept as {PREVIOUS_NAME}")
+            self._write(STATE_NAME, {"epoch": 0, "max_epochs": engine.state.max_epochs, **self.asked})
 
     def is_done(self, engine: Engine) -> bool:
         """Whether the folder holds this very training, finished, and none is to begin anew."""
         state = self._read() if self.resume else None
         if state is None or state["epoch"] == 0:
             return False
-        self.asked = self._asked()
         length = state["epoch"] == state["max_epochs"] == engine.state.max_epochs
         return length and not self._is_pending() and not self._other_than(state)
 
     def _keep_others_out(self, engine: Engine) -> None:
-        """Hold the folders that are written until the training is completed or its process ends.
-
-        Raises:
-            InputError: another training holds one of them.
-        """
+        """Hold the folders that are written until the training is completed or its process ends."""
         folders = {self.folder.resolve(), *([] if self.record is None else [self.record.parent.resolve()])}
         with ExitStack() as stack:
             for folder in sorted(folders):
@@ -150,12 +141,7 @@ class ResumableCheckpoint:
         # Added now, as the last handler: the records are written before the folders are let go.
         engine.add_event_handler(Events.COMPLETED, lambda: held.close())
 
-    def check_loss(self, engine: Engine) -> None:
-        """Stop a training that has diverged.
-
-        Raises:
-            InputError: the iteration's loss is not finite.
-        """
+    def iteration_completed(self, engine: Engine) -> None:
         loss = iteration_loss(engine)
         if loss is not None and not math.isfinite(loss):
             raise self._diverged(f"the loss became {loss}", engine)
@@ -167,35 +153,27 @@ class ResumableCheckpoint:
             "start again with a lower learning rate and `--resume false`."
         )
 
-    def save(self, engine: Engine) -> None:
-        """Write the model, where it is the best, and then the training state.
+    def epoch_completed(self, engine: Engine) -> None:
+        self.save(engine)
 
-        Raises:
-            InputError: a weight is not finite: the epoch's last step can diverge behind a finite loss.
-        """
+    def save(self, engine: Engine) -> None:
+        """Write the model, if it is the best, and then the training state."""
         model = {key: value.detach().cpu() for key, value in unwrapped(self.network).state_dict().items()}
         if not all(torch.isfinite(value).all() for value in model.values()):
+            # The epoch's last step can diverge behind a finite loss.
             raise self._diverged("a weight became infinite or NaN", engine)
         if rank() != 0:
             return
-        if self._is_best(engine):
-            self._write(MODEL_NAME, model)
-        self._write(STATE_NAME, self._state(engine, model))
-
-    def _is_best(self, engine: Engine) -> bool:
-        if self.evaluator is None:
-            return True
-        # -1 until the first validation: then the latest epoch is the best that there is.
-        return self.evaluator.state.best_metric_epoch in (-1, engine.state.epoch)
-
-    def _state(self, engine: Engine, model: dict[str, torch.Tensor]) -> dict[str, Any]:
-        scaler = getattr(engine, "scaler", None)
         best = getattr(self.evaluator, "state", None)
-        return {
+        # -1 until the first validation: then the latest epoch is the best that there is.
+        if best is None or best.best_metric_epoch in (-1, engine.state.epoch):
+            self._write(MODEL_NAME, model)
+        scaler = getattr(engine, "scaler", None)
+        state = {
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
             "max_epochs": engine.state.max_epochs,
-            "lengths": self.lengths,
+            "lengths": engine.state.lengths,  # type: ignore[attr-defined]
             **self.asked,
             "model": model,
             "optimizer": self.optimizer.state_dict(),
@@ -206,6 +184,7 @@ class ResumableCheckpoint:
             "metrics": {} if best is None else scalar_metrics(best.metrics),
             "rng": torch.get_rng_state(),
         }
+        self._write(STATE_NAME, state)
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         with write_atomically(self.folder / name) as file:
@@ -230,57 +209,40 @@ class ResumableCheckpoint:
         raise self._refusal(fault)
 
     def _refusal(self, fault: str) -> InputError:
-        stop = "" if fault.endswith(",") else ";"
-        return InputError(
-            f"{self.folder / STATE_NAME} {fault}{stop} start over with `--resume false` or choose another `--ckpt_dir`."
-        )
-
-    def _asked(self) -> dict[str, Any]:
-        """All that must be the same when the training resumes, and the versions, which should be."""
-        options = training_options(effective_config()) if self.options is None else dict(self.options)
-        digests = {name: None if path is None else file_digest(path) for name, path in self.files.items()}
-        processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        found = {name: version for name, version in versions().items() if name in COMPUTING}
-        return {"options": options, "files": digests, "processes": processes, "versions": found, "data": self.data}
+        ways = "start over with `--resume false` or choose another `--ckpt_dir`."
+        return InputError(f"{self.folder / STATE_NAME} {fault}; {ways}")
 
     def _continues(self, state: dict[str, Any], engine: Engine) -> bool:
-        """Whether the state is restored; False where a new training starts."""
-        done, planned, wanted = state["epoch"], state["max_epochs"], engine.state.max_epochs
+        """Whether the state is restored; False if a new training starts."""
+        done, wanted = state["epoch"], engine.state.max_epochs
         if done == 0:  # the mark of a run that was stopped before its first epoch ended: nothing to restore
             return False
         faults = self._other_than(state)
-        is_finished = done >= planned and not self._is_pending()
+        is_finished = done >= state["max_epochs"] and not self._is_pending()
         if os.environ.get(SERVER) is not None and (faults or wanted <= done):
             return False  # its users cannot type an option; each of their trainings begins from what is served
-        folders = [each["options"].get("dataset_dir") for each in (state, self.asked)]
-        if folders == ["a folder", "null"]:
-            raise self._refusal("is of a training on a data set, and no --dataset_dir is given; give it,")
-        if faults and is_finished:
-            if rank() == 0:
-                logger.warning(f"the finished training in {self.folder} is a different one, starting over: {faults}")
-            return False
-        if faults:
+        if [each["options"].get("dataset_dir") for each in (state, self.asked)] == ["a folder", "null"]:
+            raise self._refusal("is of a training on a data set, and no --dataset_dir is given: give it")
+        if faults and not is_finished:
             raise self._refusal(f"is of another training: {faults}")
+        if faults:
+            _say(f"the finished training in {self.folder} is a different one, starting over: {faults}")
+            return False
         if wanted < done or (wanted == done and is_finished):
             raise InputError(
                 f"{self.folder} holds {'a finished' if is_finished else 'an unfinished'} training of {done} epochs "
                 f"with these options; lengthen it with `--epochs` above {done}, or start over with `--resume false`."
             )
-        changed = [
-            f"{name} {old} -> {self.asked['versions'].get(name)}"
-            for name, old in state["versions"].items()
-            if old != self.asked["versions"].get(name)
-        ]
-        if changed and rank() == 0:
-            logger.warning(f"the training began with other versions ({', '.join(changed)}): digits may differ")
+        if changed := differences(state["versions"], self.asked["versions"]):
+            _say(f"the training began with other versions ({', '.join(changed)}): digits may differ")
         return True
 
     def _other_than(self, state: dict[str, Any]) -> str:
         """In which options and cases a state is of another training; empty if it is of this one."""
-        now, then = dict(self.asked["options"]), dict(state["options"])
+        now, then = self.asked["options"], state["options"]
         if not now or not then:
-            if bool(now) != bool(then) and rank() == 0:
-                logger.warning("only one of both starts was a monai.bundle command: their options are not compared")
+            if now or then:
+                _say("only one of both starts was a monai.bundle command: their options are not compared")
             now = then = {}
         before = {**then, "processes": str(state["processes"])}
         after = {**now, "processes": str(self.asked["processes"])}
@@ -326,37 +288,31 @@ class ResumableCheckpoint:
         torch.set_rng_state(state["rng"])
         engine.state.epoch = state["epoch"]
         engine.state.iteration = state["epoch"] * (engine.state.epoch_length or 0) or state["iteration"]
-        if rank() == 0:
-            logger.info(f"resuming after epoch {state['epoch']} of {engine.state.max_epochs}")
+        _say(f"resuming after epoch {state['epoch']} of {engine.state.max_epochs}", logging.INFO)
 
     def _restore_scheduler(self, state: dict[str, Any]) -> None:
         """Resume the schedule; its length is the config's: `--epochs` may shorten or lengthen a training."""
-        lengths = {name: value for name, value in vars(self.lr_scheduler).items() if name in LENGTHS}
-        self.lr_scheduler.load_state_dict(state)
+        scheduler = self.lr_scheduler
+        lengths = {name: value for name, value in vars(scheduler).items() if name in LENGTHS}
+        scheduler.load_state_dict(state)
         for name, length in lengths.items():
-            former = getattr(self.lr_scheduler, name)
+            former = getattr(scheduler, name)
             if length == former:
                 continue
-            setattr(self.lr_scheduler, name, length)
-            if rank() == 0:
-                logger.info(f"the learning rate now falls within {length} epochs, not {former}")
-            is_function = isinstance(self.lr_scheduler, torch.optim.lr_scheduler.LambdaLR)
+            setattr(scheduler, name, length)
+            _say(f"the learning rate now falls within {length} epochs, not {former}", logging.INFO)
+            is_function = isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
             name_of_rates = "get_lr" if is_function else "_get_closed_form_lr"
-            if self.lr_scheduler.last_epoch >= former and hasattr(self.lr_scheduler, name_of_rates):
+            if scheduler.last_epoch >= former and hasattr(scheduler, name_of_rates):
                 # At the end of a schedule the rate is 0, and the recursion would leave it there.
-                rates = getattr(self.lr_scheduler, name_of_rates)()
-                for group, rate in zip(self.optimizer.param_groups, rates):
+                scheduler._last_lr = getattr(scheduler, name_of_rates)()
+                for group, rate in zip(self.optimizer.param_groups, scheduler._last_lr):
                     group["lr"] = rate
-                self.lr_scheduler._last_lr = rates
 
-    def _begin(self, state: dict[str, Any] | None, engine: Engine) -> None:
-        model = self.folder / MODEL_NAME
-        # The mark of a run without an epoch says that the model there has been kept already.
-        if model.is_file() and not (state is not None and state["epoch"] == 0):
-            with open(model, "rb") as source, write_atomically(self.folder / PREVIOUS_NAME) as target:
-                shutil.copyfileobj(source, target)
-            logger.info(f"{MODEL_NAME} of the former training is kept as {PREVIOUS_NAME}")
-        self._write(STATE_NAME, {"epoch": 0, "max_epochs": engine.state.max_epochs, **self.asked})
+
+def _say(message: str, level: int = logging.WARNING) -> None:
+    if rank() == 0:
+        logger.log(level, message)
 
 
 def _some(names: Sequence[str], what: str) -> str:

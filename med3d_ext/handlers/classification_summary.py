@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from ignite.engine import Events
-from monai.utils import string_list_all_gather
 
 from med3d_ext.data.leakage import Evaluated
 from med3d_ext.data.prepared_data import PreparedData
-from med3d_ext.handlers.summary import doubts, write_evaluation
-from med3d_ext.io.files import told_apart
+from med3d_ext.handlers.summary import CaseTable, Row, logger, write_evaluation
 from med3d_ext.metrics.classification import THRESHOLD, draw_reliability, draw_roc, measure_classes, size_baseline
 
-logger = logging.getLogger("med3d_ext.evaluate")
-Row = dict[str, Any]
 MODEL = "logistic regression of the logarithm of the mask's volume"
 
 
-class ClassificationSummary:
+@dataclass(eq=False)
+class ClassificationSummary(CaseTable):
     """Write ``cases.csv``, ``summary.json``, ``reliability.png`` and ``roc.png`` when an evaluation ends.
 
     The figures are those of :func:`med3d_ext.metrics.classification.measure_classes`, as ``val_accuracy`` and so on.
@@ -39,82 +32,51 @@ class ClassificationSummary:
         evaluated: says what must be known before the figures. Defaults to None, which says nothing.
     """
 
-    def __init__(
-        self,
-        output_dir: str,
-        split: str = "test",
-        data: PreparedData | None = None,
-        evaluated: Evaluated | None = None,
-    ) -> None:
-        self.folder = Path(output_dir)
-        self.split = split
-        self.data = data
-        self.evaluated = evaluated
-        self.doubts: dict[str, Any] = {}
-        self.rows: list[Row] = []
+    split: str = "test"
+    data: PreparedData | None = None
+    evaluated: Evaluated | None = None
 
-    def attach(self, engine: Any) -> None:
-        """Register with a MONAI evaluator whose postprocessing leaves probabilities; say first what is doubtful."""
-        self.doubts = doubts(self.evaluated, engine)
-        engine.add_event_handler(Events.STARTED, lambda _: self.rows.clear())
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.note_cases)
-        engine.add_event_handler(Events.COMPLETED, self.write)
-
-    def note_cases(self, engine: Any) -> None:
-        """Keep the truth and the probability of every case of one batch."""
-        for item, output in zip(engine.state.batch, engine.state.output):
-            label, probability = int(output["label"]), float(output["pred"][1])
-            self.rows.append(
-                {
-                    "case": str(item["image"].meta["filename_or_obj"]),
-                    "domain": str(item.get("domain", "all")),
-                    "label": label,
-                    "probability": probability,
-                    "val_accuracy": int((probability >= THRESHOLD) == bool(label)),
-                    "val_brier": (probability - label) ** 2,
-                    "sha256": item.get("sha256"),
-                }
-            )
-
-    def write(self, engine: Any) -> None:
-        """Write all files."""
-        rows = [json.loads(text) for text in string_list_all_gather([json.dumps(row) for row in self.rows])]
-        if engine.state.rank != 0:
-            return
-        names = told_apart({row["case"]: os.path.basename(row["case"]) for row in rows})
-        rows = [{**row, "case": names[row["case"]]} for row in rows]
-        domains = {row["domain"]: [other for other in rows if other["domain"] == row["domain"]] for row in rows}
-        baselines = {name: size_only(members, name, self.data) for name, members in domains.items()}
-        figures = {
-            name: {**_figures(members, "val"), **_figures(baselines[name][0], "size_only")}
-            for name, members in domains.items()
+    def row(self, item: Any, output: Any) -> Row:
+        label, probability = int(output["label"]), float(output["pred"][1])
+        return {
+            "case": str(item["image"].meta["filename_or_obj"]),
+            "domain": str(item.get("domain", "all")),
+            "label": label,
+            "probability": probability,
+            "val_accuracy": int((probability >= THRESHOLD) == bool(label)),
+            "val_brier": (probability - label) ** 2,
+            "sha256": item.get("sha256"),
         }
-        facts = {
-            "threshold": THRESHOLD,
-            "positive": None if self.data is None else self.data.domain["classes"]["1"],
-            "size_only": {name: model for name, (_, model) in baselines.items()},
-        }
+
+    def write(self, rows: list[Row], details: dict[str, np.ndarray]) -> None:
+        figures, models, sized = {}, {}, []
+        for domain in dict.fromkeys(row["domain"] for row in rows):
+            own = [row for row in rows if row["domain"] == domain]
+            scored, models[domain] = size_only(own, domain, self.data)
+            figures[domain] = {
+                f"{prefix}_{name}": figure
+                for prefix, members in (("val", own), ("size_only", scored))
+                if members
+                for name, figure in measure_classes(*_scores(members)).items()
+            }
+            sized += scored
+        positive = None if self.data is None else self.data.domain["classes"]["1"]
+        facts = {"threshold": THRESHOLD, "positive": positive, "size_only": models}
         table = [{key: value for key, value in row.items() if key != "sha256"} for row in rows]
         write_evaluation(self.folder, self.split, table, figures, facts, self.doubts)
         draw_reliability(self.folder / "reliability.png", *_scores(rows))
-        sized = [row for scored, _ in baselines.values() for row in scored]
         draw_roc(self.folder / "roc.png", {"network": _scores(rows), "size only": _scores(sized)})
 
 
 def size_only(rows: Sequence[Row], domain: str, data: PreparedData | None) -> tuple[list[Row], dict[str, Any] | None]:
     """Fit the baseline to a domain's masks of cases that are not test, and judge it on the masks of ``rows``.
 
-    Args:
-        rows: the evaluated cases, with ``sha256`` and ``label``.
-        domain: name of the domain.
-        data: the data, which knows the masks' volumes.
-
     Returns:
         ``label`` and ``probability`` of the evaluated cases that have a mask, and the model with the number of cases
         that it was fitted on; none and None if nothing can be fitted.
     """
     known = [] if data is None else data.cases.get(domain, [])
-    volumes = {case["sha256"]: mask_volume(case) for case in known if mask_volume(case)}
+    volumes = {case["sha256"]: volume for case in known if (volume := mask_volume(case))}
     fitted = [case for case in known if case["split"] != "test" and case["sha256"] in volumes]
     measured = [row for row in rows if row["sha256"] in volumes]
     if not measured or len({case["label"] for case in fitted}) < 2:
@@ -137,7 +99,3 @@ def mask_volume(case: Mapping[str, Any]) -> float:
 
 def _scores(rows: Sequence[Row]) -> tuple[list[int], list[float]]:
     return [row["label"] for row in rows], [row["probability"] for row in rows]
-
-
-def _figures(rows: Sequence[Row], prefix: str) -> dict[str, dict[str, Any]]:
-    return {f"{prefix}_{name}": facts for name, facts in measure_classes(*_scores(rows)).items()} if rows else {}

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from ignite.engine import Events
 
+from med3d_ext.handlers.base import Handler
 from med3d_ext.io.files import write_atomically
 from med3d_ext.losses import MultiHeadLoss
 from med3d_ext.networks import encoder_state_dict
-from med3d_ext.run.rank import rank
 
 
-class DomainLoss:
+@dataclass(eq=False)
+class DomainLoss(Handler):
     """Put each domain's mean loss of the epoch into ``trainer.state.metrics`` as ``loss/<domain>``.
 
     Place it before the handlers that write metrics. With several processes the values are those of the first.
@@ -26,30 +27,27 @@ class DomainLoss:
         domains: names of the domains, in the network's order.
     """
 
-    def __init__(self, loss: MultiHeadLoss, domains: Sequence[str]) -> None:
-        self.loss = loss
-        self.domains = list(domains)
+    every_rank = True
+
+    loss: MultiHeadLoss
+    domains: Sequence[str]
+
+    def epoch_started(self, engine: Any) -> None:
         self.values: dict[str, list[torch.Tensor]] = defaultdict(list)
 
-    def attach(self, engine: Any) -> None:
-        """Register with the trainer."""
-        engine.add_event_handler(Events.EPOCH_STARTED, lambda _: self.values.clear())
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.note)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.publish)
-
-    def note(self, engine: Any) -> None:
-        """Keep the losses of one batch, on their device: reading them would stop a GPU at every iteration."""
+    def iteration_completed(self, engine: Any) -> None:
         for index, value in self.loss.per_domain.items():
+            # On their device: reading them would stop a GPU at every iteration.
             self.values[self.domains[index]].append(value)
 
-    def publish(self, engine: Any) -> None:
-        """Means of the epoch, in the domains' order."""
+    def epoch_completed(self, engine: Any) -> None:
         for domain in self.domains:
             if self.values[domain]:
                 engine.state.metrics[f"loss/{domain}"] = float(torch.stack(self.values[domain]).mean())
 
 
-class EncoderExport:
+@dataclass(eq=False)
+class EncoderExport(Handler):
     """Remove the decoder: write the encoder's own state dict when training completes (paper, section 3.2).
 
     The encoder is that of ``model.pt``, the best validation, if there is one.
@@ -59,22 +57,14 @@ class EncoderExport:
         network: the network.
     """
 
-    def __init__(self, ckpt_dir: str, network: torch.nn.Module) -> None:
-        self.ckpt_dir = Path(ckpt_dir)
-        self.network = network
+    ckpt_dir: str
+    network: torch.nn.Module
 
-    def attach(self, engine: Any) -> None:
-        """Register with the trainer."""
-        engine.add_event_handler(Events.COMPLETED, self.write)
-
-    def write(self, engine: Any) -> None:
-        """Write ``encoder.pt`` atomically."""
-        if rank() != 0:
-            return
-        model = self.ckpt_dir / "model.pt"
+    def completed(self, engine: Any) -> None:
+        model = Path(self.ckpt_dir) / "model.pt"
         state = encoder_state_dict(self.network)
         if model.is_file():
             best = torch.load(model, map_location="cpu", weights_only=True)
             state = {key: best[f"encoder.{key}"] for key in state}
-        with write_atomically(self.ckpt_dir / "encoder.pt") as file:
+        with write_atomically(model.with_name("encoder.pt")) as file:
             torch.save({key: value.detach().cpu() for key, value in state.items()}, file)

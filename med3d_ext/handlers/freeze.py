@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
+from med3d_ext.handlers.base import Handler
 from med3d_ext.run.overrides import truth
 from med3d_ext.weights.loading import encoder_of
 
 
-class FreezeEncoder:
+class FreezeEncoder(Handler):
     """Freeze the encoder's parameters and BatchNorm statistics for the first ``epochs`` epochs.
 
     Whether it is frozen is decided at each epoch's start from the epoch's number, so that a resumed run is right, too.
@@ -25,6 +26,8 @@ class FreezeEncoder:
             small batches estimate them badly. Defaults to False: they adapt once the encoder is trained.
     """
 
+    every_rank = True
+
     def __init__(self, network: nn.Module, epochs: int, keep_statistics: bool | str = False) -> None:
         if epochs < -1:
             raise ValueError(f"epochs must be -1 (always), 0 (never) or a number of epochs, got {epochs}.")
@@ -34,11 +37,7 @@ class FreezeEncoder:
         self.encoder = encoder_of(network) if epochs or self.keep_statistics else nn.Module()
         self._hook: RemovableHandle | None = None
 
-    def attach(self, engine: Engine) -> None:
-        """Act on each epoch of ``engine``, the trainer."""
-        engine.add_event_handler(Events.EPOCH_STARTED, self)
-
-    def __call__(self, engine: Engine) -> None:
+    def epoch_started(self, engine: Engine) -> None:
         frozen = self.epochs == -1 or engine.state.epoch <= self.epochs
         for parameter in self.encoder.parameters():
             if parameter.requires_grad == frozen:

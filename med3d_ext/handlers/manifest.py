@@ -6,75 +6,64 @@ import json
 import os
 import platform
 import time
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 
-from med3d_ext.handlers.values import key_metric, scalar_metrics
+from med3d_ext.handlers.base import Handler, key_metric, scalar_metrics
 from med3d_ext.io.files import write_atomically
 from med3d_ext.run.one_line import user_message
 from med3d_ext.run.provenance import command_line, git_state, portable, versions
-from med3d_ext.run.rank import rank
+from med3d_ext.run.rank import processes
 from med3d_ext.run.start import effective_config, run_arguments
 
 
-class RunManifest:
+@dataclass(eq=False)
+class RunManifest(Handler):
     """Write ``run.json`` when an engine starts and complete it when the engine ends.
 
     Holds the command, the effective config and its overrides, the versions, the device, the git revision, the
     SHA-256 of the data's images, the seed, the times, and the status: ``running``, ``completed``, ``failed`` or
     ``interrupted``. A run that was killed stays ``running``; the next one in the folder lists it as interrupted
-    under ``earlier``. No path in it names the machine. Rank 0 writes.
+    under ``earlier``. No path in it names the machine.
 
     List it before handlers that raise again what goes wrong, such as ``StatsHandler``: those after them are not told.
 
     Args:
-        output_dir: folder of the file, made where missing.
+        output_dir: folder of the file, made if missing.
         data: the :class:`~med3d_ext.data.PreparedData`, or its ``fingerprint``, which older configs give. Defaults to
             none.
         seed: the run's seed. Defaults to none.
         evaluator: the engine whose best metric is recorded. Defaults to none: the engine itself.
-        name: name of the file. Defaults to ``run.json``.
     """
 
-    def __init__(
-        self,
-        output_dir: str,
-        data: Any = None,
-        seed: int | None = None,
-        evaluator: Any = None,
-        name: str = "run.json",
-    ) -> None:
-        self.path = Path(output_dir) / name
-        self.data = data
-        self.seed = seed
-        self.evaluator = evaluator
+    output_dir: str
+    data: Any = None
+    seed: int | None = None
+    evaluator: Any = None
+
+    def __post_init__(self) -> None:
+        self.path = Path(self.output_dir) / "run.json"
         self.record: dict[str, Any] = {}
 
-    def attach(self, engine: Engine) -> None:
-        """Attach to the trainer, or to the evaluator of an evaluation."""
-        if rank() == 0:
-            engine.add_event_handler(Events.STARTED, self.start)
-            engine.add_event_handler(Events.COMPLETED, self.complete)
-            engine.add_event_handler(Events.EXCEPTION_RAISED, self.fail)
-
-    def start(self, engine: Engine) -> None:
-        """Write what is known at the start."""
+    def started(self, engine: Engine) -> None:
         self._begin = time.monotonic()
+        # The working folder as seen from the record's, if that is inside it: no other path may be in a record.
+        back = Path(os.path.relpath(os.getcwd(), self.path.parent))
         self.record = {
             "status": "running",
             "started": _now(),
             **command_line(),
-            **_from_record(self.path.parent),
+            **({"from_record": back.as_posix()} if set(back.parts) <= {"..", "."} else {}),
             "overrides": portable(run_arguments()[1]),
             "config": portable(effective_config()),
-            "lengths": getattr(engine.state, "lengths", None),  # several where --epochs changed on the way
+            "lengths": getattr(engine.state, "lengths", None),  # several if --epochs changed on the way
             "seed": self.seed,
-            "data": _data_hashes(self.data),
+            "data": self._hashes(),
             "versions": versions(),
             "git": git_state(),
             "device": _device(engine),
@@ -82,22 +71,18 @@ class RunManifest:
         }
         self._write()
 
-    def complete(self, engine: Engine) -> None:
-        """Add the end and the figures."""
+    def completed(self, engine: Engine) -> None:
         self._end("completed", engine)
 
-    def fail(self, engine: Engine, error: BaseException) -> None:
-        """Add how the run failed, and let the exception go on."""
+    def exception_raised(self, engine: Engine, error: BaseException) -> None:
         # The engine reports an exception of an iteration twice; before the start there is nothing to complete.
         if self.record.get("status") == "running":
-            message = user_message(error) or f"{type(error).__name__}: {error}"
-            self.record["error"] = portable(message)
+            self.record["error"] = portable(user_message(error) or f"{type(error).__name__}: {error}")
             self._end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", engine)
         raise error
 
     def _end(self, status: str, engine: Any) -> None:
         judge = engine if self.evaluator is None else self.evaluator
-        metric = key_metric(judge)
         self.record |= {
             "status": status,
             "finished": _now(),
@@ -106,7 +91,7 @@ class RunManifest:
             "iterations": engine.state.iteration,
             "metrics": scalar_metrics(judge.state.metrics),
         }
-        if metric is not None:
+        if metric := key_metric(judge):
             best = scalar_metrics({metric[0]: judge.state.best_metric})
             self.record["best"] = {**best, "epoch": judge.state.best_metric_epoch}
         self._write()
@@ -116,6 +101,14 @@ class RunManifest:
             json.dump(self.record, file, indent=2, default=str)
             file.write("\n")
 
+    def _hashes(self) -> dict[str, Any] | None:
+        """Image name to SHA-256, by domain."""
+        if self.data is None:
+            return None
+        old = isinstance(self.data, dict)
+        cases = {name: each["cases"] for name, each in self.data["domains"].items()} if old else self.data.cases
+        return {name: {portable(str(one["image"])): one.get("sha256") for one in each} for name, each in cases.items()}
+
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -123,38 +116,20 @@ def _now() -> str:
 
 def _device(engine: Any) -> dict[str, Any]:
     device = torch.device(getattr(engine.state, "device", None) or "cpu")
-    is_cuda = device.type == "cuda"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:  # the processor's as its maker gives it, if the system has it; else its architecture
+        table = Path("/proc/cpuinfo")
+        lines = table.read_text(encoding="utf-8").splitlines() if table.is_file() else []
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        name = names[0] if names else platform.processor() or platform.machine()
     return {
         "type": device.type,
-        "name": torch.cuda.get_device_name(device) if is_cuda else _processor(),
+        "name": name,
         "threads": torch.get_num_threads(),
-        "processes": dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1,
+        "processes": processes(),
         "system": platform.system(),
     }
-
-
-def _from_record(folder: Path) -> dict[str, str]:
-    """The working folder as seen from the record's, where that is inside it: no other path may be in a record."""
-    back = Path(os.path.relpath(os.getcwd(), folder))
-    return {"from_record": back.as_posix()} if set(back.parts) <= {"..", "."} else {}
-
-
-def _processor() -> str:
-    """The processor's name as its maker gives it, where the system tells; else its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _data_hashes(data: Any) -> dict[str, Any] | None:
-    """Image name to SHA-256, by domain."""
-    if data is None:
-        return None
-    cases = {name: each["cases"] for name, each in data["domains"].items()} if isinstance(data, dict) else data.cases
-    return {name: {portable(str(case["image"])): case.get("sha256") for case in each} for name, each in cases.items()}
 
 
 def _earlier(path: Path) -> list[dict[str, Any]]:

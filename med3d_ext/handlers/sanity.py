@@ -4,127 +4,116 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 
 from med3d_ext.data.prepared_files import absent_classes
-from med3d_ext.handlers.overlay import draw_panel, gray_range, ras_order, slice_through, to_radiological
+from med3d_ext.handlers.base import Handler
+from med3d_ext.handlers.overlay import draw_slices, gray_range, slice_through, to_radiological
 from med3d_ext.io.files import case_name, write_atomically, write_json
-from med3d_ext.run.rank import rank
 
 logger = logging.getLogger("med3d_ext.sanity")
 TINY_VOXELS = 10
 COLORS = ("lime", "red", "deepskyblue", "orange", "magenta", "yellow")
 
 
-class SanitySheet:
+@dataclass(eq=False)
+class SanitySheet(Handler):
     """Before the first epoch, write ``sanity.png`` and ``sanity.json``: training cases and what is odd about them.
 
     The picture shows an axial and a coronal slice through the label of a few cases, odd ones first, as the network is
     given them before its random transforms: the patient's right is on the left, each class has its contour. A label
     that is mirrored or elsewhere shows. The lines come from the facts of all training cases and are warnings, not
-    errors. Rank 0 writes.
+    errors.
 
     Args:
-        output_dir: folder of the two files, made where missing.
+        output_dir: folder of the two files, made if missing.
         dataset: the :class:`~med3d_ext.data.SeededDataset` that is trained on.
         data: the :class:`~med3d_ext.data.PreparedData` with the facts of its cases. Defaults to None, no facts.
         maximum: cases in the picture. Defaults to 6.
     """
 
-    def __init__(self, output_dir: str, dataset: Any, data: Any = None, maximum: int = 6) -> None:
-        self.folder = Path(output_dir)
-        self.dataset = dataset
-        self.domains: Mapping[str, Mapping[str, Any]] = {} if data is None else data.domains
-        self.cases: Mapping[str, Sequence[Mapping[str, Any]]] = {} if data is None else data.cases
-        self.maximum = maximum
+    output_dir: str
+    dataset: Any
+    data: Any = None
+    maximum: int = 6
 
-    def attach(self, engine: Engine) -> None:
-        """Attach to a trainer."""
-        if rank() == 0:
-            engine.add_event_handler(Events.STARTED, self.write)
-
-    def write(self, engine: Engine) -> None:
-        """Look at the cases, draw some, and log what is odd."""
-        known = {(name, case["image"]): case for name, cases in self.cases.items() for case in cases}
+    def started(self, engine: Engine) -> None:
+        domains, every = ({}, {}) if self.data is None else (self.data.domains, self.data.cases)
+        known = {(name, case["image"]): case for name, cases in every.items() for case in cases}
         odd: dict[int, list[str]] = {}
         for number, item in enumerate(self.dataset.data):
             case = known.get((item.get("domain"), item["image"]))
             if case is not None and item["label"] is not None:
-                odd[number] = list(case_oddities(case, self.domains[item["domain"]]))
+                odd[number] = list(case_oddities(case, domains[item["domain"]]))
         chosen = choose(self.dataset.data, odd, self.maximum)
         drawn = {number: self.dataset.before_random(number) for number in chosen}
         for number, item in drawn.items():
             odd[number] = odd.get(number, []) + list(picture_oddities(item["image"], item["label"]))
         lines = [
             f"{name}: {sentence}"
-            for name, cases in self.cases.items()
+            for name, cases in every.items()
             if cases
-            for sentence in absent_classes(self.domains[name], cases)
+            for sentence in absent_classes(domains[name], cases)
         ]
         names = {number: case_name(self.dataset.data[number]["image"]) for number in {*odd, *chosen}}
         lines += [f"{names[number]}: {fault}" for number, faults in sorted(odd.items()) for fault in faults]
         for line in lines:
             logger.warning(line)
-        write_json(self.folder / "sanity.json", {"cases": [names[number] for number in chosen], "oddities": lines})
-        self._draw({names[number]: (item, odd[number]) for number, item in drawn.items()})
+        facts = {"cases": [names[number] for number in chosen], "oddities": lines}
+        write_json(Path(self.output_dir) / "sanity.json", facts)
+        if drawn:
+            self._draw({names[number]: (item, odd[number]) for number, item in drawn.items()})
 
     def _draw(self, cases: Mapping[str, tuple[Any, Sequence[str]]]) -> None:
-        import matplotlib
+        from matplotlib.figure import Figure
 
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-
-        if not cases:
-            return
         rows = -(-len(cases) // 2)
-        figure, axes = pyplot.subplots(rows, 4, figsize=(14, 3.8 * rows), squeeze=False, layout="constrained")
-        for panel in axes.flat:
+        figure = Figure(figsize=(14, 3.8 * rows), layout="constrained")
+        panels = figure.subplots(rows, 4, squeeze=False)
+        for panel in panels.flat:
             panel.set_axis_off()
-        for place, (name, (item, faults)) in enumerate(cases.items()):
-            pair = axes[place // 2, 2 * (place % 2) : 2 * (place % 2) + 2]
-            affine = item["image"].affine
-            image, label = (to_radiological(item[key].float(), affine) for key in ("image", "label"))
-            spacing = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)[ras_order(affine)]
+        for pair, (name, (item, faults)) in zip(panels.reshape(-1, 2), cases.items()):
+            volumes = (item[key].float() for key in ("image", "label"))
+            (image, label), spacing = to_radiological(item["image"].affine, *volumes)
             classes = [int(value) for value in np.unique(label) if value > 0]
             masks = [(label == value, COLORS[(value - 1) % len(COLORS)]) for value in classes]
-            center = slice_through(label > 0)
-            for panel, axis in zip(pair, (2, 1)):
-                draw_panel(panel, image, masks, axis, center[axis], spacing, gray_range(image))
+            draw_slices(pair, image, masks, spacing, slice_through(label > 0))
             volume = ", ".join(f"{value}: {(label == value).sum() * spacing.prod() / 1000:.3g} ml" for value in classes)
             head = f"{name} ({volume or 'no label'})"
             pair[0].set_title("\n".join([head, *faults]), fontsize=9, color="red" if faults else "black", loc="left")
-        with write_atomically(self.folder / "sanity.png") as file:
+        with write_atomically(Path(self.output_dir) / "sanity.png") as file:
             figure.savefig(file, dpi=80, format="png")
-        pyplot.close(figure)
 
 
 def case_oddities(case: Mapping[str, Any], domain: Mapping[str, Any]) -> Iterator[str]:
     """What is odd about a labeled case by what a scan found of it, and by its domain's facts."""
-    counts = {int(value): count for value, count in (case.get("labels") or {}).items()}
-    foreground = sum(count for value, count in counts.items() if value > 0)
+    foreground = sum(count for value, count in (case.get("labels") or {}).items() if int(value) > 0)
     if not foreground:
         yield "the label has no foreground"
     elif foreground < TINY_VOXELS:
         yield f"the label has {foreground} voxels only"
-    box = case.get("target_box")
-    if box:
+    if box := case.get("target_box"):
         faces = sum(low == 0 for low in box[0]) + sum(high == size for high, size in zip(box[1], case["shape"]))
         if faces:
             yield f"the label touches {faces} of the 6 faces of the image"
-    median = domain.get("spacing_median")
-    if case.get("spacing") and median:
-        ratio = max(max(a / b, b / a) for a, b in zip(sorted(case["spacing"]), sorted(median)))
-        if ratio > 3 or not all(0.05 <= size <= 20 for size in case["spacing"]):
-            yield f"its spacing {_numbers(case['spacing'])} mm is far from the median {_numbers(median)} mm"
-    intensity = case.get("intensity")
-    if intensity and _is_ct(domain) and not (intensity["minimum"] < -50 and intensity["maximum"] < 50_000):
-        yield f"its values from {intensity['minimum']:g} to {intensity['maximum']:g} are not the HU of a CT"
-    if intensity and intensity["minimum"] == intensity["maximum"]:
-        yield "all voxels of the image are equal"
+    spacing, median = case.get("spacing"), domain.get("spacing_median")
+    if spacing and median:
+        ratio = max(max(a / b, b / a) for a, b in zip(sorted(spacing), sorted(median)))
+        if ratio > 3 or not all(0.05 <= size <= 20 for size in spacing):
+            texts = (" x ".join(f"{value:.3g}" for value in values) for values in (spacing, median))
+            yield "its spacing {} mm is far from the median {} mm".format(*texts)
+    if intensity := case.get("intensity"):
+        low, high = intensity["minimum"], intensity["maximum"]
+        is_ct = domain.get("modality") == "CT" or "hu_window" in domain
+        if is_ct and not (low < -50 and high < 50_000):
+            yield f"its values from {low:g} to {high:g} are not the HU of a CT"
+        if low == high:
+            yield "all voxels of the image are equal"
 
 
 def picture_oddities(image: Any, label: Any) -> Iterator[str]:
@@ -145,11 +134,3 @@ def choose(items: Sequence[Mapping[str, Any]], odd: Mapping[int, Sequence[str]],
     # Half of the picture at most is for odd ones: it should show what is usual, too.
     wanted = [number for number in labelled if odd.get(number)][: (maximum + 1) // 2]
     return list(dict.fromkeys([*wanted, *firsts, *spread]))[:maximum]
-
-
-def _is_ct(domain: Mapping[str, Any]) -> bool:
-    return domain.get("modality") == "CT" or "hu_window" in domain
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return " x ".join(f"{value:.3g}" for value in values)

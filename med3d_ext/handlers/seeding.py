@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from monai.data.utils import set_rnd
 
+from med3d_ext.handlers.base import Handler
 from med3d_ext.run.rank import rank
 
 
-class EpochSeed:
+@dataclass(eq=False)
+class EpochSeed(Handler):
     """Seed everything random at the start of each epoch from (seed, epoch, rank).
 
     Torch, numpy and Python, the random transforms of the data set (MONAI's worker processes draw theirs from
-    torch's seed), and ``set_epoch`` of the data set and its sampler, where they have one. The data loader is
+    torch's seed), and ``set_epoch`` of the data set and its sampler, if they have one. The data loader is
     started anew with each epoch. So N epochs and k + (N - k) epochs see the same numbers and no random state has
     to be saved. Acts on all ranks.
 
@@ -29,22 +32,23 @@ class EpochSeed:
         ValueError: the seed is negative, or the loader keeps its workers between epochs: those could not be seeded.
     """
 
-    def __init__(self, seed: int, data_loader: Any = None) -> None:
-        if seed < 0:
-            raise ValueError(f"seed must be an integer >= 0, got {seed}.")
-        self.seed = int(seed)
-        self.data_loader = data_loader
+    every_rank = True
+
+    seed: int
+    data_loader: Any = None
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed must be an integer >= 0, got {self.seed}.")
 
     def attach(self, engine: Engine) -> None:
-        """Seed ``engine``, a trainer, at each ``EPOCH_STARTED``."""
         if self.data_loader is None:
             self.data_loader = getattr(engine, "data_loader", None)
         if getattr(self.data_loader, "persistent_workers", False):
             raise ValueError("persistent_workers must be False for seeding by epoch, got True.")
-        engine.add_event_handler(Events.EPOCH_STARTED, self)
+        super().attach(engine)
 
-    def __call__(self, engine: Engine) -> None:
-        """Seed the epoch that ``engine`` starts."""
+    def epoch_started(self, engine: Engine) -> None:
         epoch = engine.state.epoch
         # Mixed, not added: seed 0's second epoch must not repeat seed 1's first.
         number = int(np.random.SeedSequence([self.seed, epoch, rank()]).generate_state(1)[0])

@@ -3,25 +3,77 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
-from collections import defaultdict
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from ignite.engine import Events
 from monai.data import MetaTensor
 from monai.utils import string_list_all_gather
 
 from med3d_ext.data.leakage import Evaluated
-from med3d_ext.io.files import case_names, write_json
+from med3d_ext.handlers.base import Handler
+from med3d_ext.io.files import case_name, told_apart, write_atomically, write_json
 from med3d_ext.metrics.intervals import describe_metric
 
 logger = logging.getLogger("med3d_ext.evaluate")
+Row = dict[str, Any]
 
 
-class EvaluationSummary:
+@dataclass(eq=False)
+class CaseTable(Handler):
+    """A row for every case of an engine, of all its processes; subclasses say what is in a row and what is written.
+
+    If there is ``evaluated``, it says before anything is computed what makes the figures doubtful.
+    """
+
+    every_rank = True
+
+    output_dir: str
+
+    def __post_init__(self) -> None:
+        self.folder = Path(self.output_dir)
+        self.doubts: dict[str, Any] = {}
+        self.rows: list[Row] = []
+
+    def attach(self, engine: Any) -> None:
+        evaluated: Evaluated | None = getattr(self, "evaluated", None)
+        if evaluated is not None and engine.state.rank == 0:
+            self.doubts = evaluated.doubts(engine.data_loader.dataset.data)
+        super().attach(engine)
+
+    def started(self, engine: Any) -> None:
+        self.rows.clear()
+
+    def iteration_completed(self, engine: Any) -> None:
+        self.rows += [self.row(item, output) for item, output in zip(engine.state.batch, engine.state.output)]
+
+    def completed(self, engine: Any) -> None:
+        rows: list[Row] = [json.loads(text) for text in string_list_all_gather([json.dumps(row) for row in self.rows])]
+        details = {name: per_case(value) for name, value in getattr(engine.state, "metric_details", {}).items()}
+        if engine.state.rank == 0:
+            names = told_apart({row["case"]: self.called(row["case"]) for row in rows if row["case"]})
+            self.write([{**row, "case": names.get(row["case"], "")} for row in rows], details)
+
+    def called(self, path: str) -> str:
+        """What a case is called by the path of its image."""
+        return os.path.basename(path)
+
+    def row(self, item: Any, output: Any) -> Row:
+        """The row of a case: ``case``, the path of its image, and what can be written as JSON."""
+        raise NotImplementedError
+
+    def write(self, rows: list[Row], details: dict[str, np.ndarray]) -> None:
+        """Write the table; ``details`` holds the values of the engine's metrics, one for each row."""
+        raise NotImplementedError
+
+
+@dataclass(eq=False)
+class EvaluationSummary(CaseTable):
     """Write ``cases.csv`` and ``summary.json`` when an evaluation ends, and log one line per metric and domain.
 
     Reads the per-case values that MONAI's metric handlers keep with ``save_details`` (their default). Items with a
@@ -34,118 +86,72 @@ class EvaluationSummary:
         evaluated: says what must be known before the figures. Defaults to None, which says nothing.
     """
 
-    def __init__(
-        self,
-        output_dir: str,
-        split: str = "test",
-        group_by: str | None = None,
-        evaluated: Evaluated | None = None,
-    ) -> None:
-        self.output_dir = output_dir
-        self.split = split
-        self.group_by = group_by
-        self.evaluated = evaluated
-        self.doubts: dict[str, Any] = {}
-        self.cases: list[str] = []
-        self.domains: list[str] = []
-        self.groups: list[str] = []
+    split: str = "test"
+    group_by: str | None = None
+    evaluated: Evaluated | None = None
 
-    def attach(self, engine: Any) -> None:
-        """Register with a MONAI evaluator, and say before anything is computed what makes its figures doubtful."""
-        self.doubts = doubts(self.evaluated, engine)
-        engine.add_event_handler(Events.STARTED, self.started)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.note_cases)
-        engine.add_event_handler(Events.COMPLETED, self.write)
+    def called(self, path: str) -> str:
+        return case_name(path)
 
-    def started(self, engine: Any) -> None:
-        """Forget the cases of an earlier run."""
-        self.cases, self.domains, self.groups = [], [], []
+    def row(self, item: Any, output: Any) -> Row:
+        image = item["image"]
+        name = str(image.meta.get("filename_or_obj", "")) if isinstance(image, MetaTensor) else ""
+        group = {self.group_by: str(item.get(self.group_by, "not stated"))} if self.group_by else {}
+        return {"case": name, "domain": str(item.get("domain", "all")), **group}
 
-    def note_cases(self, engine: Any) -> None:
-        """Remember which file each per-case value belongs to."""
-        for item in engine.state.batch:
-            image = item["image"]
-            name = str(image.meta.get("filename_or_obj", "")) if isinstance(image, MetaTensor) else ""
-            self.cases.append(name)
-            self.domains.append(str(item.get("domain", "all")))
-            self.groups.append(str(item.get(self.group_by, "not stated")))
-
-    def write(self, engine: Any) -> None:
-        """Write both files."""
-        paths, domains, groups = map(string_list_all_gather, (self.cases, self.domains, self.groups))
-        names = case_names(paths)
-        cases = [names[path] for path in paths]
-        details = {name: per_case(value) for name, value in engine.state.metric_details.items()}
-        if engine.state.rank != 0:
-            return
-        columns = {"case": cases, "domain": domains} | ({self.group_by: groups} if self.group_by else {})
-        rows: list[dict[str, Any]] = [dict(zip(columns, facts)) for facts in zip(*columns.values())]
-        for number, row in enumerate(rows):
-            row.update({name: float(values[number]) for name, values in details.items()})
-        grouped = {self.group_by: summarize_rows(rows, list(details), self.group_by)} if self.group_by else {}
-        figures = summarize_rows(rows, list(details))
-        write_evaluation(Path(self.output_dir), self.split, rows, figures, grouped, self.doubts)
-        for group, metrics in grouped.get(self.group_by or "", {}).items():
-            log_figures(group, metrics)
-
-
-def doubts(evaluated: Evaluated | None, engine: Any) -> dict[str, Any]:
-    """:meth:`Evaluated.doubts` of the data that an evaluator is going to see, once for all processes."""
-    if evaluated is None or engine.state.rank != 0:
-        return {}
-    return evaluated.doubts(engine.data_loader.dataset.data)
+    def write(self, rows: list[Row], details: dict[str, np.ndarray]) -> None:
+        rows = [{**row, **{name: float(v[number]) for name, v in details.items()}} for number, row in enumerate(rows)]
+        groups = {self.group_by: summarize_rows(rows, list(details), self.group_by)} if self.group_by else {}
+        write_evaluation(self.folder, self.split, rows, summarize_rows(rows, list(details)), groups, self.doubts)
+        for figures in groups.values():
+            log_figures(figures)
 
 
 def write_evaluation(
     folder: Path,
     split: str,
-    rows: list[dict[str, Any]],
+    rows: list[Row],
     domains: dict[str, dict[str, Any]],
-    facts: dict[str, Any] | None = None,
-    first: dict[str, Any] | None = None,
+    facts: dict[str, Any],
+    first: dict[str, Any],
 ) -> None:
     """Write ``cases.csv`` and ``summary.json``, and log a line per domain and metric.
 
-    Args:
-        folder: folder of the two files, made where missing.
-        split: name of the evaluated split.
-        rows: a row per case, all with the same columns.
-        domains: domain to metric to at least ``n``, ``mean`` and ``interval_95``.
-        facts: what else the summary states.
-        first: what it states before all else.
+    ``domains`` has at least ``n``, ``mean`` and ``interval_95`` of each metric; the summary states ``first`` before,
+    and ``facts`` after all else.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "cases.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["case", "domain"])
+    write_rows(folder / "cases.csv", rows, ["case", "domain"])
+    write_json(folder / "summary.json", {**first, "split": split, "n": len(rows), "domains": domains, **facts})
+    log_figures(domains)
+
+
+def write_rows(path: Path, rows: list[Row], columns: list[str]) -> None:
+    """Write rows as CSV, empty cells for what a row lacks; ``columns`` come first."""
+    with write_atomically(path, "w") as file:
+        names = dict.fromkeys([*columns, *(name for row in rows for name in row)])
+        writer = csv.DictWriter(file, list(names), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    write_json(
-        folder / "summary.json", {**(first or {}), "split": split, "n": len(rows), "domains": domains, **(facts or {})}
-    )
-    for domain, metrics in domains.items():
-        log_figures(domain, metrics)
 
 
-def log_figures(group: str, metrics: dict[str, Any]) -> None:
-    """A line per metric of a domain or of another group of cases."""
-    for name, figure in metrics.items():
-        interval = f", 95 % interval {figure['interval_95']}" if figure["interval_95"] is not None else ""
-        logger.info(f"{group}: {name} {figure['mean']} (n={figure['n']}{interval})")
+def log_figures(groups: dict[str, dict[str, Any]]) -> None:
+    """A line per metric of each domain or other group of cases."""
+    for group, metrics in groups.items():
+        for name, figure in metrics.items():
+            interval = f", 95 % interval {figure['interval_95']}" if figure["interval_95"] is not None else ""
+            logger.info(f"{group}: {name} {figure['mean']} (n={figure['n']}{interval})")
 
 
 def per_case(details: Any) -> np.ndarray:
-    """Mean over the classes of a metric's details (cases, classes), NaN where a case has no value."""
+    """Mean over the classes of a metric's details (cases, classes), NaN if a case has no value."""
     values = torch.as_tensor(details).detach().cpu().double()
     values = values.reshape(values.shape[0], -1) if values.ndim else values.reshape(1, 1)
     return torch.nanmean(values, dim=1).numpy()
 
 
-def summarize_rows(rows: list[dict[str, Any]], metrics: list[str], key: str = "domain") -> dict[str, dict[str, Any]]:
+def summarize_rows(rows: list[Row], metrics: list[str], key: str = "domain") -> dict[str, dict[str, Any]]:
     """Domain, or value of another column, to metric to n, mean and interval."""
-    grouped: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        grouped[row[key]].append(row)
     return {
-        domain: {name: describe_metric([row[name] for row in members]) for name in metrics}
-        for domain, members in grouped.items()
+        group: {name: describe_metric([row[name] for row in rows if row[key] == group]) for name in metrics}
+        for group in dict.fromkeys(row[key] for row in rows)
     }

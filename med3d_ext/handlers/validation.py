@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from ignite.engine import Events
 from monai.handlers import ValidationHandler
+
+from med3d_ext.handlers.base import Handler
 
 logger = logging.getLogger(__name__)
 
 
-class EpochValidation(ValidationHandler):
-    """MONAI's ValidationHandler that never leaves out the last epoch, and every one where there are no cases.
+class EpochValidation(Handler, ValidationHandler):
+    """MONAI's ValidationHandler that never leaves out the last epoch, and every one if there are no cases.
 
     A labelling server with one or two labeled images sends none to validate on; the weights of the last epoch are
     kept then.
@@ -22,22 +23,16 @@ class EpochValidation(ValidationHandler):
         validator: the evaluator.
     """
 
+    every_rank = True
+
     def __init__(self, interval: int, validator: Any = None) -> None:
         super().__init__(interval, validator)
 
-    def attach(self, engine: Any) -> None:
-        """Register with the trainer."""
-
-        def due(engine: Any, epoch: int) -> bool:
-            last = epoch == engine.state.max_epochs
-            if self._is_empty():
-                if last:
-                    logger.warning("no case to validate on: the weights are those of the last epoch")
-                return False
-            return epoch % self.interval == 0 or last
-
-        engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=due), self)
-
-    def _is_empty(self) -> bool:
+    def epoch_completed(self, engine: Any) -> None:
         loader = getattr(self.validator, "data_loader", None)
-        return loader is not None and len(loader) == 0
+        last = engine.state.epoch == engine.state.max_epochs
+        if loader is not None and len(loader) == 0:
+            if last:
+                logger.warning("no case to validate on: the weights are those of the last epoch")
+        elif last or engine.state.epoch % self.interval == 0:
+            self(engine)

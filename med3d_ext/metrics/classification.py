@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from ignite.metrics import Metric
+from monai.utils import evenly_divisible_all_gather
 from scipy.stats import binomtest, rankdata
 
 from med3d_ext.io.files import write_atomically
+
+logger = logging.getLogger("med3d_ext.evaluate")
 
 THRESHOLD = 0.5
 BINS = 10  # of the reliability plot and of the calibration error
 SIZE_PRIOR_SD = 5.0  # of the slope: classes that size separates perfectly would make it infinite
 
 
-def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Share of the cases on the right side of 0.5; labels and probabilities (..., n), as in all measures here."""
-    return ((probabilities >= THRESHOLD) == (labels > 0)).mean(axis=-1)
-
-
 def auc(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Area under the ROC curve: how often a positive case has the higher probability; equal ones count half.
 
-    NaN if a class is missing. Unlike scikit-learn's it takes all bootstrap samples at once, a hundred times as fast.
+    Labels and probabilities are (..., n), as in all measures here. NaN if a class is missing. Unlike scikit-learn's it
+    takes all bootstrap samples at once, a hundred times as fast.
     """
     positive = labels.sum(axis=-1, dtype=float)
     ranks = (rankdata(probabilities, axis=-1) * labels).sum(axis=-1)
     return _ratio(ranks - positive * (positive + 1) / 2, positive * (labels.shape[-1] - positive))
-
-
-def brier(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Brier score: mean squared difference of probability and truth. 0 is perfect, 0.25 is always saying 0.5."""
-    return ((probabilities - labels) ** 2).mean(axis=-1)
 
 
 def calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -51,17 +48,22 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
         return part / whole  # NaN of no cases
 
 
+def _share_right(labels: np.ndarray, probabilities: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    right = (probabilities >= THRESHOLD) == (labels > 0)
+    return _ratio((right & counted).sum(axis=-1), counted.sum(axis=-1))
+
+
 def _bins(probabilities: np.ndarray) -> np.ndarray:
     return np.clip((probabilities * BINS).astype(int), 0, BINS - 1)
 
 
 # Measure, and the class whose cases it counts: None for both
 MEASURES: dict[str, tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], int | None]] = {
-    "accuracy": (accuracy, None),
+    "accuracy": (lambda y, p: _share_right(y, p, y >= 0), None),
     "auc": (auc, None),
-    "sensitivity": (lambda y, p: _ratio(((y == 1) & (p >= THRESHOLD)).sum(axis=-1), (y == 1).sum(axis=-1)), 1),
-    "specificity": (lambda y, p: _ratio(((y == 0) & (p < THRESHOLD)).sum(axis=-1), (y == 0).sum(axis=-1)), 0),
-    "brier": (brier, None),
+    "sensitivity": (lambda y, p: _share_right(y, p, y == 1), 1),
+    "specificity": (lambda y, p: _share_right(y, p, y == 0), 0),
+    "brier": (lambda y, p: ((p - y) ** 2).mean(axis=-1), None),
     "calibration_error": (calibration_error, None),
 }
 
@@ -100,24 +102,80 @@ def measure_classes(
         value = float(measure(truth, scores)) if n else np.nan
         result[name] = {"n": n, "mean": round(value, 4) if np.isfinite(value) else None, "interval_95": None}
         if np.isfinite(value) and n > 1:
+            # Not scipy's bootstrap: one sample without a class would make its interval NaN.
             samples = measure(truth[draws], scores[draws])
             ends = np.percentile(samples[np.isfinite(samples)], (2.5, 97.5))
             result[name]["interval_95"] = [round(float(end), 4) for end in ends]
     return result
 
 
+class ClassificationScore(Metric):
+    """AUC of the validation cases, with ``val_accuracy`` and ``val_loss`` (cross-entropy) next to it.
+
+    If the validation cases are all of one class, an AUC does not exist; the value is then the mean likelihood
+    ``exp(-loss)``, so that the best epoch can still be chosen, and a warning says so.
+
+    Expects decollated outputs: ``pred``, the probabilities of both classes, and ``label``, 0 or 1.
+    """
+
+    def reset(self) -> None:
+        """Forget all cases."""
+        self.cases: list[list[float]] = []
+
+    def update(self, output: Any) -> None:
+        """Add one case: (probabilities of both classes, label)."""
+        probabilities, label = output
+        self.cases.append([float(probabilities[1]), float(label)])
+
+    def iteration_completed(self, engine: Any) -> None:
+        """Add the cases of one batch of a MONAI evaluator."""
+        for output in engine.state.output:
+            self.update((output["pred"], output["label"]))
+
+    def completed(self, engine: Any, name: str) -> None:
+        """Write the metric and the figures next to it into the engine's state."""
+        value = self.compute(engine.state.device)
+        if self.one_class:
+            logger.warning(f"the validation cases are of one class: {name} is their mean likelihood, not an AUC")
+        engine.state.metrics |= {name: value, "val_accuracy": self.accuracy, "val_loss": self.loss}
+
+    def compute(self, device: Any = "cpu") -> float:
+        """The metric's value over the cases of all processes, which gather them on their ``device``."""
+        own = torch.tensor(self.cases, dtype=torch.float64).reshape(-1, 2).to(device)
+        probabilities, labels = evenly_divisible_all_gather(own, concat=True).cpu().numpy().T
+        likelihoods = np.where(labels > 0, probabilities, 1 - probabilities)
+        self.loss = float(-np.log(np.clip(likelihoods, 1e-7, 1)).mean())
+        self.accuracy = float(MEASURES["accuracy"][0](labels, probabilities))
+        value = float(auc(labels, probabilities))
+        self.one_class = bool(np.isnan(value))
+        return float(np.exp(-self.loss)) if self.one_class else value
+
+
+class BestEpoch:
+    """``metric_cmp_fn`` of MONAI's Evaluator: the epoch with the highest figure, of equal ones the latest.
+
+    With fewer than ``minimum`` cases it is the latest epoch, which a schedule that ends at zero makes the likely best:
+    the figure of a dozen cases jumps from epoch to epoch, and its maximum picks a lucky one in the middle of the
+    schedule.
+
+    Args:
+        cases: the validation cases.
+        minimum: number of cases from which on the figure chooses. Defaults to 30, where an AUC has a standard error of
+            about 0.08.
+    """
+
+    def __init__(self, cases: Sized, minimum: int = 30) -> None:
+        self.chooses = len(cases) >= minimum
+
+    def __call__(self, current: float, best: float) -> bool:
+        """Whether an epoch with the figure ``current`` takes the place of the one with ``best``."""
+        return not self.chooses or current >= best
+
+
 def size_baseline(volumes: Sequence[float], labels: Sequence[int]) -> Callable[[Sequence[float]], np.ndarray]:
     """What size alone says, the figure that a network has to beat: a logistic regression of the volume's logarithm.
 
-    Args:
-        volumes: volume of each nodule, above 0, in any unit.
-        labels: 0 or 1 of each, both at least once.
-
-    Returns:
-        volumes in the same unit to probabilities of class 1.
-
-    Raises:
-        ImportError: scikit-learn is missing.
+    Of volumes above 0 in any unit and labels with both classes; gives volumes in that unit to probabilities of class 1.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -130,20 +188,10 @@ def size_baseline(volumes: Sequence[float], labels: Sequence[int]) -> Callable[[
     return lambda sizes: model.predict_proba(np.asarray(sizes, dtype=float)[:, None])[:, 1]
 
 
-def draw_reliability(path: str | Path, labels: Sequence[int], probabilities: Sequence[float]) -> None:
-    """Reliability plot (PNG): observed against stated frequency per tenth, with Wilson's 95 % interval and n.
-
-    Args:
-        path: the file to write.
-        labels: 0 or 1 per case.
-        probabilities: probability of class 1 per case.
-    """
-    from matplotlib.figure import Figure
-
+def draw_reliability(path: Path, labels: Sequence[int], probabilities: Sequence[float]) -> None:
+    """Reliability plot (PNG): observed against stated frequency per tenth, with Wilson's 95 % interval and n."""
     truth, stated = np.asarray(labels), np.asarray(probabilities, dtype=float)
-    figure = Figure(figsize=(5.5, 5.5), layout="constrained")
-    axes = figure.add_subplot(xlabel="predicted probability", ylabel="observed frequency", xlim=(0, 1), ylim=(0, 1))
-    axes.plot([0, 1], [0, 1], color="gray", linewidth=1, label="perfectly calibrated")
+    figure, axes = _square("predicted probability", "observed frequency", (0, 1), "perfectly calibrated")
     bins = _bins(stated)
     for number in np.unique(bins):
         inside = bins == number
@@ -156,22 +204,13 @@ def draw_reliability(path: str | Path, labels: Sequence[int], probabilities: Seq
     axes.bar((np.arange(BINS) + 0.5) / BINS, shares, width=1 / BINS, color="tab:blue", alpha=0.2)
     axes.set_title(f"{len(truth)} cases; shaded: share of the cases", fontsize="medium")
     axes.legend(fontsize="small", loc="upper left")
-    with write_atomically(Path(path)) as file:
+    with write_atomically(path) as file:
         figure.savefig(file, format="png", dpi=100)
 
 
-def draw_roc(path: str | Path, scores: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> None:
-    """ROC curves (PNG).
-
-    Args:
-        path: the file to write.
-        scores: name of each curve to its labels and probabilities; one with a single class is left out.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.5, 5.5), layout="constrained")
-    axes = figure.add_subplot(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
-    axes.plot([0, 1], [0, 1], color="gray", linewidth=1, label="chance")
+def draw_roc(path: Path, scores: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> None:
+    """ROC curves (PNG) of labels and probabilities by name; one with a single class is left out."""
+    figure, axes = _square("1 - specificity", "sensitivity", (-0.01, 1.01), "chance")
     for name, (labels, probabilities) in scores.items():
         truth, stated = np.asarray(labels), np.asarray(probabilities, dtype=float)
         if len(np.unique(truth)) > 1:
@@ -179,5 +218,15 @@ def draw_roc(path: str | Path, scores: Mapping[str, tuple[Sequence[int], Sequenc
             false, true = ([(stated[truth == value] >= cut).mean() for cut in cuts] for value in (0, 1))
             axes.plot(false, true, linewidth=1.5, label=f"{name}: AUC {float(auc(truth, stated)):.3f} (n={len(truth)})")
     axes.legend(fontsize="small", loc="lower right")
-    with write_atomically(Path(path)) as file:
+    with write_atomically(path) as file:
         figure.savefig(file, format="png", dpi=100)
+
+
+def _square(xlabel: str, ylabel: str, limits: tuple[float, float], diagonal: str) -> tuple[Any, Any]:
+    """A figure and its axes with a gray diagonal."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5, 5.5), layout="constrained")
+    axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel, xlim=limits, ylim=limits)
+    axes.plot([0, 1], [0, 1], color="gray", linewidth=1, label=diagonal)
+    return figure, axes

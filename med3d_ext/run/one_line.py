@@ -23,7 +23,7 @@ from med3d_ext.errors import InputError
 _IN_TRACEBACK = re.compile(r"^(?:[\w.]+\.)?InputError: (.+)$", re.MULTILINE)
 # How MONAI wraps what goes wrong while it builds a config.
 _NOT_BUILT = re.compile(
-    r"Failed to (instantiate component|evaluate) (?:ConfigExpression: )?\s*('[^']+'|[\s\S]+?)(?: with keywords|$)"
+    r"Failed to (?:instantiate component|evaluate) (?:ConfigExpression: )?\s*('[^']+'|[\s\S]+?)(?: with keywords|$)"
 )
 _NOT_FOUND = ("Cannot locate class", "is not defined in the config", "detected circular references")
 _LOST_WORKER = re.compile(r"DataLoader worker \(pid.*(killed|exited unexpectedly)")
@@ -55,11 +55,38 @@ def one_line_errors() -> None:
     """
     if not is_command() or getattr(sys.excepthook, "one_line", False):
         return
-    sys.excepthook = _hook(sys.excepthook)
-    logging.setLogRecordFactory(_record_factory(logging.getLogRecordFactory()))
+    previous_hook, previous_factory = sys.excepthook, logging.getLogRecordFactory()
+
+    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        message = None if is_debug() else user_message(error)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if isinstance(error, BrokenPipeError):
+            _close_pipe(1)  # nobody reads on
+        elif message is None:
+            previous_hook(kind, error, traceback)
+        else:
+            _say(message, error)
+        if isinstance(error, KeyboardInterrupt):
+            # As the shell expects of a process that was stopped: its exit code is 130 or 143.
+            number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    def factory(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record: logging.LogRecord = previous_factory(*args, **kwargs)
+        if record.levelno >= logging.ERROR and not is_debug() and user_message(sys.exc_info()[1]) is not None:
+            record.levelno = -1  # below every handler's level
+        return record
+
+    def terminate(number: int, frame: Any) -> None:
+        raise Terminated
+
+    hook.one_line = True  # type: ignore[attr-defined]
+    sys.excepthook = hook
+    logging.setLogRecordFactory(factory)
     logging.Handler.handleError = _handle_error  # type: ignore[method-assign,assignment]
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGTERM, terminate)
 
 
 def is_command() -> bool:
@@ -119,11 +146,11 @@ def user_message(error: BaseException | None) -> str | None:
     message = input_error_message(error)
     if message is not None or error is None:
         return message
-    chain = list(_chain(error))
     if isinstance(error, KeyboardInterrupt):
         word = "Terminated" if isinstance(error, Terminated) else "Interrupted"
         is_run = PurePath(sys.argv[0]).parts[-2:-1] == ("bundle",)
         return word + "; the same command resumes a training after its last complete epoch" * is_run + "."
+    chain = list(_chain(error))
     for cause in chain:
         text = str(cause)
         if isinstance(cause, OSError) and cause.errno in _OF_FILES:
@@ -137,21 +164,16 @@ def user_message(error: BaseException | None) -> str | None:
             return f"A file cannot be written ({text.splitlines()[0]}); free space on the disk."
         if _LOST_WORKER.search(text):
             return "A worker process was killed, most often for lack of RAM or /dev/shm; lower num_workers."
-    return _config_message(chain)
-
-
-def _config_message(chain: list[BaseException]) -> str | None:
-    """The sentence for what MONAI could not build from the config; None where something that was built has failed."""
-    root = chain[-1]
-    lines = str(root).strip().splitlines() or [""]
-    fault = f"{type(root).__name__}: {lines[0].rstrip('.;')}"
+    lines = str(chain[-1]).strip().splitlines() or [""]
+    fault = f"{type(chain[-1]).__name__}: {lines[0].rstrip('.;')}"
+    repair = "correct it, or see more with --debug."
     for cause in reversed(chain):
         found = _NOT_BUILT.search(str(cause))
-        if found and not str(found[2]).rstrip('"').endswith(".run()"):
-            return f"The config's {found[2]} cannot be built ({fault}); correct it, or see more with --debug."
+        if found and not found[1].rstrip('"').endswith(".run()"):  # what was built has failed in the run
+            return f"The config's {found[1]} cannot be built ({fault}); {repair}"
     for cause in chain:
         if any(words in str(cause) for words in _NOT_FOUND):
-            return f"The config cannot be read ({str(cause).rstrip('.;')}); correct it, or see more with --debug."
+            return f"The config cannot be read ({str(cause).rstrip('.;')}); {repair}"
     return None
 
 
@@ -168,26 +190,6 @@ def is_debug() -> bool:
     return any(word.partition("=")[0] == "--debug" for word in sys.argv[1:])
 
 
-def _hook(before: Any) -> Any:
-    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        message = None if is_debug() else user_message(error)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if isinstance(error, BrokenPipeError):
-            _close_pipe(1)  # nobody reads on
-        elif message is None:
-            before(kind, error, traceback)
-        else:
-            _say(message, error)
-        if isinstance(error, KeyboardInterrupt):
-            # As the shell expects of a process that was stopped: its exit code is 130 or 143.
-            number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-
-    hook.one_line = True  # type: ignore[attr-defined]
-    return hook
-
-
 def _say(message: str, error: BaseException) -> None:
     if int(os.environ.get("RANK", "0")) > 0:
         if isinstance(error, KeyboardInterrupt):
@@ -198,10 +200,6 @@ def _say(message: str, error: BaseException) -> None:
         sys.stdout.flush()
         # On a terminal a progress bar may be in the line.
         print("\n" * sys.stderr.isatty() + message, file=sys.stderr, flush=True)
-
-
-def _terminate(number: int, frame: Any) -> None:
-    raise Terminated
 
 
 def _handle_error(handler: logging.Handler, record: logging.LogRecord) -> None:
@@ -216,13 +214,3 @@ def _handle_error(handler: logging.Handler, record: logging.LogRecord) -> None:
 def _close_pipe(descriptor: int) -> None:
     """Send what is written to ``descriptor`` from now on nowhere."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
-
-
-def _record_factory(before: Any) -> Any:
-    def factory(*args: Any, **kwargs: Any) -> logging.LogRecord:
-        record: logging.LogRecord = before(*args, **kwargs)
-        if record.levelno >= logging.ERROR and not is_debug() and user_message(sys.exc_info()[1]) is not None:
-            record.levelno = -1  # below every handler's level
-        return record
-
-    return factory

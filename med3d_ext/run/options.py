@@ -6,10 +6,13 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from med3d_ext.errors import InputError
+from med3d_ext.networks.resnet import ARCHITECTURES
 from med3d_ext.run.overrides import walk
 
 WORDS = {"true": True, "false": False, "null": None}  # JSON's, which a command line passes on as text
@@ -25,8 +28,33 @@ class Option:
     optional: bool = False
 
 
+def _or_null(option: Option) -> Option:
+    return replace(option, optional=True)
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _whole(low: int, high: int | None = None) -> Option:
+    rule = f"a whole number of at least {low}" if high is None else f"a whole number from {low} to {high}"
+    return Option(rule, lambda value: _is_whole(value) and low <= value and (high is None or value <= high))
+
+
+def _number(rule: str, fits: Callable[[float], bool]) -> Option:
+    return Option(f"a number {rule}", lambda value: _is_number(value) and fits(value))
+
+
+def _one_of(*choices: Any) -> Option:
+    return Option(f"one of {', '.join(map(str, choices))}", lambda value: value in choices)
+
+
+def _row(rule: str, fits: Callable[[Any], bool]) -> Option:
+    return Option(rule, lambda value: isinstance(value, list | tuple) and bool(value) and fits(value))
 
 
 def _are_sizes(value: Any) -> bool:
@@ -34,36 +62,7 @@ def _are_sizes(value: Any) -> bool:
     return len(sizes) in (1, 3) and all(_is_number(size) and size > 0 for size in sizes)
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _whole(low: int, high: int | None = None, optional: bool = False) -> Option:
-    rule = f"a whole number of at least {low}" if high is None else f"a whole number from {low} to {high}"
-    return Option(rule, lambda value: _is_whole(value) and low <= value and (high is None or value <= high), optional)
-
-
-def _number(rule: str, fits: Callable[[float], bool], optional: bool = False) -> Option:
-    return Option(f"a number {rule}", lambda value: _is_number(value) and fits(value), optional)
-
-
-def _one_of(*choices: Any, optional: bool = False) -> Option:
-    return Option(f"one of {', '.join(map(str, choices))}", lambda value: value in choices, optional)
-
-
-def _row(rule: str, fits: Callable[[Any], bool], optional: bool = False) -> Option:
-    return Option(rule, lambda value: isinstance(value, list | tuple) and bool(value) and fits(value), optional)
-
-
-def _depths() -> Option:
-    from med3d_ext.networks.resnet import ARCHITECTURES
-
-    return _one_of(*ARCHITECTURES)
-
-
 def _is_device(value: Any) -> bool:
-    import torch  # takes a second, and a verb's help needs none of it
-
     try:
         device = torch.device(value)
     except (RuntimeError, TypeError):
@@ -76,117 +75,74 @@ def _is_device(value: Any) -> bool:
 TEXT = Option("a text", lambda value: isinstance(value, str) and bool(value))
 SWITCH = Option("true or false", lambda value: isinstance(value, bool))
 PATH = Option("a path", lambda value: isinstance(value, str | os.PathLike) and str(value) != "")
-OPTIONAL_PATH = Option(PATH.rule, PATH.fits, optional=True)
 RATE = _number("above 0", lambda value: value > 0)
-OPTIONAL_RATE = Option(RATE.rule, RATE.fits, optional=True)
-SHARE = _number("from 0 to 1", lambda value: 0 <= value <= 1)
 NOT_NEGATIVE = _number("of at least 0", lambda value: value >= 0)
-STRIDE = _one_of(8, 16, 32)
 COUNT = _whole(1)
-# Bounded, since a network's memory is not: a typing error should be a sentence.
-GRID = _row(
-    "three whole numbers of voxels from 8 to 1024",
-    lambda value: len(value) == 3 and all(_is_whole(edge) and 8 <= edge <= 1024 for edge in value),
-    optional=True,
-)
 DEVICE = Option("cpu, or cuda or cuda:N with such a GPU in this machine", _is_device)
 
-OPTIONS: dict[str, Option] = {
-    "bundle_root": PATH,
-    "dataset_dir": OPTIONAL_PATH,
-    "output_dir": PATH,
-    "ckpt_dir": PATH,
-    "store_dir": OPTIONAL_PATH,
-    "results_dir": PATH,
-    "negatives": OPTIONAL_PATH,
-    "init": PATH,
-    "coarse_weights": PATH,
-    "weights": PATH,
-    "point_space": TEXT,
-    "device": DEVICE,
-    "epochs": COUNT,
-    "batch_size": COUNT,
-    "accumulate": COUNT,
-    "val_interval": COUNT,
-    "samples_per_domain": _whole(1, optional=True),
+_ROWS = {
+    "bundle_root output_dir ckpt_dir results_dir init coarse_weights weights": PATH,
+    "dataset_dir store_dir negatives": _or_null(PATH),
+    "device train::trainer::device validate::evaluator::device": DEVICE,
+    "epochs batch_size accumulate val_interval train::trainer::max_epochs lr_scheduler::T_max": COUNT,
+    "train::trainer::accumulation_steps train::dataloader::batch_size validate::dataloader::batch_size": COUNT,
+    "samples_per_domain train::trainer::epoch_length": _or_null(COUNT),
+    "num_workers train::dataloader::num_workers": _or_null(_whole(0, 1024)),
+    "validate::dataloader::num_workers": _whole(0, 1024),
+    "seed train::dataset::seed train::sampler::seed": _whole(0, 2**32 - 1),
+    "seeds": _row("a list of whole numbers of at least 0", lambda value: all(map(_whole(0).fits, value))),
+    "values": _row("a list of values", lambda value: True),
+    "heads_first_epochs": _whole(-1),
+    "warmup_epochs fold": _whole(0),
+    "folds": _or_null(_whole(2)),
+    "num_classes": _whole(2),
+    "network_name coarse_network_name": _one_of(*ARCHITECTURES),
+    "output_stride coarse_output_stride": _one_of(8, 16, 32),
+    "widths": _row("two whole numbers of at least 1", lambda value: len(value) == 2 and all(map(COUNT.fits, value))),
+    # Bounded, since a network's memory is not: a typing error should be a sentence.
+    "spatial_size coarse_size": _or_null(
+        _row(
+            "three whole numbers of voxels from 8 to 1024",
+            lambda value: len(value) == 3 and all(map(_whole(8, 1024).fits, value)),
+        )
+    ),
     "crop_spacing": Option(
         "a voxel size in mm, three of them or a table of them by domain",
         lambda value: isinstance(value, dict) or _are_sizes(value),
         optional=True,
     ),
-    "num_workers": _whole(0, 1024, optional=True),
-    "seed": _whole(0, 2**32 - 1),
-    "seeds": _row("a list of whole numbers of at least 0", lambda value: all(_is_whole(v) and v >= 0 for v in value)),
-    "values": _row("a list of values", lambda value: True),
-    "heads_first_epochs": _whole(-1),
-    "warmup_epochs": _whole(0),
-    "folds": _whole(2, optional=True),
-    "fold": _whole(0),
-    "network_name": _depths(),
-    "coarse_network_name": _depths(),
-    "output_stride": STRIDE,
-    "coarse_output_stride": STRIDE,
-    "widths": _row(
-        "two whole numbers of at least 1", lambda value: len(value) == 2 and all(_is_whole(v) and v > 0 for v in value)
+    "hu_window": _or_null(
+        _row(
+            "two numbers, the lower one first",
+            lambda value: len(value) == 2 and all(map(_is_number, value)) and value[0] < value[1],
+        )
     ),
-    "num_classes": Option("a whole number of at least 2", lambda value: _is_whole(value) and value >= 2),
-    "spatial_size": GRID,
-    "coarse_size": GRID,
-    "hu_window": _row(
-        "two numbers, the lower one first",
-        lambda value: len(value) == 2 and all(map(_is_number, value)) and value[0] < value[1],
-        optional=True,
-    ),
-    "learning_rate": OPTIONAL_RATE,
-    "max_gradient_norm": OPTIONAL_RATE,
-    "cube_mm": OPTIONAL_RATE,
-    "head_lr_multiplier": NOT_NEGATIVE,
-    "margin_mm": NOT_NEGATIVE,
-    "minimum_ml": NOT_NEGATIVE,
-    "cut_share": SHARE,
+    "optimizer::lr": RATE,
+    "learning_rate max_gradient_norm cube_mm": _or_null(RATE),
+    "head_lr_multiplier margin_mm minimum_ml optimizer::weight_decay optimizer::momentum": NOT_NEGATIVE,
+    "cut_share": _number("from 0 to 1", lambda value: 0 <= value <= 1),
     "share": _number("above 0 and at most 1", lambda value: 0 < value <= 1),
     "split": _one_of("training", "validation", "test"),
     "method": _one_of("cascade", "coarse", "sliding"),
-    "ties": _one_of("exclude", "benign", "malignant", optional=True),
+    "ties": _or_null(_one_of("exclude", "benign", "malignant")),
     "domains": Option(
         "a name, a list of names or a number of at least 1",
-        lambda value: isinstance(value, str | list | tuple) and bool(value) or (_is_whole(value) and value > 0),
+        lambda value: isinstance(value, str | list | tuple) and bool(value) or COUNT.fits(value),
         optional=True,
     ),
-    "branch": Option(TEXT.rule, TEXT.fits, optional=True),
+    "point_space": TEXT,
+    "branch": _or_null(TEXT),
     "channel": Option(
-        "the name or the number of a channel",
-        lambda value: _is_whole(value) and value >= 0 or isinstance(value, str) and bool(value),
-        optional=True,
+        "the name or the number of a channel", lambda value: TEXT.fits(value) or _whole(0).fits(value), optional=True
     ),
-    "init_head": SWITCH,
-    "resume": SWITCH,
-    "sync_batchnorm": SWITCH,
-    "main_process": SWITCH,
-    "skip_bad": SWITCH,
-    "save_execute_config": Option("true, false or a path", lambda value: isinstance(value, bool | str)),
-    "train::trainer::max_epochs": COUNT,
-    "train::trainer::epoch_length": _whole(1, optional=True),
-    "train::trainer::accumulation_steps": COUNT,
-    "train::trainer::amp": SWITCH,
-    "train::trainer::compile": SWITCH,
-    "train::trainer::device": DEVICE,
-    "train::dataloader::batch_size": COUNT,
-    "train::dataloader::num_workers": _whole(0, 1024, optional=True),
-    "train::dataset::seed": _whole(0, 2**32 - 1),
-    "train::sampler::seed": _whole(0, 2**32 - 1),
-    "validate::dataloader::batch_size": COUNT,
-    "validate::dataloader::num_workers": _whole(0, 1024),
-    "validate::evaluator::device": DEVICE,
+    "init_head resume sync_batchnorm main_process skip_bad train::trainer::amp train::trainer::compile": SWITCH,
     "validate::evaluator::amp": Option(
         "false on a machine without a GPU: MONAI's evaluator has mixed precision only on CUDA",
         lambda value: isinstance(value, bool) and (not value or _is_device("cuda")),
     ),
-    "optimizer::lr": RATE,
-    "optimizer::weight_decay": NOT_NEGATIVE,
-    "optimizer::momentum": NOT_NEGATIVE,
-    "lr_scheduler::T_max": COUNT,
+    "save_execute_config": Option("true, false or a path", lambda value: isinstance(value, bool | str)),
 }
+OPTIONS = {name: option for names, option in _ROWS.items() for name in names.split()}
 _PATHS = {name for name, option in OPTIONS.items() if option.rule == PATH.rule}
 
 
@@ -200,9 +156,10 @@ def check_options(options: Mapping[str, Any]) -> None:
     Raises:
         InputError: an option is out of its range; the message says the range.
     """
+    given = dict(walk(dict(options)))
     # A first stage in a section of its own has the options of a training.
     for name, option in (*OPTIONS.items(), *((f"coarse::{name}", option) for name, option in OPTIONS.items())):
-        value = _get(options, name)
+        value = given.get(name)
         if isinstance(value, dict) or any(_is_open(part) for part in (value if isinstance(value, list) else [value])):
             continue
         if not (value is None and (option.optional or name not in options)) and not option.fits(value):
@@ -217,45 +174,28 @@ def _is_open(value: Any) -> bool:
     return isinstance(value, str) and value.startswith(("$", "@", "%"))
 
 
-def _get(options: Mapping[str, Any], name: str) -> Any:
-    """An option given flat, as overrides are, or nested, as in a config."""
-    if name in options:
-        return options[name]
-    node: Any = options
-    for key in name.split("::"):
-        if not isinstance(node, Mapping) or key not in node:
-            return None
-        node = node[key]
-    return node
-
-
 def as_meant(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Ids with the value that was meant by what was typed, where the two differ.
+    """Ids with the value that was meant by what was typed, if the two differ.
 
     ``true``, ``false`` and ``null`` that arrive as text, and the home folder and environment variables in paths.
 
     Raises:
-        InputError: a path names a user or a variable that this machine does not know.
+        InputError: a path names a user or a variable that this machine does not know: a folder would get its name.
     """
     for name, value in walk(config):
+        is_path = name in _PATHS
         if isinstance(value, str) and value in WORDS and not name.startswith("_meta_"):
             yield name, WORDS[value]
-        elif name in _PATHS and _is_whole(value):
+        elif is_path and _is_whole(value):
             yield name, str(value)  # a folder called 2024
-        elif name in _PATHS and isinstance(value, str) and (path := expand_path(value, name)) != value:
-            yield name, path
-
-
-def expand_path(text: str, name: str) -> str:
-    """A path with ``~`` and ``$NAME`` replaced; an expression of a config, which starts with ``$``, stays as it is.
-
-    Raises:
-        InputError: there is no such user or variable: a folder of that name would be made.
-    """
-    variable = _VARIABLE.fullmatch(text)
-    if _is_open(text) and not (variable and variable[1].strip("{}") in os.environ):
-        return text
-    path = os.path.expanduser(os.path.expandvars(text))
-    if path.startswith("~") or re.search(r"\$(\w+|\{\w+\})", path):
-        raise InputError(f"{name} '{text}' names a user or a variable that this machine does not know; write the path.")
-    return path
+        elif is_path and isinstance(value, str):
+            variable = _VARIABLE.fullmatch(value)
+            if _is_open(value) and not (variable and variable[1].strip("{}") in os.environ):
+                continue  # an expression of a config
+            path = os.path.expanduser(os.path.expandvars(value))
+            if path.startswith("~") or re.search(r"\$(\w+|\{\w+\})", path):
+                raise InputError(
+                    f"{name} '{value}' names a user or a variable that this machine does not know; write the path."
+                )
+            if path != value:
+                yield name, path

@@ -21,17 +21,16 @@ _FOLDER = Path(med3d_ext.__file__).parent
 def command_line() -> dict[str, Any]:
     """The command as a user types it, and the folder it was typed in, relative to the git checkout if there is one."""
     program = PurePath(sys.argv[0] if sys.argv else "")
+    start = [program.name]
     if program.name == "__main__.py":
         start = ["python", "-m", "monai.bundle" if program.parts[-3:-1] == ("monai", "bundle") else program.parent.name]
-    else:
-        start = [program.name]
     root = checkout()
     folder = Path.cwd().relative_to(root).as_posix() if root and Path.cwd().is_relative_to(root) else "."
     return {"command": shlex.join([*start, *(portable(argument) for argument in sys.argv[1:])]), "folder": folder}
 
 
 def checkout() -> Path | None:
-    """The git checkout that this package lies in; None outside one."""
+    """The git checkout that this package is in; None outside one."""
     root = _git("rev-parse", "--show-toplevel")
     return None if root is None else Path(root)
 
@@ -66,19 +65,18 @@ def portable(value: Any) -> Any:
         return {portable(key): portable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [portable(item) for item in value]
-    if isinstance(value, PurePath):
-        value = str(value)
-    if not isinstance(value, str):
+    if not isinstance(value, str | PurePath):
         return value
+    text = str(value)
     for folder, name in ((os.getcwd(), "."), (str(Path.home()), "~")):
-        if folder != os.sep and folder in value:
-            value = value.replace(folder + os.sep, "" if name == "." else "~/").replace(folder, name)
-    is_path = os.path.isabs(value) and not any(character in value for character in "$'\"\n")
-    return os.path.relpath(value) if is_path else value
+        if folder != os.sep and folder in text:
+            text = text.replace(folder + os.sep, "" if name == "." else "~/").replace(folder, name)
+    is_path = os.path.isabs(text) and not any(character in text for character in "$'\"\n")
+    return os.path.relpath(text) if is_path else text
 
 
 def _git(*arguments: str) -> str | None:
-    """What git prints, without its last line end; None where git fails or is missing."""
+    """What git prints, without its last line end; None if git fails or is missing."""
     try:
         done = subprocess.run(["git", *arguments], cwd=_FOLDER, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):

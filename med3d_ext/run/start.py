@@ -27,8 +27,6 @@ from med3d_ext.run.overrides import (
     walk,
 )
 
-__all__ = ["StartRun", "check_overrides", "effective_config", "one_line_errors", "run_arguments"]
-
 BASES = ("train.json", "inference.json")  # what overlays are laid over
 # Arguments of monai.bundle's run and of its workflow classes: no ids of a config.
 _RUN_ARGUMENTS = {
@@ -51,23 +49,28 @@ class StartRun:
 
     def __init__(self) -> None:
         arguments = _command_arguments(sys.argv)
-        workflow = _workflow()
         files, overrides = run_arguments()
+        source = ", ".join(PurePath(file).name for file in files) if arguments else "the config"
         if arguments:
             one_line_errors()
-            refuse_moved(_read(files), _names(files))
-            if arguments.get("tracking") is not None:
-                overrides = {key: value for key, value in overrides.items() if key not in TRACKING_SETTINGS}
-            check_overrides(_read(files), {k: v for k, v in overrides.items() if k != "debug"}, _names(files))
-        if workflow is not None:
-            _check_ids_to_run(workflow)
-            files = files or [str(file) for file in sorted(workflow.config_root_path.glob("*.json"))]
-            base = _read(files[:1] if arguments else [f for f in files if PurePath(f).name in BASES])
-            config = workflow.parser.config
-            known = {workflow.init_id, workflow.run_id, workflow.final_id, *(name for name, _ in walk(base))}
-            check_effect(config, known, _names(files) if arguments else "the config")
-            _put_right(workflow.parser)
-            check_options(config)
+            refuse_moved(_read(files), source)
+            left = {"debug"} if arguments.get("tracking") is None else {"debug", *TRACKING_SETTINGS}
+            check_overrides(_read(files), {k: v for k, v in overrides.items() if k not in left}, source)
+        workflow = _workflow()
+        if workflow is None:
+            return
+        config = workflow.parser.config
+        _check_ids_to_run(workflow, config)
+        base = files[:1] or [str(file) for name in BASES for file in workflow.config_root_path.glob(name)]
+        known = {workflow.init_id, workflow.run_id, workflow.final_id, *(name for name, _ in walk(_read(base)))}
+        check_effect(config, known, source)
+        meant = dict(as_meant({key: value for key, value in config.items() if key != METADATA}))
+        for name, value in meant.items():
+            set_by_id(config, split_id(name), value)
+        if meant:
+            # In the midst of resolving this component: MONAI puts it among the items that are then read anew.
+            workflow.parser.parse(reset=True)
+        check_options(workflow.parser.config)
 
 
 def _workflow() -> Any:
@@ -82,14 +85,8 @@ def _workflow() -> Any:
     return None
 
 
-def _check_ids_to_run(workflow: Any) -> None:
-    """``monai.bundle run train``, the form of older bundles, would build the section ``train`` and run nothing.
-
-    Raises:
-        InputError: ``run_id`` is not a list with an expression that calls something, or ``init_id`` or ``final_id`` is
-            not in the config.
-    """
-    config = workflow.parser.config
+def _check_ids_to_run(workflow: Any, config: dict[str, Any]) -> None:
+    """``monai.bundle run train``, the form of older bundles, would build the section ``train`` and run nothing."""
     steps = config.get(workflow.run_id)
     # A list of calls; outside of a list many an expression ends in a call and builds something.
     end = ")" if isinstance(steps, list) else ".run()"
@@ -105,20 +102,6 @@ def _check_ids_to_run(workflow: Any) -> None:
             raise InputError(f"'{name}' is not in the config and would be left out; did you mean '{usual}'?")
 
 
-def _put_right(parser: Any) -> None:
-    """Change the config to what was meant by it."""
-    changes = dict(as_meant({key: value for key, value in parser.config.items() if key != METADATA}))
-    for name, value in changes.items():
-        set_by_id(parser.config, split_id(name), value)
-    if changes:
-        # In the midst of resolving this component: MONAI puts it among the items that are then read anew.
-        parser.parse(reset=True)
-
-
-def _names(files: Sequence[str]) -> str:
-    return ", ".join(PurePath(file).name for file in files)
-
-
 def run_arguments(argv: Sequence[str] | None = None) -> tuple[list[str], dict[str, Any]]:
     """Config files and overrides of a ``python -m monai.bundle run`` command, ``--args_file`` included.
 
@@ -126,7 +109,7 @@ def run_arguments(argv: Sequence[str] | None = None) -> tuple[list[str], dict[st
         argv: the command as ``sys.argv`` holds it. Defaults to this process's.
 
     Returns:
-        the config files in order, and the overrides by id as written (``::`` or ``#``); both empty where the
+        the config files in order, and the overrides by id as written (``::`` or ``#``); both empty if the
         command is another.
     """
     arguments = _command_arguments(sys.argv if argv is None else argv)
@@ -141,7 +124,7 @@ def run_arguments(argv: Sequence[str] | None = None) -> tuple[list[str], dict[st
 def effective_config(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The config of a ``monai.bundle run`` command: its files merged as MONAI does, then the overrides.
 
-    References and expressions stay as written, words and paths are what was meant by them. Empty where the command
+    References and expressions stay as written, words and paths are what was meant by them. Empty if the command
     is another.
     """
     files, overrides = run_arguments(argv)
@@ -156,29 +139,27 @@ def effective_config(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 def _command_arguments(argv: Sequence[str]) -> dict[str, Any]:
     """All arguments of a run command by name, read by fire itself: its habits are not worth repeating."""
-    if PurePath(argv[0] if argv else "").parts[-3:] != ("monai", "bundle", "__main__.py"):
-        return {}
-    if list(argv[1:2]) not in (["run"], ["run_workflow"]):
+    is_bundle = PurePath(argv[0] if argv else "").parts[-3:] == ("monai", "bundle", "__main__.py")
+    if not is_bundle or list(argv[1:2]) not in (["run"], ["run_workflow"]):
         return {}
     import fire
     from monai.bundle import scripts
 
     found: dict[str, Any] = {}
-    verbs = {verb: _capturing(getattr(scripts, verb), found) for verb in ("run", "run_workflow")}
-    fire.Fire(verbs, command=list(argv[1:]))
+
+    def capturing(function: Callable[..., Any]) -> Callable[..., None]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def capture(*args: Any, **kwargs: Any) -> None:
+            for name, value in signature.bind(*args, **kwargs).arguments.items():
+                is_rest = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+                found.update(value if is_rest else {name: value})
+
+        return capture
+
+    fire.Fire({verb: capturing(getattr(scripts, verb)) for verb in ("run", "run_workflow")}, command=list(argv[1:]))
     return dict(scripts.update_kwargs(found.pop("args_file", None), **found))
-
-
-def _capturing(function: Callable[..., Any], found: dict[str, Any]) -> Callable[..., None]:
-    signature = inspect.signature(function)
-
-    @functools.wraps(function)
-    def capture(*args: Any, **kwargs: Any) -> None:
-        for name, value in signature.bind(*args, **kwargs).arguments.items():
-            is_rest = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
-            found.update(value if is_rest else {name: value})
-
-    return capture
 
 
 def _read(files: Sequence[str]) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from monai.handlers import LrScheduleHandler, ValidationHandler
 from monai.optimizers import WarmupCosineSchedule
 from monai.transforms import RandGaussianNoised
 
+from med3d_ext.handlers.base import iteration_loss
 from med3d_ext.handlers.checkpoint import ResumableCheckpoint
 from med3d_ext.handlers.seeding import EpochSeed
-from med3d_ext.handlers.values import iteration_loss
 
 
 class Scores(Metric):
@@ -150,17 +150,20 @@ def kill_at(training: Training, iteration: int) -> None:
 
 
 @pytest.fixture
-def kill() -> Callable[..., type[BaseException]]:
-    """Arrange a kill at an iteration; gives the exception that then comes out."""
-
-    def arrange(training: Training, iteration: int) -> type[BaseException]:
-        kill_at(training, iteration)
-        return Killed
-
-    return arrange
-
-
-@pytest.fixture
 def new_training() -> Callable[..., Training]:
     """The factory of small trainings."""
     return make_training
+
+
+@pytest.fixture
+def killed_training() -> Callable[..., Training]:
+    """Run a small training that is killed in an iteration: 3 an epoch, so 8 is in the third."""
+
+    def run(*arguments: Any, iteration: int = 8, **options: Any) -> Training:
+        training = make_training(*arguments, **options)
+        kill_at(training, iteration)
+        with pytest.raises(Killed):
+            training.trainer.run()
+        return training
+
+    return run

@@ -101,40 +101,22 @@ def test_cases_without_a_mask_are_not_counted_in_the_baseline(data, tmp_path):
     assert size_only(rows, "another", data) == ([], None) == size_only(rows, domain, None)
 
 
-def test_without_masks_there_is_no_baseline_and_all_else_is_written(data, tmp_path):
-    for case in cases_of(data):
-        case["labels"] = {}
-    evaluate(data, tmp_path / "out")
-    summary = read(tmp_path / "out")[1]
-    (figures,) = summary["domains"].values()
-    assert [name for name in figures if name.startswith("size_only")] == []
-    assert list(summary["size_only"].values()) == [None]
-    assert (tmp_path / "out" / "roc.png").is_file()
-
-
 def test_without_scikit_learn_the_baseline_alone_is_missing_and_a_warning_says_so(data, tmp_path, monkeypatch, caplog):
     evaluate(data, tmp_path / "with")
     monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
     evaluate(data, tmp_path / "without")
+    assert list(read(tmp_path / "without")[1]["size_only"].values()) == [None]
     (figures,), (fewer,) = (read(tmp_path / name)[1]["domains"].values() for name in ("with", "without"))
     assert fewer == {name: figure for name, figure in figures.items() if not name.startswith("size_only")}
     assert 'pip install "med3d-ext[tools]"' in caplog.text
     assert (tmp_path / "without" / "roc.png").is_file()
 
 
-def test_items_without_domain_or_digest_are_measured_too(data, tmp_path):
+def test_items_without_domain_or_digest_are_measured_too_and_a_second_run_starts_anew(data, tmp_path):
     items = [{key: item[key] for key in ("image", "label")} for item in data.test]
-    evaluate(data, tmp_path / "out", items=items)
+    handler = evaluate(data, tmp_path / "out", items=items)
+    first = list(handler.rows)
+    assert evaluate(data, tmp_path / "out", items=items, handler=handler).rows == first
     rows, summary = read(tmp_path / "out")
     assert {row["domain"] for row in rows} == {"all"} == set(summary["domains"])
-
-
-def test_a_second_run_starts_anew(data, tmp_path):
-    handler = evaluate(data, tmp_path / "out")
-    first = list(handler.rows)
-    assert evaluate(data, tmp_path / "out", handler=handler).rows == first
-
-
-def test_a_masks_volume_is_in_cubic_millimeters():
-    assert mask_volume({"labels": {"0": 90, "1": 8, "2": 2}, "spacing": [1.0, 2.0, 0.5]}) == 10.0
-    assert mask_volume({"labels": {}, "spacing": [1.0, 1.0, 1.0]}) == 0
+    assert mask_volume({"labels": {"0": 90, "1": 8, "2": 2}, "spacing": [1.0, 2.0, 0.5]}) == 10.0  # mm3

@@ -3,8 +3,7 @@ from __future__ import annotations
 import csv
 from types import SimpleNamespace
 
-import pytest
-from ignite.engine import Events
+from ignite.engine import Engine, Events
 from matplotlib.image import imread
 
 from med3d_ext.handlers import curves
@@ -32,12 +31,10 @@ def test_each_iteration_and_each_epoch_has_its_row(new_training, tmp_path):
     assert [row["val_mean_dice"] for row in history] == ["0.1", "0.5", "0.3"]
 
 
-def test_a_continued_training_leaves_the_files_of_an_uninterrupted_one(new_training, kill, tmp_path):
+def test_a_resumed_training_leaves_the_files_of_an_uninterrupted_one(new_training, killed_training, tmp_path):
     new_training(tmp_path / "whole", handlers=with_curves(tmp_path / "whole")).trainer.run()
     parts = tmp_path / "parts"
-    first = new_training(parts, handlers=with_curves(parts))
-    with pytest.raises(kill(first, 9)):
-        first.trainer.run()
+    killed_training(parts, iteration=9, handlers=with_curves(parts))
     assert len(rows(parts / "loss.csv")) == 8
     with open(parts / "loss.csv", "a") as file:
         file.write("9,")  # cut short
@@ -46,52 +43,35 @@ def test_a_continued_training_leaves_the_files_of_an_uninterrupted_one(new_train
         assert (parts / name).read_text() == (tmp_path / "whole" / name).read_text()
 
 
-def test_a_new_training_starts_the_files_anew(new_training, tmp_path):
-    for epochs in (2, 1):
-        new_training(tmp_path, epochs=epochs, resume=False, handlers=with_curves(tmp_path)).trainer.run()
-    assert len(rows(tmp_path / "loss.csv")) == 3
-    assert len(rows(tmp_path / "history.csv")) == 1
-
-
-def test_epochs_without_validation_have_empty_cells(new_training, tmp_path):
-    new_training(tmp_path, epochs=3, val_interval=2, handlers=with_curves(tmp_path)).trainer.run()
+def test_a_new_training_starts_the_files_anew_and_epochs_without_validation_have_empty_cells(new_training, tmp_path):
+    for epochs in (4, 3):
+        options = {"epochs": epochs, "resume": False, "val_interval": 2, "handlers": with_curves(tmp_path)}
+        new_training(tmp_path, **options).trainer.run()
+    assert len(rows(tmp_path / "loss.csv")) == 9
     assert [row["val_mean_dice"] for row in rows(tmp_path / "history.csv")] == ["", "0.5", ""]
 
 
 def test_every_domain_has_its_column_and_line(tmp_path, monkeypatch):
     drawn = {}
     monkeypatch.setattr(curves, "_draw", lambda path, label, lines: drawn.update({path.name: dict(lines)}))
-    handler = Curves(str(tmp_path), SimpleNamespace(state=SimpleNamespace(epoch=1, metrics={})))
-    handler.evaluator.state.metrics = {"val_mean_dice": {"liver": 0.5, "spleen": 0.25}, "val_recall": 1.0}
-    state = SimpleNamespace(epoch=1, iteration=1, metrics={"loss": {"liver": 2.0}}, output={"loss": 1.5})
-    engine = SimpleNamespace(state=state, has_event_handler=lambda *_: True)
-    handler.start_epoch(engine)
-    handler.add_iteration(engine)
-    handler.add_epoch(engine)
-    handler.draw()
-    assert rows(tmp_path / "history.csv") == [
-        {
-            "epoch": "1",
-            "loss": "1.5",
-            "loss_liver": "2.0",
-            "val_mean_dice_liver": "0.5",
-            "val_mean_dice_spleen": "0.25",
-            "val_recall": "1.0",
-        }
-    ]
+    judge = SimpleNamespace(epoch=1, metrics={"val_mean_dice": {"liver": 0.5, "spleen": 0.25}, "val_recall": 1.0})
+    handler = Curves(str(tmp_path), SimpleNamespace(state=judge))
+    engine = Engine(lambda *_: {"loss": 1.5})
+    handler.attach(engine)
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: engine.state.metrics.update({"loss": {"liver": 2.0}}))
+    engine.run([0], max_epochs=1)
+    expected = {"loss": 1.5, "loss_liver": 2.0, "val_mean_dice_liver": 0.5, "val_mean_dice_spleen": 0.25}
+    expected = {"epoch": 1, **expected, "val_recall": 1.0}
+    assert rows(tmp_path / "history.csv") == [{name: str(value) for name, value in expected.items()}]
     assert drawn["loss.png"] == {"each iteration": [(1.0, 1.5)], "loss": [(1, 1.5)], "loss_liver": [(1, 2.0)]}
     assert drawn["dice.png"] == {"val_mean_dice_liver": [(1, 0.5)], "val_mean_dice_spleen": [(1, 0.25)]}
     handler.metrics = ["val_recall"]
     handler.draw()
     assert list(drawn["dice.png"]) == ["val_recall"]
-
-
-def test_without_a_dice_the_key_metric_is_drawn(tmp_path):
-    state = SimpleNamespace(key_metric_name="auc", metrics={"auc": 0.5})
-    handler = Curves(str(tmp_path), SimpleNamespace(state=state))
-    handler._epochs = [{"epoch": 1, "auc": 0.5, "recall": 1.0}]
-    assert handler._is_score("auc")
-    assert not handler._is_score("recall")
+    handler.metrics, handler._epochs = None, [{"epoch": 1, "auc": 0.5, "recall": 1.0}]
+    judge.key_metric_name, judge.metrics = "auc", {"auc": 0.5}
+    handler.draw()
+    assert list(drawn["dice.png"]) == ["auc"]  # the key metric, if there is no Dice
 
 
 def test_the_pictures_are_drawn_while_training_but_not_at_every_step(new_training, tmp_path, monkeypatch):
@@ -100,7 +80,8 @@ def test_the_pictures_are_drawn_while_training_but_not_at_every_step(new_trainin
     monkeypatch.setattr(Curves, "draw", lambda self: (seen.append(1), draw(self)))
     clock = iter(range(10_000))
     monkeypatch.setattr(curves.time, "monotonic", lambda: 1000 + next(clock))
-    training = new_training(tmp_path, epochs=3, handlers=with_curves(tmp_path, redraw_seconds=5))
+    handlers = with_curves(tmp_path, redraw_seconds=5, metrics=["val_mean_dice"], picture="auc")
+    training = new_training(tmp_path, epochs=3, handlers=handlers)
     during = []
     training.trainer.add_event_handler(
         Events.ITERATION_COMPLETED, lambda: during.append((tmp_path / "loss.png").is_file())
@@ -108,31 +89,16 @@ def test_the_pictures_are_drawn_while_training_but_not_at_every_step(new_trainin
     training.trainer.run()
     assert all(during)
     assert 2 <= len(seen) <= 4
-    for name in ("loss.png", "dice.png"):
+    assert {path.name for path in tmp_path.glob("*.png")} == {"loss.png", "auc.png"}
+    for name in ("loss.png", "auc.png"):
         picture = imread(tmp_path / name)
         assert picture.shape[:2] == (500, 800)
         assert picture.std() > 0.01  # not blank
 
 
-def test_other_ranks_write_nothing(new_training, tmp_path, monkeypatch):
-    monkeypatch.setattr(curves, "rank", lambda: 1)
-    new_training(tmp_path / "ckpt", epochs=1, handlers=with_curves(tmp_path)).trainer.run()
-    assert [path.name for path in tmp_path.iterdir()] == ["ckpt"]
-
-
 def test_an_iteration_without_a_loss_has_no_row(tmp_path):
-    handler = Curves(str(tmp_path))
-    engine = SimpleNamespace(
-        state=SimpleNamespace(epoch=1, iteration=1, metrics={}, output=None), has_event_handler=lambda *_: True
-    )
-    handler.start_epoch(engine)
-    handler.add_iteration(engine)
-    handler.add_epoch(engine)
+    engine = Engine(lambda *_: None)
+    Curves(str(tmp_path)).attach(engine)
+    engine.run([0], max_epochs=1)
     assert rows(tmp_path / "loss.csv") == []
     assert rows(tmp_path / "history.csv") == [{"epoch": "1"}]
-
-
-def test_the_second_picture_has_the_name_that_fits_its_metric(new_training, tmp_path):
-    handlers = with_curves(tmp_path, metrics=["val_mean_dice"], picture="auc")
-    new_training(tmp_path, epochs=1, handlers=handlers).trainer.run()
-    assert {path.name for path in tmp_path.glob("*.png")} == {"loss.png", "auc.png"}

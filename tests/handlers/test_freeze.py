@@ -39,24 +39,19 @@ FROZEN, FREE, KEPT = (False, False, True), (True, True, True), (True, False, Tru
 
 
 @pytest.mark.parametrize(
-    ("epochs", "expected"), [(0, [FREE, FREE]), (1, [FROZEN, FREE]), (2, [FROZEN, FROZEN]), (-1, [FROZEN, FROZEN])]
+    ("epochs", "kept", "expected"),
+    [
+        *((0, False, [FREE, FREE]), (1, False, [FROZEN, FREE]), (2, False, [FROZEN, FROZEN])),
+        *((-1, False, [FROZEN, FROZEN]), (0, True, [KEPT, KEPT]), (1, True, [FROZEN, KEPT])),
+    ],
 )
-def test_the_encoder_stays_bit_equal_for_its_epochs_while_the_head_learns(epochs, expected):
+def test_encoder_and_kept_statistics_stay_bit_equal_for_their_epochs_while_the_head_learns(epochs, kept, expected):
     torch.manual_seed(0)
-    assert _train(Segmenter("resnet10"), epochs, 2) == expected
+    assert _train(Segmenter("resnet10"), epochs, 2, keep_statistics=kept) == expected
 
 
-@pytest.mark.parametrize(("epochs", "expected"), [(0, [KEPT, KEPT]), (1, [FROZEN, KEPT])])
-def test_statistics_that_are_kept_stay_bit_equal_while_the_encoder_learns(epochs, expected):
-    torch.manual_seed(0)
-    assert _train(Segmenter("resnet10"), epochs, 2, keep_statistics=True) == expected
-
-
-def test_a_resumed_run_goes_on_with_its_epoch():
+def test_a_resumed_run_has_its_epochs_frozen_and_a_number_below_minus_one_is_refused():
     torch.manual_seed(0)
     assert _train(Segmenter("resnet10"), 2, 3, start=1) == [FROZEN, FREE]
-
-
-def test_a_number_of_epochs_below_minus_one_is_refused():
     with pytest.raises(ValueError, match="epochs must be -1"):
         FreezeEncoder(Segmenter("resnet10"), -2)

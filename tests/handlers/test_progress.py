@@ -30,9 +30,11 @@ def lines(text):
     return [LINE.match(line) for line in text.splitlines() if line.startswith("epoch")]
 
 
-def test_without_a_terminal_each_epoch_is_one_line_with_its_own_validation(new_training, tmp_path, capsys):
+def test_without_a_terminal_each_epoch_is_one_line_with_its_own_validation(new_training, tmp_path, capsys, caplog):
+    caplog.set_level(logging.INFO)
     training = new_training(tmp_path, epochs=3, handlers=lambda evaluator: [ProgressBar(evaluator)])
     training.trainer.run()
+    assert [record for record in caplog.records if "ngine" in record.name] == []
     found = lines(capsys.readouterr().err)
     assert [match[1] for match in found] == ["1", "2", "3"]
     assert [match[3] for match in found] == ["0.1000", "0.5000", "0.3000"]
@@ -41,10 +43,8 @@ def test_without_a_terminal_each_epoch_is_one_line_with_its_own_validation(new_t
     assert found[-1][5] == "0:00:00"
 
 
-def test_a_continued_training_counts_from_where_it_is(new_training, kill, tmp_path, capsys, monkeypatch):
-    first = new_training(tmp_path, epochs=3)
-    with pytest.raises(kill(first, 5)):
-        first.trainer.run()
+def test_a_resumed_training_counts_from_where_it_is(new_training, killed_training, tmp_path, capsys, monkeypatch):
+    killed_training(tmp_path, epochs=3, iteration=5)
     capsys.readouterr()
     clock = iter(range(0, 1000, 60))  # a minute between two looks: epochs 2 and 3 take one each
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
@@ -69,18 +69,6 @@ def test_on_a_terminal_a_bar_shows_the_epochs_loss_between_the_lines(new_trainin
     assert re.search(rf"epoch \[2/3\].*loss={training.losses[3]:.3g}", text)
     printed = [line.rpartition("\r")[2] for line in text.split("\n")]
     assert [match[1] for match in map(LINE.match, printed) if match] == ["1", "2", "3"]
-
-
-def test_the_engines_own_entries_are_off(new_training, tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    new_training(tmp_path, epochs=1, handlers=lambda evaluator: [ProgressBar(evaluator)]).trainer.run()
-    assert [record for record in caplog.records if "ngine" in record.name] == []
-
-
-def test_other_ranks_are_silent(new_training, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(progress, "rank", lambda: 1)
-    new_training(tmp_path, epochs=1, handlers=lambda evaluator: [ProgressBar(evaluator)]).trainer.run()
-    assert lines(capsys.readouterr().err) == []
 
 
 def test_an_engine_without_loss_and_validation_shows_its_epochs(capsys):

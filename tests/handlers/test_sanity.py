@@ -25,10 +25,6 @@ CASE = {
 CT = {"modality": "CT", "spacing_median": [1.0, 1.0, 2.0]}
 
 
-def test_a_usual_case_has_no_oddity():
-    assert list(case_oddities(CASE, CT)) == []
-
-
 @pytest.mark.parametrize(
     ("change", "line"),
     [
@@ -46,7 +42,8 @@ def test_each_oddity_has_a_line(change, line):
     assert len(lines) == 1 and line in lines[0]
 
 
-def test_values_of_mr_are_not_held_against_hounsfield():
+def test_a_usual_case_has_no_oddity_and_values_of_mr_are_not_held_against_hounsfield():
+    assert list(case_oddities(CASE, CT)) == []
     assert list(case_oddities({**CASE, "intensity": {"minimum": 0.0, "maximum": 255.0}}, {"modality": "MR"})) == []
 
 
@@ -87,7 +84,7 @@ def test_the_sheet_of_a_folder_names_what_is_odd_and_changes_no_random_draw(live
     data = SimpleNamespace(domains={"Liver": facts}, cases={"Liver": cases})
     dataset = SeededDataset(items, Compose([LoadVolumed()]), str(tmp_path / "cache"))
     before = np.random.get_state()[1].copy()  # noqa: NPY002
-    SanitySheet(str(tmp_path / "o"), dataset, data).write(None)
+    SanitySheet(str(tmp_path / "o"), dataset, data).started(None)
     record = json.loads((tmp_path / "o" / "sanity.json").read_text())
     assert record["oddities"] == ["liver_1.nii.gz: the label touches 1 of the 6 faces of the image"]
     assert record["cases"][0] == "liver_1.nii.gz" and len(record["cases"]) == 3

@@ -26,37 +26,22 @@ def draws(seed, epochs, **kwargs):
     return seen
 
 
-def test_every_epoch_draws_its_own_numbers_from_the_seed():
+def test_every_epoch_of_every_rank_draws_its_own_numbers_from_the_seed(monkeypatch):
     first, again, other = draws(3, 4), draws(3, 4), draws(4, 4)
     assert first == again
-    assert len({value for epoch in (*first, *other) for value in epoch}) == 24
-
-
-def test_ranks_draw_different_numbers(monkeypatch):
-    first = draws(3, 2)
     monkeypatch.setattr(seeding, "rank", lambda: 1)
-    assert not set(first) & set(draws(3, 2))
+    assert len({value for epoch in (*first, *other, *draws(3, 4)) for value in epoch}) == 36
 
 
 def test_data_set_and_sampler_learn_the_epoch():
-    class Data(Dataset):
-        epochs: list[int] = []
-
-        def set_epoch(self, epoch):
-            self.epochs.append(epoch)
-
-    class Order(SequentialSampler):
-        epochs: list[int] = []
-
-        def set_epoch(self, epoch):
-            self.epochs.append(epoch)
-
-    data = Data([{"a": 1}, {"a": 2}])
-    loader = DataLoader(data, sampler=Order(data))
+    data = Dataset([{"a": 1}, {"a": 2}])
+    loader = DataLoader(data, sampler=SequentialSampler(data))
+    seen = []
+    data.set_epoch = loader.sampler.set_epoch = seen.append
     engine = Engine(lambda engine, batch: None)
     EpochSeed(0, data_loader=loader).attach(engine)
     engine.run(loader, max_epochs=3)
-    assert Data.epochs == Order.epochs == [1, 2, 3]
+    assert seen == [1, 1, 2, 2, 3, 3]
 
 
 @pytest.mark.parametrize("epoch_length", [None, 2])
@@ -78,12 +63,9 @@ def test_an_epoch_does_not_depend_on_the_ones_before_even_when_it_leaves_data_un
     assert whole[: len(whole) // 3] != whole[len(whole) // 3 : 2 * len(whole) // 3]
 
 
-def test_workers_that_outlive_an_epoch_are_refused():
+def test_workers_that_outlive_an_epoch_and_a_negative_seed_are_refused():
     loader = DataLoader(Dataset([{"a": 1}]), num_workers=1, persistent_workers=True)
     with pytest.raises(ValueError, match="persistent_workers must be False"):
         EpochSeed(0, data_loader=loader).attach(Engine(lambda engine, batch: None))
-
-
-def test_a_negative_seed_is_refused():
     with pytest.raises(ValueError, match="seed must be an integer >= 0, got -1"):
         EpochSeed(-1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from monai.handlers import IgniteMetricHandler, MeanDice, from_engine
 
 from med3d_ext.data.leakage import Evaluated
 from med3d_ext.errors import InputError
-from med3d_ext.handlers.summary import EvaluationSummary, per_case, summarize_rows
+from med3d_ext.handlers.summary import EvaluationSummary, per_case
 from med3d_ext.metrics import ROIMetric
 
 
@@ -26,7 +27,7 @@ def case(name: str, filled: int, **facts) -> dict:
     return {"image": MetaTensor(image, meta={"filename_or_obj": f"/data/{name}"}), "label": label, **facts}
 
 
-def evaluate(items: list[dict], handler, **options) -> SupervisedEvaluator:
+def evaluate(items, handler) -> SupervisedEvaluator:
     output = from_engine(["pred", "label"])
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
@@ -35,7 +36,6 @@ def evaluate(items: list[dict], handler, **options) -> SupervisedEvaluator:
         key_val_metric={"dice": MeanDice(include_background=True, output_transform=output)},
         additional_metrics={"recall": IgniteMetricHandler(ROIMetric("recall", 0.0), output_transform=output)},
         val_handlers=[handler],
-        **options,
     )
     evaluator.run()
     return evaluator
@@ -60,56 +60,39 @@ def test_a_row_per_case_and_a_summary_with_n_and_interval(tmp_path, caplog):
     assert any("all: dice 0.8333 (n=2" in record.message for record in caplog.records)
 
 
-def test_domains_are_summarized_apart(tmp_path):
-    items = [case("a.nii", 4, domain="liver"), case("b.nii", 2, domain="heart"), case("c.nii", 4, domain="heart")]
-    evaluate(items, EvaluationSummary(str(tmp_path)))
-    rows, summary = read(tmp_path)
-    assert [row["domain"] for row in rows] == ["liver", "heart", "heart"]
-    assert {name: facts["recall"]["n"] for name, facts in summary["domains"].items()} == {"liver": 1, "heart": 2}
-    assert summary["domains"]["heart"]["recall"]["mean"] == 0.75
-
-
-def test_a_further_key_groups_the_cases_once_more(tmp_path):
-    items = [case("a.nii", 4, modality="CT"), case("b.nii", 2, modality="MR"), case("c.nii", 4, modality="CT")]
+def test_domains_and_a_further_key_group_the_cases(tmp_path):
+    groups = [("liver", "CT"), ("heart", "MR"), ("heart", None)]
+    items = [
+        case(f"{number}.nii", 4 if number != 1 else 2, domain=domain, **({"modality": modality} if modality else {}))
+        for number, (domain, modality) in enumerate(groups)
+    ]
     evaluate(items, EvaluationSummary(str(tmp_path), group_by="modality"))
     rows, summary = read(tmp_path)
-    assert [row["modality"] for row in rows] == ["CT", "MR", "CT"]
-    assert {name: facts["dice"]["n"] for name, facts in summary["modality"].items()} == {"CT": 2, "MR": 1}
-    assert summary["domains"]["all"]["dice"]["n"] == 3
+    assert [(row["domain"], row["modality"]) for row in rows] == [*groups[:2], ("heart", "not stated")]
+    assert {name: facts["recall"]["n"] for name, facts in summary["domains"].items()} == {"liver": 1, "heart": 2}
+    assert summary["domains"]["heart"]["recall"]["mean"] == 0.75
+    assert {name: facts["dice"]["n"] for name, facts in summary["modality"].items()} == {
+        "CT": 1,
+        "MR": 1,
+        "not stated": 1,
+    }
 
 
-def test_items_without_the_key_are_a_group_of_their_own(tmp_path):
-    evaluate([case("a.nii", 4)], EvaluationSummary(str(tmp_path), group_by="modality"))
-    assert list(read(tmp_path)[1]["modality"]) == ["not stated"]
-
-
-def test_a_second_run_starts_anew(tmp_path):
-    handler = EvaluationSummary(str(tmp_path))
-    evaluator = evaluate([case("a.nii", 4), case("b.nii", 2)], handler)
-    evaluator.run()
-    rows, summary = read(tmp_path)
-    assert len(rows) == summary["n"] == 2
-
-
-def test_a_case_without_a_value_is_counted(tmp_path):
+def test_a_second_run_starts_anew_and_a_case_without_a_value_or_a_name_is_counted(tmp_path):
     nothing = case("empty.nii", 4)
     nothing["label"] = nothing["label"] * 0
-    evaluate([nothing, case("b.nii", 2)], EvaluationSummary(str(tmp_path)))
-    _, summary = read(tmp_path)
+    nothing["image"] = nothing["image"].as_tensor()
+    evaluate([nothing, case("b.nii", 2)], EvaluationSummary(str(tmp_path))).run()
+    rows, summary = read(tmp_path)
+    assert sorted(row["case"] for row in rows) == ["", "b.nii"] and summary["n"] == 2
     assert (summary["domains"]["all"]["recall"]["n"], summary["domains"]["all"]["recall"]["undefined"]) == (1, 1)
-
-
-def test_items_of_plain_tensors_are_rows_without_a_name(tmp_path):
-    plain = {key: torch.as_tensor(np.asarray(case("a.nii", 4)[key])) for key in ("image", "label")}
-    evaluate([plain], EvaluationSummary(str(tmp_path)))
-    assert read(tmp_path)[0][0]["case"] == ""
 
 
 def test_only_the_first_process_writes(tmp_path):
     class Second(EvaluationSummary):
-        def write(self, engine):
+        def completed(self, engine):
             engine.state.rank = 1
-            super().write(engine)
+            super().completed(engine)
 
     evaluate([case("a.nii", 4)], Second(str(tmp_path)))
     assert list(tmp_path.iterdir()) == []
@@ -120,12 +103,6 @@ def test_the_value_of_a_case_is_the_mean_over_the_classes_that_it_has():
     np.testing.assert_allclose(per_case(torch.tensor([[0.5, 1.0], [nan, 0.2], [nan, nan]])), [0.75, 0.2, nan])
     np.testing.assert_allclose(per_case([0.5, 0.6]), [0.5, 0.6])
     np.testing.assert_allclose(per_case(0.5), [0.5])
-
-
-def test_rows_are_grouped_by_domain():
-    rows = [{"domain": "a", "dice": 0.5}, {"domain": "b", "dice": 0.1}, {"domain": "a", "dice": 0.7}]
-    summary = summarize_rows(rows, ["dice"])
-    assert summary["a"]["dice"]["mean"] == pytest.approx(0.6) and summary["b"]["dice"]["n"] == 1
 
 
 @pytest.fixture
@@ -139,12 +116,10 @@ def weights(tmp_path):
     return tmp_path / "model.pt"
 
 
-class Data:
+def data(*names: str, domain: str = "Liver") -> SimpleNamespace:
     """The facts of prepared data."""
-
-    def __init__(self, *names: str, domain: str = "Liver") -> None:
-        classes = {str(number): name for number, name in enumerate(("background", *names))}
-        self.domains = {domain: {"classes": classes}}
+    classes = {str(number): name for number, name in enumerate(("background", *names))}
+    return SimpleNamespace(domains={domain: {"classes": classes}})
 
 
 class Named(Dataset):
@@ -154,21 +129,10 @@ class Named(Dataset):
         return case(self.data[index]["image"], 4)
 
 
-def evaluate_named(items, handler):
-    evaluator = SupervisedEvaluator(
-        device=torch.device("cpu"),
-        val_data_loader=DataLoader(Named(items), batch_size=1),
-        network=torch.nn.Identity(),
-        key_val_metric={"dice": MeanDice(output_transform=from_engine(["pred", "label"]))},
-        val_handlers=[handler],
-    )
-    evaluator.run()
-
-
 def test_cases_that_the_weights_have_seen_are_named_first(weights, tmp_path, caplog):
     items = [{"image": f"/data/{name}.nii", "sha256": digest} for name, digest in (("p", "b"), ("q", "c"), ("r", "a"))]
     with caplog.at_level(logging.INFO):
-        evaluate_named(items, EvaluationSummary(str(tmp_path / "out"), evaluated=Evaluated(weights)))
+        evaluate(Named(items), EvaluationSummary(str(tmp_path / "out"), evaluated=Evaluated(weights)))
     summary = read(tmp_path / "out")[1]
     assert next(iter(summary)) == "seen_by_weights" and summary["seen_by_weights"] == ["p.nii", "r.nii"]
     assert caplog.messages[0].startswith("the weights were trained on or chosen by 2 of these 3 cases (p.nii, r.nii)")
@@ -177,20 +141,20 @@ def test_cases_that_the_weights_have_seen_are_named_first(weights, tmp_path, cap
 def test_new_cases_are_not_named_and_a_file_without_digest_is_read(weights, tmp_path, caplog):
     new = tmp_path / "new.nii"
     new.write_bytes(b"a scan")
-    evaluate_named([{"image": str(new)}], EvaluationSummary(str(tmp_path / "out"), evaluated=Evaluated(weights)))
+    evaluate(Named([{"image": str(new)}]), EvaluationSummary(str(tmp_path / "out"), evaluated=Evaluated(weights)))
     assert read(tmp_path / "out")[1]["seen_by_weights"] == [] and "seen" not in caplog.text
     (tmp_path / "card.json").unlink()
-    evaluate_named([{"image": str(new)}], EvaluationSummary(str(tmp_path / "out"), evaluated=Evaluated(weights)))
+    evaluate(Named([{"image": str(new)}]), EvaluationSummary(str(tmp_path / "out"), evaluated=Evaluated(weights)))
     assert read(tmp_path / "out")[1]["seen_by_weights"] is None  # nobody knows
 
 
 def test_weights_of_another_number_of_classes_are_refused_and_of_other_names_named(weights, tmp_path, caplog):
     with pytest.raises(InputError, match="segments liver, tumor, the labels of 'Liver' are hip; give"):
-        Evaluated(weights, Data("hip")).doubts([])
-    assert Evaluated(weights, Data("Liver", "cancer")).doubts([])["other_classes"] == {
+        Evaluated(weights, data("hip")).doubts([])
+    assert Evaluated(weights, data("Liver", "cancer")).doubts([])["other_classes"] == {
         "Liver": [["liver", "tumor"], ["Liver", "cancer"]]
     }
     assert "check that they mean the same" in caplog.text
-    assert "other_classes" not in Evaluated(weights, Data("Liver", "tumor", domain="mine")).doubts([])
+    assert "other_classes" not in Evaluated(weights, data("Liver", "tumor", domain="mine")).doubts([])
     # A network of one target of the two: the tumor is not compared.
-    assert "other_classes" not in Evaluated(weights, Data("liver"), num_classes=2).doubts([])
+    assert "other_classes" not in Evaluated(weights, data("liver"), num_classes=2).doubts([])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from types import SimpleNamespace
+
 import matplotlib.axes
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from matplotlib.image import imread
 from monai.metrics import compute_roc_auc
 from scipy.special import expit
 
+from med3d_ext.metrics import BestEpoch, ClassificationScore
 from med3d_ext.metrics.classification import (
     MEASURES,
     auc,
@@ -21,8 +25,7 @@ from med3d_ext.metrics.classification import (
     size_baseline,
 )
 
-LABELS = np.array([0, 0, 0, 1, 1])
-PROBABILITIES = np.array([0.1, 0.5, 0.4, 0.9, 0.3])
+NOTHING = {"mean": None, "interval_95": None}
 
 
 def drawn(seed: int, n: int = 40, digits: int = 2) -> tuple[np.ndarray, np.ndarray]:
@@ -32,7 +35,8 @@ def drawn(seed: int, n: int = 40, digits: int = 2) -> tuple[np.ndarray, np.ndarr
 
 
 def test_each_measure_is_what_is_computed_by_hand():
-    facts = {name: figure["mean"] for name, figure in measure_classes(LABELS, PROBABILITIES).items()}
+    found = measure_classes([0, 0, 0, 1, 1], [0.1, 0.5, 0.4, 0.9, 0.3])
+    facts = {name: figure["mean"] for name, figure in found.items()}
     assert facts["accuracy"] == 0.6  # 0.5 counts as malignant
     assert facts["sensitivity"] == 0.5
     assert facts["specificity"] == round(2 / 3, 4)
@@ -41,7 +45,7 @@ def test_each_measure_is_what_is_computed_by_hand():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_each_measure_is_scikit_learns(seed):
+def test_each_measure_is_scikit_learns_and_the_auc_monais_with_ties(seed):
     labels, probabilities = drawn(seed, digits=1)
     theirs = {
         "accuracy": sklearn.metrics.accuracy_score(labels, probabilities >= 0.5),
@@ -52,30 +56,16 @@ def test_each_measure_is_scikit_learns(seed):
     }
     ours = measure_classes(labels, probabilities)
     assert {name: ours[name]["mean"] for name in theirs} == pytest.approx(theirs, abs=6e-5)
+    monais = compute_roc_auc(torch.as_tensor(probabilities), torch.as_tensor(labels))
+    assert auc(labels, probabilities) == pytest.approx(monais)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_the_auc_is_monais_also_with_ties(seed):
-    labels, probabilities = drawn(seed, digits=1)
-    theirs = compute_roc_auc(torch.as_tensor(probabilities), torch.as_tensor(labels))
-    assert auc(labels, probabilities) == pytest.approx(theirs)
-
-
-def test_the_auc_is_the_share_of_pairs_in_order_and_knows_only_the_order():
-    labels, probabilities = drawn(7)
-    pairs = probabilities[labels == 1][:, None] - probabilities[labels == 0][None]
-    assert auc(labels, probabilities) == pytest.approx((pairs > 0).mean() + (pairs == 0).mean() / 2)
-    assert auc(labels, probabilities**3) == pytest.approx(float(auc(labels, probabilities)))
-    assert auc(1 - labels, probabilities) == pytest.approx(1 - float(auc(labels, probabilities)))
-
-
-def test_one_class_has_no_auc_and_no_share_of_the_other():
-    ones = np.ones(4, int)
-    assert np.isnan(auc(ones, np.linspace(0, 1, 4)))
-    facts = measure_classes(ones.tolist(), [0.1, 0.6, 0.7, 0.9])
-    assert facts["auc"] == {"n": 4, "mean": None, "interval_95": None}
-    assert facts["specificity"] == {"n": 0, "mean": None, "interval_95": None}
+def test_one_class_has_no_auc_one_case_no_interval_and_none_no_figures():
+    facts = measure_classes([1] * 4, [0.1, 0.6, 0.7, 0.9])
+    assert facts["auc"] == {"n": 4, **NOTHING} and facts["specificity"] == {"n": 0, **NOTHING}
     assert facts["sensitivity"]["mean"] == 0.75
+    assert measure_classes([1], [0.7])["accuracy"] == {"n": 1, "mean": 1.0, "interval_95": None}
+    assert all(facts == {"n": 0, **NOTHING} for facts in measure_classes([], []).values())
 
 
 def test_the_calibration_error_is_the_weighted_gap_of_the_bins():
@@ -92,34 +82,17 @@ def test_every_measure_takes_many_samples_at_once():
         np.testing.assert_allclose(measure(*stacked), one_by_one, err_msg=name)
 
 
-def test_each_figure_has_its_n_and_an_interval_around_it():
+def test_each_figure_has_its_n_and_an_interval_around_it_in_whatever_order_the_cases_come():
     labels, probabilities = drawn(3)
     facts = measure_classes(labels.tolist(), probabilities.tolist())
     assert list(facts) == ["accuracy", "auc", "sensitivity", "specificity", "brier", "calibration_error"]
-    assert [facts[name]["n"] for name in ("accuracy", "auc", "brier")] == [40] * 3
-    assert (facts["sensitivity"]["n"], facts["specificity"]["n"]) == (int(labels.sum()), int((1 - labels).sum()))
+    positive = int(labels.sum())
+    assert [figure["n"] for figure in facts.values()] == [40, 40, positive, 40 - positive, 40, 40]
     for name in ("accuracy", "auc", "sensitivity", "specificity", "brier"):
         low, high = facts[name]["interval_95"]
         assert low <= facts[name]["mean"] <= high and high - low > 0.01
-    assert measure_classes(labels.tolist(), probabilities.tolist()) == facts
-
-
-def test_the_interval_covers_the_truth_about_as_often_as_it_says():
-    """A classifier whose true accuracy is 0.8, drawn 60 times."""
-    rng = np.random.default_rng(0)
-    covered = 0
-    for _ in range(60):
-        labels = rng.integers(0, 2, 50)
-        right = rng.random(50) < 0.8
-        facts = measure_classes(labels.tolist(), np.where(right, labels, 1 - labels).tolist(), resamples=400)
-        low, high = facts["accuracy"]["interval_95"]
-        covered += low <= 0.8 <= high
-    assert 52 <= covered <= 60
-
-
-def test_a_single_case_has_no_interval_and_none_has_no_figures():
-    assert measure_classes([1], [0.7])["accuracy"] == {"n": 1, "mean": 1.0, "interval_95": None}
-    assert all(facts == {"n": 0, "mean": None, "interval_95": None} for facts in measure_classes([], []).values())
+    order = np.random.default_rng(3).permutation(40)
+    assert measure_classes(labels[order], probabilities[order]) == facts
 
 
 @pytest.mark.parametrize(
@@ -130,11 +103,45 @@ def test_other_labels_and_probabilities_are_refused(labels, probabilities):
         measure_classes(labels, probabilities)
 
 
-def test_figures_and_intervals_do_not_depend_on_the_order_of_the_cases():
-    generator = np.random.default_rng(3)
-    labels, probabilities = np.arange(11) % 2, generator.uniform(size=11)
-    order = generator.permutation(11)
-    assert measure_classes(labels, probabilities) == measure_classes(labels[order], probabilities[order])
+def metrics_after(cases: list[tuple[float, int]], batch: int = 2) -> dict[str, float]:
+    """The engine's metrics after cases (probability of class 1, label) that came in batches."""
+    engine = SimpleNamespace(state=SimpleNamespace(output=[], metrics={}, device=torch.device("cpu")))
+    metric = ClassificationScore()
+    for first in range(0, len(cases), batch):
+        engine.state.output = [
+            {"pred": torch.tensor([1 - p, p]), "label": torch.tensor(label)}
+            for p, label in cases[first : first + batch]
+        ]
+        metric.iteration_completed(engine)
+    metric.completed(engine, "val_auc")
+    assert metric.compute() == pytest.approx(engine.state.metrics["val_auc"])
+    return engine.state.metrics
+
+
+def test_auc_accuracy_and_loss_of_a_validation_are_over_all_batches():
+    cases = [(0.2, 0), (0.6, 0), (0.7, 1), (0.4, 1), (0.9, 1)]
+    labels, probabilities = np.array([y for _, y in cases]), np.array([p for p, _ in cases])
+    expected = torch.nn.functional.binary_cross_entropy(torch.tensor(probabilities), torch.tensor(labels).double())
+    figures = {"val_auc": float(auc(labels, probabilities)), "val_accuracy": 3 / 5, "val_loss": float(expected)}
+    assert metrics_after(cases) == pytest.approx(figures)
+    assert np.isfinite(metrics_after([(1.0, 0), (0.5, 1)])["val_loss"])  # a certain mistake
+
+
+def test_a_validation_of_one_class_is_judged_by_its_likelihood_and_says_so(caplog):
+    with caplog.at_level(logging.WARNING):
+        better, worse = (metrics_after([(p, 1), (0.5, 1)])["val_auc"] for p in (0.9, 0.6))
+    assert better == pytest.approx(np.sqrt(0.9 * 0.5)) and better > worse
+    assert any("of one class" in record.message for record in caplog.records)
+
+
+@pytest.mark.parametrize(("cases", "figures", "epoch"), [(30, 0.7, 2), (29, 0.7, 5), (1, 0.7, 5), (30, 0.9, 3)])
+def test_few_cases_do_not_choose_the_epoch_and_of_equal_ones_the_latest_is_kept(cases, figures, epoch):
+    better = BestEpoch(range(cases))
+    best, kept = 0.5, 1
+    for number, figure in enumerate([0.9, figures, 0.8, 0.8], start=2):
+        if better(figure, best):
+            best, kept = figure, number
+    assert kept == epoch
 
 
 def sizes(slope: float, n: int = 4000) -> tuple[np.ndarray, np.ndarray]:
@@ -146,27 +153,18 @@ def sizes(slope: float, n: int = 4000) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("slope", [1.2, -0.8])
 def test_the_size_baseline_finds_the_law_that_drew_the_labels(slope):
-    baseline = size_baseline(*sizes(slope))
+    volumes, labels = sizes(slope)
+    baseline = size_baseline(volumes, labels)
     expected = expit(0.5 + slope * np.array([-2.0, 0.0, 2.0]))
     np.testing.assert_allclose(baseline(np.exp([4.0, 6.0, 8.0])), expected, atol=0.05)
+    assert baseline(volumes).mean() == pytest.approx(labels.mean(), abs=1e-3)
 
 
-def test_the_size_baseline_is_calibrated_on_what_it_was_fitted_to_and_orders_by_size():
-    volumes, labels = sizes(slope=0.8)
-    probabilities = size_baseline(volumes, labels)(volumes)
-    assert probabilities.mean() == pytest.approx(labels.mean(), abs=1e-3)
-    assert auc(labels, probabilities) == pytest.approx(float(auc(labels, volumes)), abs=1e-6)
-
-
-def test_sizes_without_meaning_give_the_frequency_of_the_class():
+def test_sizes_without_meaning_give_the_frequency_and_separated_ones_a_finite_slope():
     baseline = size_baseline([5.0] * 8, [0, 0, 1, 1, 1, 1, 1, 1])
     np.testing.assert_allclose(baseline([1.0, 5.0]), 0.75, atol=1e-3)
-
-
-def test_perfectly_separated_sizes_give_a_finite_slope():
     volumes = np.array([1.0, 2.0, 30.0, 40.0])
     probabilities = size_baseline(volumes, [0, 0, 1, 1])(volumes)
-    assert (probabilities > 0.5).tolist() == [False, False, True, True]
     logits = np.log(probabilities / (1 - probabilities))
     slope = (logits[3] - logits[0]) / (np.log(40) - np.log(1)) * np.log(volumes).std()
     # where the gradient of the penalized likelihood is zero: slope / 25 = sum of residuals times standardized sizes
@@ -191,6 +189,9 @@ def test_the_drawn_curve_is_scikit_learns_and_its_area_the_auc(tmp_path, monkeyp
     np.testing.assert_allclose([false, true], theirs[:2])
     area = float(((true[1:] + true[:-1]) / 2 * np.diff(false)).sum())
     assert area == pytest.approx(float(auc(labels, probabilities)))
+    draw_roc(tmp_path / "none.png", {"size only": ([], [])})
+    for name in ("roc.png", "none.png"):
+        assert imread(tmp_path / name).shape[:2] == (550, 550)
 
 
 def test_the_reliability_plot_has_each_tenth_with_its_interval(tmp_path, monkeypatch):
@@ -200,14 +201,5 @@ def test_the_reliability_plot_has_each_tenth_with_its_interval(tmp_path, monkeyp
     assert single[1] == [0.0, pytest.approx(0.793, abs=1e-3)]  # Wilson's, also of one case
     assert hundred == ([pytest.approx(0.55)] * 2, [pytest.approx(0.404, abs=1e-3), pytest.approx(0.596, abs=1e-3)])
     assert [plotted[2][:2], plotted[4][:2]] == [(0.05, 0.0), (pytest.approx(0.55), 0.5)]
-
-
-@pytest.mark.parametrize("cases", [1, 60])
-def test_both_pictures_are_drawn_also_of_a_single_case(cases, tmp_path):
-    labels, probabilities = drawn(0, n=cases)
-    draw_reliability(tmp_path / "reliability.png", labels, probabilities)
-    draw_roc(tmp_path / "roc.png", {"network": (labels, probabilities), "size only": ([], [])})
-    for name in ("reliability.png", "roc.png"):
-        picture = imread(tmp_path / name)
-        assert picture.shape[:2] == (550, 550) and picture[..., :3].std() > 0.01
-    assert {path.name for path in tmp_path.iterdir()} == {"reliability.png", "roc.png"}
+    picture = imread(tmp_path / "reliability.png")
+    assert picture.shape[:2] == (550, 550) and picture[..., :3].std() > 0.01

@@ -23,26 +23,20 @@ def with_spacing(mask: torch.Tensor, *spacing: float) -> MetaTensor:
     return MetaTensor(mask, affine=torch.diag(torch.tensor([*spacing, 1.0])))
 
 
-def test_the_region_is_the_box_of_the_mask():
-    first, last = region_of_interest(block((3, 5), (6, 9), (10, 14)), (1, 1, 1), 0)
-    assert first.tolist() == [3, 6, 10] and last.tolist() == [5, 9, 14]
+SPECK = block((3, 6), (3, 6), (3, 6)) + block((18, 20), (18, 20), (18, 20))
+BOXES = {
+    "the mask's": (block((3, 5), (6, 9), (10, 14)), (1, 1, 1), 0, [3, 6, 10], [5, 9, 14]),
+    "a margin in mm, up to voxels": (block((8, 10), (8, 10), (8, 10)), (1, 2, 5), 4, [4, 6, 7], [14, 12, 11]),
+    "cut at the faces": (block((1, 19), (0, 3), (18, 20)), (1, 1, 1), 5, [0, 0, 13], [20, 8, 20]),
+    "the largest component's": (SPECK, (1, 1, 1), 0, [3, 3, 3], [6, 6, 6]),
+}
 
 
-def test_the_margin_is_in_mm_rounded_up_to_voxels():
-    mask = block((8, 10), (8, 10), (8, 10))
-    first, last = region_of_interest(mask, (1.0, 2.0, 5.0), 4.0)
-    assert first.tolist() == [4, 6, 7] and last.tolist() == [14, 12, 11]
-
-
-def test_the_region_ends_at_the_faces_of_the_volume():
-    first, last = region_of_interest(block((1, 19), (0, 3), (18, 20)), (1, 1, 1), 5)
-    assert first.tolist() == [0, 0, 13] and last.tolist() == [20, 8, 20]
-
-
-def test_only_the_largest_component_counts():
-    mask = block((3, 6), (3, 6), (3, 6)) + block((18, 20), (18, 20), (18, 20))
-    first, last = region_of_interest(mask, (1, 1, 1), 0)
-    assert first.tolist() == [3, 3, 3] and last.tolist() == [6, 6, 6]
+@pytest.mark.parametrize("what", BOXES)
+def test_the_region_is_the_box_of_the_largest_component_with_its_margin(what):
+    mask, spacing, margin, *expected = BOXES[what]
+    assert [end.tolist() for end in region_of_interest(mask, spacing, margin)] == expected
+    assert region_of_interest(mask * 0, spacing, margin) is None
 
 
 def test_a_second_organ_is_in_the_region_and_a_speck_is_not():
@@ -53,12 +47,8 @@ def test_a_second_organ_is_in_the_region_and_a_speck_is_not():
     assert ends == {1.0: [5, 5, 5], 0.31: [5, 5, 5], 0.29: [14, 5, 5], 0.01: [19, 19, 19]}
 
 
-def test_an_empty_mask_has_no_region():
-    assert region_of_interest(torch.zeros(1, 4, 4, 4), (1, 1, 1), 10) is None
-
-
-def measure(quantity: str, prediction: torch.Tensor, label: torch.Tensor, margin_mm: float = 0.0, **options) -> float:
-    metric = ROIMetric(quantity, margin_mm, **options)
+def measure(quantity: str, prediction: torch.Tensor, label: torch.Tensor, margin_mm: float = 0.0) -> float:
+    metric = ROIMetric(quantity, margin_mm)
     return float(metric([prediction], [label])[0])
 
 
@@ -80,7 +70,6 @@ def test_the_margin_follows_the_affine_of_each_prediction():
     np.testing.assert_allclose(metric([narrow, wide], [mask, mask]).ravel(), expected, rtol=1e-5)
     batch = list_data_collate([{"pred": narrow}, {"pred": wide}])["pred"]
     np.testing.assert_allclose(metric(batch, torch.stack([mask, mask])).ravel(), expected, rtol=1e-5)
-    assert measure("share", mask, mask, 4.0, spacing=(1, 2, 5)) == pytest.approx(expected[0])
 
 
 def test_an_empty_prediction_recalls_nothing_and_costs_the_whole_volume():

@@ -141,7 +141,7 @@ class Comparison:
         if seen:
             logger.warning(f"seen in pretraining, so counted in no arm: {', '.join(sorted(self.excluded.values()))}")
         handler = {
-            "_target_": "med3d_ext.handlers.snapshots.ValidationSnapshots",
+            "_target_": "med3d_ext.handlers.overlay.ValidationSnapshots",
             "output_dir": "$@output_dir + '/snapshots'",
             "epochs": snapshot_epochs(epochs, self.config.whole_number("val_interval")),
         }
