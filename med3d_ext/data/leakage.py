@@ -18,14 +18,7 @@ logger = logging.getLogger("med3d_ext.evaluate")
 
 
 def seen_cases(card: str | os.PathLike) -> dict[str, str]:
-    """SHA-256 of every image that weights were trained on or chosen by, with a name to print.
-
-    Args:
-        card: the ``card.json`` next to the weights.
-
-    Raises:
-        InputError: when the file is none, or lacks the digest of a case.
-    """
+    """SHA-256 of every image that weights were trained on or chosen by, with a name to print, from ``card.json``."""
     splits = read_json(card).get("cases")
     if not isinstance(splits, dict) or not all(
         isinstance(cases, list) and all(isinstance(case, dict) and isinstance(case.get("image"), str) for case in cases)
@@ -40,33 +33,6 @@ def seen_cases(card: str | os.PathLike) -> dict[str, str]:
     return seen
 
 
-def listed_cases(datalist: str | os.PathLike) -> list[tuple[str, str, str]]:
-    """Split, image and SHA-256 of every case of a list in the Decathlon's format.
-
-    The digest is the list's own ``sha256``, else that of the file, found from the list's folder.
-
-    Raises:
-        InputError: when the list holds no cases or a file that it does not describe is missing.
-    """
-    content = read_json(datalist)
-    cases = []
-    for split in SPLITS:
-        for entry in content.get(split) or []:
-            entry = entry if isinstance(entry, dict) else {"image": entry}
-            if not isinstance(entry.get("image"), str):
-                raise InputError(f"'{datalist}' has an entry without 'image' under '{split}'; complete it.")
-            cases.append((split, entry["image"], entry.get("sha256") or _digest(Path(datalist), entry)))
-    if not cases:
-        raise InputError(
-            f"'{datalist}' lists no cases under {', '.join(SPLITS)}; give a list in the Decathlon's format."
-        )
-    return cases
-
-
-def _digest(datalist: Path, entry: dict[str, Any]) -> str:
-    return sha256(existing_file(datalist.parent / entry["image"], datalist))
-
-
 def leakage(card: str, datalist: str) -> str:
     """List the cases of a data list that the weights have seen; images are compared by their files' SHA-256.
 
@@ -77,7 +43,19 @@ def leakage(card: str, datalist: str) -> str:
         card: the `card.json` next to the weights.
         datalist: a list of cases in the Decathlon's format.
     """
-    seen, cases = seen_cases(card), listed_cases(datalist)
+    seen, content = seen_cases(card), read_json(datalist)
+    cases = []
+    for split in SPLITS:
+        for entry in content.get(split) or []:
+            entry = entry if isinstance(entry, dict) else {"image": entry}
+            if not isinstance(entry.get("image"), str):
+                raise InputError(f"'{datalist}' has an entry without 'image' under '{split}'; complete it.")
+            file = Path(datalist).parent / entry["image"]
+            cases.append((split, entry["image"], entry.get("sha256") or sha256(existing_file(file, Path(datalist)))))
+    if not cases:
+        raise InputError(
+            f"'{datalist}' lists no cases under {', '.join(SPLITS)}; give a list in the Decathlon's format."
+        )
     measured = "test" if any(split == "test" for split, _, _ in cases) else None
     lines, leaks, others = [], 0, 0
     for split, image, digest in cases:
@@ -119,14 +97,13 @@ class Evaluated:
         Returns:
             ``seen_by_weights``: the names of the seen cases, None without a card; ``other_classes``: by domain the
             names in the weights and in the data where these differ.
-
-        Raises:
-            InputError: the weights segment another number of classes than the data has.
         """
         card = self.weights.with_name("card.json")
         known = seen_cases(card) if card.is_file() else None
-        seen = None if known is None else [item for item in items if self._digest(item) in known]
-        names = None if seen is None else [case_name(item["image"]) for item in seen]
+        names = None
+        if known is not None:
+            digests = [str(item.get("sha256") or sha256(item["image"])) for item in items]
+            names = [case_name(item["image"]) for item, digest in zip(items, digests) if digest in known]
         if names:
             some = ", ".join(names[:5]) + (" and others" if len(names) > 5 else "")
             logger.warning(
@@ -140,10 +117,6 @@ class Evaluated:
                 "check that they mean the same"
             )
         return {"seen_by_weights": names, **({"other_classes": others} if others else {})}
-
-    @staticmethod
-    def _digest(item: Mapping[str, Any]) -> str:
-        return str(item.get("sha256") or sha256(item["image"]))
 
     def _other_classes(self) -> dict[str, list[list[str]]]:
         if self.data is None or facts_path(self.weights.parent) is None:

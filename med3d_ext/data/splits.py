@@ -1,10 +1,11 @@
-"""The seeded split into training, validation and test: by subject, stratified, in folds where asked for."""
+"""The seeded split into training, validation and test: by subject, stratified, in folds; shares of the cases."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 from collections import defaultdict
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,12 @@ from med3d_ext.io.files import read_json
 
 logger = logging.getLogger("med3d_ext.prepare")
 SPLITS = ("training", "validation", "test")
-Strata = list[set[str]]
-"""Subjects of one domain, grouped by stratum."""
 
 
 @cache
 def held_out() -> frozenset[str]:
     """SHA-256 of the images that are test cases wherever they occur, so that no released encoder has seen them."""
-    content = read_json(Path(__file__).with_name("held_out.json"))
-    return frozenset(content["sha256"])
+    return frozenset(read_json(Path(__file__).with_name("held_out.json"))["sha256"])
 
 
 def split_cases(
@@ -56,40 +54,40 @@ def split_cases(
         fold: which part is tested, from 0 on.
 
     Raises:
-        InputError: ``folds`` is below 2 or above the number of a domain's subjects, there is no such fold, ``folds``
-            would divide a given split, or a given split has an image on two sides, or a held-out one in training.
+        InputError: ``folds`` or ``fold`` do not fit the data or a given split, or a given split has an image on two
+            sides, or a held-out one in training.
     """
     strata = {name: _strata(domains[name]) for name in sorted(domains)}
     given = {name: _given_sides(name, domains[name], folds) for name in strata}
-    sides = _joined(given)
+    sides: dict[str, str] = {}
+    for name, own in given.items():
+        for image, side in own.items():
+            if sides.setdefault(image, side) != side:
+                raise InputError(f"the list of '{name}' gives an image as {side} that another gives as {sides[image]}.")
     fixed: dict[str, set[str]] = {split: set() for split in SPLITS}
-    for cases in domains.values():
+    reserved, trained = set(), set()
+    for name, cases in domains.items():
         for case in cases:
             if case["sha256"] in sides:
                 fixed[sides[case["sha256"]]].add(_subject(case))
-    free = [groups for name, groups in strata.items() if not given[name]]
+            if case["sha256"] in held_out():
+                reserved.add(_subject(case))
+            # Given as training next to given validation cases: so they stay, in other domains, too.
+            if "validation" in given[name].values() and given[name].get(case["sha256"]) == "training":
+                trained.add(_subject(case))
     test = set(fixed["test"])
     if folds is None:
-        reserved = _held_out_subjects(domains)
         test |= reserved
-        for members in (members - fixed["training"] - fixed["validation"] for groups in free for members in groups):
+        for members in (members for name, groups in strata.items() if not given[name] for members in groups):
+            members = members - fixed["training"] - fixed["validation"]
             if len(members) > 1 and not members & reserved:
                 test |= _draw(members, test, share, seed)
     else:
         test |= set().union(*(_fold(name, strata[name], folds, fold, seed, domains[name]) for name in strata))
     validation = fixed["validation"] - test
-    # Given as training next to given validation cases: so they stay, in other domains, too.
-    trained = {
-        _subject(case)
-        for name, cases in domains.items()
-        for case in cases
-        if "validation" in given[name].values() and given[name].get(case["sha256"]) == "training"
-    }
     for name, groups in strata.items():
-        if "validation" in given[name].values():
-            continue
         left = [members - test - trained for members in groups]
-        if sum(map(len, left)) >= 10:
+        if "validation" not in given[name].values() and sum(map(len, left)) >= 10:
             for members in left:
                 if len(members) > 1:
                     validation |= _draw(members, validation, share, seed + 1)
@@ -112,48 +110,28 @@ def _given_sides(domain: str, cases: list[dict[str, Any]], folds: int | None) ->
             raise InputError(
                 f"the list of '{domain}' gives validation or test cases, and {other} another split; drop one."
             )
-        stated = [(case, case["given"]) for case in cases]
+        stated = [case["given"] for case in cases]
     elif len(numbers) > 1 and folds is None:
-        stated = [(case, "validation" if case.get("fold") == 0 else "training") for case in cases]
+        stated = ["validation" if case.get("fold") == 0 else "training" for case in cases]
     else:
         return {}
     sides: dict[str, str] = {}
     by_subject: dict[str, str] = {}
-    for case, side in stated:
-        if sides.setdefault(case["sha256"], side) != side:
-            raise InputError(
-                f"'{case['image']}' of '{domain}' is given as {sides[case['sha256']]} and as {side}; drop one."
-            )
+    for case, side in zip(cases, stated):
+        if (other := sides.setdefault(case["sha256"], side)) != side:
+            raise InputError(f"'{case['image']}' of '{domain}' is given as {other} and as {side}; drop one.")
         if side != "test" and case["sha256"] in held_out():
             raise InputError(
                 f"'{case['image']}' is given as {side}, and it is a test case of every bundle here (held_out.json); "
                 "list it under 'test', or leave it out."
             )
-        if by_subject.setdefault(_subject(case), side) != side:
-            logger.warning(f"'{_subject(case)}' of '{domain}' has scans in {by_subject[_subject(case)]} and in {side}")
+        if (other := by_subject.setdefault(_subject(case), side)) != side:
+            logger.warning(f"'{_subject(case)}' of '{domain}' has scans in {other} and in {side}")
     return sides
 
 
-def _joined(given: dict[str, dict[str, str]]) -> dict[str, str]:
-    """The sides of all domains together.
-
-    Raises:
-        InputError: an image is on two of them.
-    """
-    sides: dict[str, str] = {}
-    for name, own in given.items():
-        for image, side in own.items():
-            if sides.setdefault(image, side) != side:
-                raise InputError(f"the list of '{name}' gives an image as {side} that another gives as {sides[image]}.")
-    return sides
-
-
-def _held_out_subjects(domains: dict[str, list[dict[str, Any]]]) -> set[str]:
-    return {_subject(case) for cases in domains.values() for case in cases if case["sha256"] in held_out()}
-
-
-def _strata(cases: list[dict[str, Any]]) -> Strata:
-    """Each subject in one stratum: with cases of several, in the last of them."""
+def _strata(cases: list[dict[str, Any]]) -> list[set[str]]:
+    """The subjects by stratum, each in one: with cases of several, in the last of them."""
     stratum: dict[str, str] = {}
     for case in cases:
         subject = _subject(case)
@@ -164,7 +142,9 @@ def _strata(cases: list[dict[str, Any]]) -> Strata:
     return [groups[name] for name in sorted(groups)]
 
 
-def _fold(domain: str, groups: Strata, folds: int, fold: int, seed: int, cases: list[dict[str, Any]]) -> set[str]:
+def _fold(
+    domain: str, groups: list[set[str]], folds: int, fold: int, seed: int, cases: list[dict[str, Any]]
+) -> set[str]:
     """One of ``folds`` parts; the strata are dealt one after the other, so that every part has its share of each."""
     numbers = sorted({case["fold"] for case in cases if "fold" in case})
     if len(numbers) > 1:
@@ -191,3 +171,20 @@ def _shuffled(subjects: set[str], seed: int) -> list[str]:
 
 def _subject(case: dict[str, Any]) -> str:
     return str(case.get("subject", case["sha256"]))
+
+
+def nested_share(items: Sequence[dict[str, Any]], share: float, seed: int = 0) -> list[dict[str, Any]]:
+    """A share of each domain's items; a larger share holds every smaller one (paper, section 4.1 and figure 4).
+
+    Args:
+        items: items with ``domain`` and ``sha256``; one scan of several domains is as early in each of them.
+        share: above 0 and at most 1. At least one item of each domain remains.
+        seed: seed of the draw.
+    """
+    if not 0 < share <= 1:
+        raise InputError(f"share must be above 0 and at most 1, the share of the training cases, got {share}.")
+    ranked: dict[str, list[dict[str, Any]]] = {}
+    for item in sorted(items, key=lambda item: hashlib.sha256(f"{seed}/share/{item['sha256']}".encode()).hexdigest()):
+        ranked.setdefault(item["domain"], []).append(item)
+    kept = {id(item) for each in ranked.values() for item in each[: max(1, round(share * len(each)))]}
+    return [item for item in items if id(item) in kept]

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from med3d_ext.data.identity import changed_cases, file_digest
+from med3d_ext.data.fingerprint import changed_cases, file_digest
 from med3d_ext.errors import InputError
 from med3d_ext.handlers.training_options import differences, training_options
 from med3d_ext.handlers.values import iteration_loss, scalar_metrics

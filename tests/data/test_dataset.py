@@ -8,7 +8,7 @@ import torch
 from monai.data import DataLoader, MetaTensor
 from monai.transforms import Compose, MapTransform, RandGaussianNoised, RandScaleIntensityd
 
-from med3d_ext.data.dataset import SeededDataset
+from med3d_ext.data.loader import SeededDataset
 from med3d_ext.io import store as module
 
 DATA = [{"image": f"case_{number}.nii", "domain": "liver"} for number in range(6)]

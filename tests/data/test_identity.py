@@ -13,9 +13,9 @@ import pytest
 import torch
 from monai.transforms import Compose, RandScaleIntensityd, ScaleIntensityRanged
 
-from med3d_ext.data import dataset as module
-from med3d_ext.data.dataset import SeededDataset
-from med3d_ext.data.identity import changed_cases, digests, item_digest
+from med3d_ext.data import loader as module
+from med3d_ext.data.fingerprint import changed_cases, digests, item_digest
+from med3d_ext.data.loader import SeededDataset
 from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.errors import InputError
 from med3d_ext.tools.layouts.prepare import PREPARE, prepare

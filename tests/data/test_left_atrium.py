@@ -10,9 +10,8 @@ from tiny_domains import write_domain
 
 from med3d_ext.data.fingerprint import read_header
 from med3d_ext.errors import InputError
-from med3d_ext.tools.layouts.organs import is_left_atrium
 from med3d_ext.tools.layouts.prepare import prepare_3dseg8
-from med3d_ext.tools.layouts.table import read_source
+from med3d_ext.tools.layouts.table import LEFT_ATRIUM, layout_of, read_source
 from med3d_ext.transforms import LoadVolumed, MergeLabelsd
 
 
@@ -75,7 +74,7 @@ def test_the_set_takes_the_place_of_the_decathlons_hearts(tmp_path: Path) -> Non
 
 def test_a_set_without_labels_is_refused(tmp_path: Path) -> None:
     write_nrrd(tmp_path / "patient" / "lgemri.nrrd", np.zeros((4, 4, 4), np.uint8))
-    assert is_left_atrium(tmp_path)
+    assert layout_of(tmp_path).name == LEFT_ATRIUM
     with pytest.raises(InputError, match="no laendo file next to any of them"):
         read_source(tmp_path)
 

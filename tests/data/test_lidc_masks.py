@@ -13,7 +13,7 @@ from scipy import ndimage
 from med3d_ext.errors import InputError
 from med3d_ext.io.dicom_files import DicomSeries
 from med3d_ext.io.dicom_series import single_series
-from med3d_ext.tools.lidc.masks import enclosed_pixels, mark_voxels, volume_shape
+from med3d_ext.tools.lidc.nodules import enclosed_pixels, mark_voxels, volume_shape
 from med3d_ext.tools.lidc.xml import Contour, Mark
 
 SHAPE = (24, 20, 7)

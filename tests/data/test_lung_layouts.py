@@ -11,7 +11,11 @@ import pytest
 from lung_folders import chest, right_and_left, save, write_decathlon, write_totalsegmentator, write_visceral
 
 from med3d_ext.errors import InputError
-from med3d_ext.tools.layouts.prepare_lung import read_lung
+from med3d_ext.tools.layouts.table import read_source
+
+
+def read_lung(folder, output):
+    return read_source(folder, "lung", output)
 
 
 def label_of(case) -> np.ndarray:

@@ -10,7 +10,7 @@ import torch
 from dicom_files import write_series
 from monai.data import list_data_collate
 
-from med3d_ext.data.negatives import scans_without_target
+from med3d_ext.data.datalists import scans_without_target
 from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.errors import InputError
 from med3d_ext.transforms import LoadVolumed

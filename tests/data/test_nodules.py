@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 
 import pytest
+from prepared_folders import domain_of
 
-from med3d_ext.errors import InputError
-from med3d_ext.tools.layouts.nodules import median_rating, rated_class
-from med3d_ext.tools.layouts.prepare_nodules import read_nodules
+from med3d_ext.errors import Faults, InputError
+from med3d_ext.tools.layouts.nodules import median_rating, rated_class, with_classes
+from med3d_ext.tools.layouts.prepare import prepare_nodules
+from med3d_ext.tools.layouts.table import read_source
+
+
+def read_nodules(folder, ties: str = "exclude", faults: Faults | None = None) -> list[dict]:
+    return with_classes(read_source(folder, "nodules", faults=faults), ties).cases
 
 
 def labels(folder, **options) -> dict[str, int]:
-    cases = read_nodules(folder, **options).source.cases
+    cases = read_nodules(folder, **options)
     return {case["image"].rpartition("/")[2].removesuffix(".nii.gz"): case["label"] for case in cases}
 
 
@@ -59,14 +65,12 @@ def test_a_median_between_the_classes_is_left_out_or_goes_where_the_user_says():
 def test_the_table_gives_class_files_and_patient(nodule_folder):
     folder = nodule_folder(ratings=(3, 4, "3;4", "3;4;4"), scans=(7, 7, 8, 9))
     found = read_nodules(folder)
-    assert found.source.name == "nodules" and found.source.classes == {0: "benign", 1: "malignant"}
-    assert [(case["label"], case["stratum"], case["subject"]) for case in found.source.cases] == [
+    assert [(case["label"], case["stratum"], case["subject"]) for case in found] == [
         (0, "benign", "7"),
         (1, "malignant", "7"),
         (1, "malignant", "9"),
     ]
-    assert (found.tied, found.skipped) == (1, [])
-    first = found.source.cases[0]
+    first = found[0]
     assert first["malignancy"] == 3.0
     assert (first["image"], first["mask"]) == tuple(str(folder / part / "n0.nii.gz") for part in ("images", "masks"))
     assert labels(folder, ties="malignant") == {"n0": 0, "n1": 1, "n2": 1, "n3": 1}
@@ -77,7 +81,7 @@ def test_a_patient_wins_over_the_scan_and_masks_may_be_missing(nodule_folder):
     (folder / "masks" / "n0.nii.gz").unlink()
     table = "nodule,scan,patient,malignancy,readers\nn0.nii.gz,1,LIDC-1,1,4\nn1,2,,5,3\n"
     (folder / "nodules.csv").write_text("\ufeff" + table, encoding="utf-8")  # a byte order mark, as spreadsheets write
-    first, second = read_nodules(folder).source.cases
+    first, second = read_nodules(folder)
     assert (first["subject"], second["subject"]) == ("LIDC-1", "2")
     assert "mask" not in first and second["mask"].endswith("n1.nii.gz")
 
@@ -96,22 +100,25 @@ def test_a_faulty_row_is_refused_or_skipped_and_counted(line, nodule_folder):
     folder = nodule_folder()
     add_line(folder, line)
     if FAULTS[line] is None:
-        assert len(read_nodules(folder).source.cases) == 12  # an empty line is no row
+        assert len(read_nodules(folder)) == 12  # an empty line is no row
         return
     with pytest.raises(InputError, match=FAULTS[line]):
         read_nodules(folder)
-    found = read_nodules(folder, skip_bad=True)
-    assert len(found.source.cases) == 12 and len(found.skipped) == 1
-    assert "line 14" in found.skipped[0]
+    faults = Faults(skip_bad=True)
+    assert len(read_nodules(folder, faults=faults)) == 12
+    assert len(faults.sentences) == 1 and "line 14" in faults.sentences[0]
 
 
 @pytest.mark.parametrize("part", ["images", "masks"])
-def test_a_damaged_file_is_skipped_only_where_the_user_says_so(part, nodule_folder):
+def test_a_damaged_file_is_left_out_only_if_the_user_says_so(part, nodule_folder, tmp_path):
     folder = nodule_folder()
     path = folder / part / "n3.nii.gz"
     path.write_bytes(path.read_bytes()[:-300])
-    found = read_nodules(folder, skip_bad=True)
-    assert len(found.source.cases) == 11 and str(path) in found.skipped[0]
+    with pytest.raises(InputError, match=f"{path}' cannot be read"):
+        prepare_nodules(folder, tmp_path / "out")
+    prepare_nodules(folder, tmp_path / "out", skip_bad=True)
+    domain = domain_of(tmp_path / "out")
+    assert (len(domain["cases"]), domain["skipped"]) == (11, 1)
 
 
 @pytest.mark.parametrize(
@@ -126,11 +133,11 @@ def test_a_damaged_file_is_skipped_only_where_the_user_says_so(part, nodule_fold
         ("nodule,malignancy\nn0,3;4\nn1,5\n", "holds no benign nodule"),
     ],
 )
-def test_a_table_that_cannot_be_trained_on_is_refused(table, message, nodule_folder):
+def test_a_table_that_cannot_be_trained_on_is_refused(table, message, nodule_folder, tmp_path):
     folder = nodule_folder(ratings=(1, 5))
     (folder / "nodules.csv").write_text(table)
     with pytest.raises(InputError, match=message):
-        read_nodules(folder)
+        prepare_nodules(folder, tmp_path / "out")
 
 
 def test_a_folder_of_another_kind_is_refused_by_name(tmp_path):
@@ -142,7 +149,7 @@ def test_a_folder_of_another_kind_is_refused_by_name(tmp_path):
     with pytest.raises(InputError, match="holds neither nodules.csv nor dataset.json"):
         read_nodules(tmp_path)
     with pytest.raises(InputError, match="ties must be one of exclude, benign, malignant, got 'drop'"):
-        read_nodules(tmp_path, ties="drop")
+        prepare_nodules(tmp_path, tmp_path / "out", ties="drop")
 
 
 # dataset.json
@@ -164,7 +171,7 @@ def test_a_decathlon_folder_states_malignancy_or_a_class(nodule_folder):
     entries = [entry(0, malignancy=2), entry(1, malignancy=[4, 5, 3]), entry(2, label=0, mask=mask, patient="p1")]
     decathlon(folder, [*entries, entry(3, label="./masks/n3.nii.gz", malignancy="4;5")])
     assert labels(folder) == {"n0": 0, "n1": 1, "n2": 0, "n3": 1}
-    cases = read_nodules(folder).source.cases
+    cases = read_nodules(folder)
     assert [("mask" in case) for case in cases] == [False, False, True, True]
     assert cases[2]["subject"] == "p1" and "malignancy" not in cases[2]
 
@@ -172,9 +179,8 @@ def test_a_decathlon_folder_states_malignancy_or_a_class(nodule_folder):
 def test_the_two_classes_may_have_other_names(nodule_folder):
     folder = nodule_folder(ratings=(1, 5))
     decathlon(folder, [entry(0, label=0), entry(1, label=1)], labels={"0": "solid", "1": "part-solid"})
-    source = read_nodules(folder).source
-    assert source.classes == {0: "solid", 1: "part-solid"}
-    assert [case["stratum"] for case in source.cases] == ["solid", "part-solid"]
+    assert read_source(folder, "nodules").classes == {0: "solid", 1: "part-solid"}
+    assert [case["stratum"] for case in read_nodules(folder)] == ["solid", "part-solid"]
 
 
 @pytest.mark.parametrize(

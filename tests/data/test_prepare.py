@@ -17,8 +17,7 @@ from med3d_ext.data.prepared_data import PreparedData, images_to_segment
 from med3d_ext.errors import FaultyCases, InputError
 from med3d_ext.io.files import read_json
 from med3d_ext.tools import cli
-from med3d_ext.tools.layouts.prepare import prepare_lits
-from med3d_ext.tools.layouts.prepare_3dseg8 import prepare_3dseg8
+from med3d_ext.tools.layouts.prepare import prepare_3dseg8, prepare_lits
 from med3d_ext.tools.phantoms.dataset import phantom_dataset
 from med3d_ext.transforms import LoadVolumed, ResampleToGridd
 

@@ -11,7 +11,7 @@ from prepared_folders import domain_of
 from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.io.files import read_json
 from med3d_ext.tools.cli import main
-from med3d_ext.tools.layouts.prepare_nodules import CUBE_MM
+from med3d_ext.tools.layouts.prepare import CUBE_MM
 
 RATINGS = ((1, 2), (5, 4), (2, 2), (5, 5), (3, 4))  # the last lies between the classes
 

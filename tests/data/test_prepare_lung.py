@@ -13,8 +13,7 @@ from prepared_folders import domain_of
 
 from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.errors import FaultyCases, InputError
-from med3d_ext.tools.layouts.prepare import prepare
-from med3d_ext.tools.layouts.prepare_lung import prepare_lung
+from med3d_ext.tools.layouts.prepare import prepare, prepare_lung
 
 WRITERS = {"decathlon": write_decathlon, "visceral": write_visceral, "totalsegmentator": write_totalsegmentator}
 
@@ -108,7 +107,7 @@ def test_a_second_fold_reads_no_voxel(tmp_path, monkeypatch):
     root = write_visceral(tmp_path / "v", 1)
     options = {"num_classes": 2, "folds": 4}
     PreparedData("lung", str(root), str(tmp_path / "run"), options={**options, "fold": 0})
-    for module in ("data.fingerprint.read_voxels", "tools.layouts.lung_labels.load_volume"):
+    for module in ("data.fingerprint.read_voxels", "tools.layouts.lung.load_volume"):
         monkeypatch.setattr(f"med3d_ext.{module}", None)
     PreparedData("lung", str(root), str(tmp_path / "run"), options={**options, "fold": 1})
 

@@ -17,8 +17,7 @@ from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import read_json
 from med3d_ext.tools.cli import main
-from med3d_ext.tools.layouts.prepare import prepare_lits
-from med3d_ext.tools.layouts.prepare_nodules import prepare_nodules
+from med3d_ext.tools.layouts.prepare import prepare_lits, prepare_nodules
 
 MANY = tuple(1 + number % 5 for number in range(40))
 
@@ -170,8 +169,8 @@ def test_the_summary_line_counts_classes_ties_and_skipped_nodules(nodule_folder,
     with caplog.at_level(logging.INFO):
         prepare_nodules(source, tmp_path / "out", skip_bad=True)
     (line,) = [record.message for record in caplog.records if record.message.startswith("prepared")]
-    assert "2 benign, 2 malignant; 1 left out (median rating between 3 and 4); 1 faulty skipped" in line
-    assert sum("skipped: nodule 'n5'" in record.message for record in caplog.records) == 1
+    assert "2 benign, 2 malignant; 1 left out (median rating between 3 and 4); 1 faulty left out" in line
+    assert sum("left out: nodule 'n5'" in record.message for record in caplog.records) == 1
     assert {key: domain_of(tmp_path / "out")[key] for key in ("tied", "skipped")} == {"tied": 1, "skipped": 1}
 
 

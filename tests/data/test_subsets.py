@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from med3d_ext.data.subsets import choose_domains, nested_share
+from med3d_ext.data.domains import choose_domains
+from med3d_ext.data.splits import nested_share
 from med3d_ext.errors import InputError
 
 TABLE = {

@@ -4,35 +4,34 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from monai.apps import DecathlonDataset, download_and_extract
 
 from med3d_ext.data.datalists import Source
 from med3d_ext.data.domains import (
     DOMAINS,
     OTHER_TASKS,
     Domain,
+    choose_domains,
     merge_classes,
     read_lines,
     recognize,
     settings_of,
     task_of,
 )
-from med3d_ext.data.fingerprint import summarize
-from med3d_ext.data.prepared_files import fingerprint_domain, known_cases, left_out, write_prepared
-from med3d_ext.data.splits import split_cases
-from med3d_ext.data.subsets import choose_domains
+from med3d_ext.data.prepared_files import prepare_domains
 from med3d_ext.errors import Faults, InputError
-from med3d_ext.tools.layouts.download import download_tasks
-from med3d_ext.tools.layouts.table import LEFT_ATRIUM, LITS, channel_facts, layout_of, one_channel, read_source
+from med3d_ext.io.files import hold, lock_elsewhere
+from med3d_ext.tools.layouts.table import LEFT_ATRIUM, LITS, layout_of, one_channel, read_source
 from med3d_ext.transforms.load import load_volume
 
 logger = logging.getLogger("med3d_ext.prepare")
-
-
 LINES = "domains.json"
 AIR = -100  # HU; sets that were cut to a window hold at least what is fat
 
@@ -66,18 +65,12 @@ def prepare_3dseg8(
         src: the source folder.
         output: folder for ``datalist.json`` and ``facts.json``.
         seed: seed of the split, which is drawn over all domains at once.
-        domains: the domains to prepare, see :func:`med3d_ext.data.subsets.choose_domains`. Defaults to None: all.
+        domains: the domains to prepare, see :func:`med3d_ext.data.domains.choose_domains`. Defaults to None: all.
         domains_file: JSON with a user's domains and settings, see :func:`med3d_ext.data.domains.read_lines`. Defaults
             to ``domains.json`` in ``src``, if there is one.
         download: fetch tasks that ``src`` lacks.
         skip_bad: leave out faulty cases instead of refusing them all.
         channel: name or number of the channel of a single domain, see :func:`find_domains`.
-
-    Returns:
-        the output folder.
-
-    Raises:
-        InputError: when a domain is incomplete, its files contradict each other, or two have one name.
     """
     root = Path(src).expanduser()
     if download:
@@ -85,13 +78,56 @@ def prepare_3dseg8(
         download_tasks(root, choose_domains(table, domains))
     faults = Faults(skip_bad)
     found = find_domains(root, domains_file, faults, domains, channel)
-    facts = {name: _describe(each, output, faults) for name, each in found.items()}
-    faults.settle(sum(len(each["cases"]) for each in facts.values()) + len(faults.sentences), logger)
-    split_cases({name: each["cases"] for name, each in facts.items()}, seed)
-    for domain in facts.values():
-        domain.update(summarize(domain["cases"]))
-    write_prepared(facts, root, Path(output), seed, left_out(faults))
-    return Path(output)
+    merged = {}
+    for name, each in found.items():
+        try:
+            merged[name] = merge_classes(each.source.classes, each.settings.merge)
+        except InputError as error:
+            raise InputError(f"'{each.folder}': {error}") from error
+
+    def facts(name: str, domain: dict[str, Any]) -> dict[str, Any]:
+        settings, (classes, label_map) = found[name].settings, merged[name]
+        return {
+            "organ": settings.organ,
+            "modality": settings.modality,
+            "channel": found[name].source.channel or 0,
+            "classes": classes,
+            "label_map": label_map,
+            "spatial_size": list(settings.spatial_size),
+            "intensity_range": None if settings.intensity_range is None else list(settings.intensity_range),
+        }
+
+    sources = {name: each.source for name, each in found.items()}
+    return prepare_domains(sources, facts, root, output, seed, faults, foreground=False, default_channel=0)
+
+
+def download_tasks(folder: str | os.PathLike, tasks: Iterable[str]) -> None:
+    """Bring tasks of the Decathlon, such as ``Task04_Hippocampus``, into a folder; those that are there stay.
+
+    Each archive is checked by MONAI's MD5 sum and unpacked next to its place, so that an interrupted call leaves no
+    half-filled task; a complete archive is not fetched again.
+    """
+    root = Path(folder)
+    for task in tasks:
+        if (root / task).exists():
+            continue
+        with hold(lock_elsewhere(root), place=root):
+            if (root / task).exists():
+                continue  # another process has fetched it meanwhile
+            scratch = root / ".download"
+            scratch.mkdir(parents=True, exist_ok=True)
+            url, md5 = DecathlonDataset.resource[task], DecathlonDataset.md5[task]
+            logger.info(f"fetching {task} from {url}")
+            shutil.rmtree(scratch / task, ignore_errors=True)
+            try:
+                archive = scratch / f"{task}.tar"
+                download_and_extract(url, archive, scratch, hash_val=md5, hash_type="md5", progress=False)
+            except Exception as error:  # the downloader raises OSError, RuntimeError and its own
+                raise InputError(
+                    f"{task} cannot be fetched from {url} ({error}); try again, or put it there."
+                ) from error
+            os.replace(scratch / task, root / task)
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def find_domains(
@@ -109,11 +145,8 @@ def find_domains(
         root: the folder.
         domains_file: JSON with a user's domains. Defaults to ``domains.json`` in the folder, if there is one.
         faults: collects the cases whose files are missing. Defaults to None, which refuses them.
-        domains: the domains to take, see :func:`med3d_ext.data.subsets.choose_domains`. Defaults to None: all.
+        domains: the domains to take, see :func:`med3d_ext.data.domains.choose_domains`. Defaults to None: all.
         channel: name or number of the channel of a single domain that has several.
-
-    Raises:
-        InputError: there is no domain or none of these, one is at fault, or several channels and none is chosen.
     """
     if not root.is_dir():
         raise InputError(f"'{root}' is not a folder; give the folder that holds the domains' folders.")
@@ -210,23 +243,3 @@ def _without_twins(found: dict[str, Found]) -> dict[str, Found]:
             )
         logger.info(f"'{found[other].folder}' takes the place of '{folder}'")
     return {name: found[name] for name in kept.values()}
-
-
-def _describe(found: Found, output: str | os.PathLike, faults: Faults) -> dict[str, Any]:
-    source, settings, channel = found.source, found.settings, found.source.channel or 0
-    try:
-        classes, label_map = merge_classes(source.classes, settings.merge)
-    except InputError as error:
-        raise InputError(f"'{found.folder}': {error}") from error
-    facts = fingerprint_domain(source, known_cases(output, channel), channel, faults=faults)
-    return {
-        "organ": settings.organ,
-        "modality": settings.modality,
-        "channel": channel,
-        "classes": classes,
-        "label_map": label_map,
-        "spatial_size": list(settings.spatial_size),
-        "intensity_range": None if settings.intensity_range is None else list(settings.intensity_range),
-        "cases": facts["cases"],
-        **channel_facts(source),
-    }

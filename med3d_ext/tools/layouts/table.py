@@ -6,12 +6,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from med3d_ext.data.datalists import Source
 from med3d_ext.data.fingerprint import read_header
+from med3d_ext.data.prepared_files import DATALIST
 from med3d_ext.errors import Faults, FaultyCases, InputError
-from med3d_ext.tools.layouts import lung_layouts, nodules, organs
+from med3d_ext.tools.layouts import lung, nodules, organs
 
 
 @dataclass(frozen=True)
@@ -22,50 +22,52 @@ class Layout:
         name: what messages call it.
         tasks: what it serves: "organ", "lung" or "nodules".
         mark: what it is known by, in words.
-        matches: whether a folder has it.
         read: its cases, from the folder, the folder of the preparation (None where nothing may be written) and what
             collects the faulty cases; such a case is left out of the result.
+        matches: whether a folder has it. Defaults to None: it holds the file ``mark``.
     """
 
     name: str
     tasks: tuple[str, ...]
     mark: str
-    matches: Callable[[Path], bool]
     read: Callable[[Path, Path | None, Faults], Source]
+    matches: Callable[[Path], object] | None = None
+
+    def is_in(self, folder: Path) -> bool:
+        """Whether a folder has it."""
+        return bool((folder / self.mark).is_file() if self.matches is None else self.matches(folder))
 
 
 ORGANS, LUNG, NODULES = ("organ", "lung"), ("lung",), ("nodules",)
 LITS, LEFT_ATRIUM = "LiTS", "2018 left atrium"
+
 # The first that matches is taken.
 LAYOUTS = (
-    Layout("nodules.csv", NODULES, "nodules.csv", nodules.has_table, nodules.read_rows),
-    Layout("classes", NODULES, "dataset.json", organs.has_list, nodules.read_entries),
-    Layout("prepared nodules", NODULES, "datalist.json", nodules.has_datalist, nodules.read_prepared),
-    Layout("nnU-Net", ORGANS, "dataset.json", organs.is_nnunet, organs.read_nnunet),
-    Layout("Decathlon", ORGANS, "dataset.json", organs.has_list, organs.read_decathlon),
-    Layout("prepared lung", LUNG, "datalist.json", lung_layouts.has_datalist, lung_layouts.read_prepared),
+    Layout("nodules.csv", NODULES, nodules.TABLE, nodules.read_rows),
+    Layout("classes", NODULES, organs.LIST, nodules.read_entries),
+    Layout("prepared nodules", NODULES, DATALIST, nodules.read_prepared_nodules),
+    Layout("nnU-Net", ORGANS, organs.LIST, organs.read_nnunet, organs.is_nnunet),
+    Layout("Decathlon", ORGANS, organs.LIST, organs.read_decathlon),
+    Layout("prepared lung", LUNG, DATALIST, lung.read_prepared_lung),
     Layout(
-        "TotalSegmentator",
-        LUNG,
-        "TotalSegmentator's folders",
-        lung_layouts.is_totalsegmentator,
-        lung_layouts.read_totalsegmentator,
+        "TotalSegmentator", LUNG, "TotalSegmentator's folders", lung.read_totalsegmentator, lung.is_totalsegmentator
     ),
-    Layout("VISCERAL", LUNG, "VISCERAL's volumes", lung_layouts.is_visceral, lung_layouts.read_visceral),
-    Layout(LEFT_ATRIUM, ORGANS, "lgemri.nrrd with laendo.nrrd", organs.is_left_atrium, organs.read_left_atrium),
-    Layout(LITS, ORGANS, "volume-N.nii[.gz] with segmentation-N", organs.is_lits, organs.read_lits),
-    Layout("images and labels", ORGANS, "images/ with labels/", organs.are_pairs, organs.read_pairs),
+    Layout("VISCERAL", LUNG, "VISCERAL's volumes", lung.read_visceral, lung.is_visceral),
+    Layout(LEFT_ATRIUM, ORGANS, "lgemri.nrrd with laendo.nrrd", organs.read_left_atrium, organs.atria),
+    Layout(
+        LITS,
+        ORGANS,
+        "volume-N.nii[.gz] with segmentation-N",
+        organs.read_lits,
+        lambda root: next(root.rglob("volume-*.nii*"), None),
+    ),
+    Layout("images and labels", ORGANS, "images/ with labels/", organs.read_pairs, organs.pair_of),
 )
 
 
 def layout_of(folder: Path, task: str | None = None) -> Layout | None:
-    """The layout of a folder of labelled cases; None if it has none of them.
-
-    Args:
-        folder: the folder.
-        task: what it should serve. Defaults to None: anything.
-    """
-    return next((each for each in LAYOUTS if (task is None or task in each.tasks) and each.matches(folder)), None)
+    """The layout of a folder of labelled cases, of those that serve a task; None if it has none of them."""
+    return next((each for each in LAYOUTS if (task is None or task in each.tasks) and each.is_in(folder)), None)
 
 
 def read_source(
@@ -114,9 +116,6 @@ def one_channel(source: Source, chosen: str | int | None = None, usual: str | in
 
     Returns:
         the cases with one file under ``image``, and its ``channel``.
-
-    Raises:
-        InputError: there are several channels and none of them is chosen, or the chosen one is not among them.
     """
     first, channels = _channels(source)
     named = {number: name for number, name in source.modality.items() if number < channels}
@@ -142,13 +141,6 @@ def one_channel(source: Source, chosen: str | int | None = None, usual: str | in
         raise InputError(f"the cases of '{source.name}' have {sorted(files)} channels; all must have the same.")
     cases = [{**case, "image": case["image"][number]} for case in source.cases]
     return replace(source, cases=cases, modality={0: taken[1]}, channel=0, chosen=taken)
-
-
-def channel_facts(source: Source, **options: Any) -> dict[str, Any]:
-    """What the facts of a domain say of the chosen channel, and of the options of its preparation."""
-    if source.chosen is None:
-        return {"options": options} if options else {}
-    return {"channel": source.channel, "options": {**options, "channel": list(source.chosen)}}
 
 
 def _channels(source: Source) -> tuple[str, int]:

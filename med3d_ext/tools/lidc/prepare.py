@@ -11,28 +11,53 @@ import hashlib
 import logging
 import math
 import os
+import re
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from med3d_ext.errors import InputError
-from med3d_ext.io.dicom_files import DicomSeries
+from med3d_ext.errors import Faults, InputError
+from med3d_ext.io.dicom_files import DicomSeries, is_dicom, other_kind, read_tags
 from med3d_ext.io.dicom_series import check_series, find_series, without_copies
 from med3d_ext.io.files import read_json, write_atomically, write_json
-from med3d_ext.tools.lidc.cubes import cut_cube
-from med3d_ext.tools.lidc.masks import mark_voxels, volume_shape
-from med3d_ext.tools.lidc.nodules import Nodule, Outlined, cluster_marks, volume_mm3
-from med3d_ext.tools.lidc.scans import Scan, find_scans
-from med3d_ext.tools.lidc.xml import check_malignancy, is_lidc
+from med3d_ext.tools.lidc.nodules import (
+    Nodule,
+    Outlined,
+    cluster_marks,
+    cut_cube,
+    mark_voxels,
+    volume_mm3,
+    volume_shape,
+)
+from med3d_ext.tools.lidc.xml import Reading, check_malignancy, find_readings, is_lidc, parse_reading
 
 logger = logging.getLogger("med3d_ext.prepare")
 TABLE, SUMMARY, DONE = "nodules.csv", "lidc.json", ".lidc"
 CUBE_MM, SPACING_MM = 64.0, 1.0
 Row = dict[str, Any]
 _FORMAT = 1  # of the remembered scans; raise it when a cube or a row changes
+_PARTS = ("images", "masks")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A CT scan with its readings.
+
+    Args:
+        name: the patient's ID and the number of the scan among the patient's, fit for file names.
+        patient: the patient's ID.
+        folder: the folder of the DICOM files.
+        reading: what the readers marked.
+    """
+
+    name: str
+    patient: str
+    folder: Path
+    reading: Reading
 
 
 @dataclass(frozen=True)
@@ -66,9 +91,6 @@ def read_lidc(
         size_mm: edge of the cubes.
         spacing_mm: edge of their voxels.
 
-    Returns:
-        the output folder.
-
     Raises:
         InputError: something is bad and ``skip_bad`` is off, or no nodule is left. All that is bad is logged before,
             and what could be read is kept for the next call; ``nodules.csv`` is only written when the call succeeds.
@@ -80,12 +102,15 @@ def read_lidc(
     scans, problems = find_scans(root)
     if not scans and not problems:
         raise InputError(f"'{src}' holds no XML file of CT readings; give the folder with LIDC-IDRI's patients.")
-    _report(problems, skip_bad)
+    for problem in problems:
+        logger.warning(f"left out: {problem}")
+    _refuse(problems, skip_bad)
     rows: list[Row] = []
     begin = time.monotonic()
     for number, scan in enumerate(scans, start=1):
         found, faults = _read_scan(scan, settings)
-        _report(faults, skip_bad=True)
+        for problem in faults:
+            logger.warning(f"left out: {problem}")
         rows += found
         problems += faults
         left = timedelta(seconds=round((time.monotonic() - begin) / number * (len(scans) - number)))
@@ -93,17 +118,22 @@ def read_lidc(
     _refuse(problems, skip_bad)
     if not rows:
         raise InputError(f"'{src}' holds no nodule of 3 mm or more that can be used; add scans that do.")
-    _write_table(settings.output / TABLE, rows)
+    with write_atomically(settings.output / TABLE, "w") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
     _write_summary(settings, scans, rows, problems)
     return settings.output
 
 
-def nodules_folder(src: str | os.PathLike, output: str | os.PathLike, skip_bad: bool = False) -> Path:
-    """The folder with ``nodules.csv``: ``src``, or what :func:`read_lidc` writes where ``src`` is LIDC-IDRI itself.
+def _refuse(problems: Sequence[str], skip_bad: bool) -> None:
+    if problems and not skip_bad:
+        others = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        raise InputError(f"{problems[0].rstrip('.')}; or leave out this{others} by --skip_bad.")
 
-    Raises:
-        InputError: as of :func:`read_lidc`.
-    """
+
+def nodules_folder(src: str | os.PathLike, output: str | os.PathLike, skip_bad: bool = False) -> Path:
+    """The folder with ``nodules.csv``: ``src``, or what :func:`read_lidc` writes where ``src`` is LIDC-IDRI itself."""
     root = Path(src).expanduser()
     ready = any((root / name).is_file() for name in (TABLE, "dataset.json"))
     # Written into the source itself, the table is brought up to date: patients may have come since.
@@ -111,16 +141,75 @@ def nodules_folder(src: str | os.PathLike, output: str | os.PathLike, skip_bad: 
     return root if (ready and not ours) or not is_lidc(root) else read_lidc(root, output, skip_bad)
 
 
-def _report(problems: Sequence[str], skip_bad: bool) -> None:
-    for problem in problems:
-        logger.warning(f"left out: {problem}")
-    _refuse(problems, skip_bad)
+def find_scans(src: Path) -> tuple[list[Scan], list[str]]:
+    """The scans below a folder, sorted by name, and one sentence for each file of readings that gives none.
+
+    Readings of chest X-rays and series without readings are passed over. A second file with the same marks is a copy,
+    one with other marks is a contradiction.
+    """
+    readings: dict[str, Reading] = {}
+    faults = Faults()
+    files = list(find_readings(src))
+    logger.info(f"reading {len(files)} XML files in {src}")
+    for path in files:
+        with faults.caught():
+            reading = parse_reading(path)
+            if reading is None:
+                continue
+            first = readings.setdefault(reading.series_uid, reading)
+            if first.digest != reading.digest:
+                raise InputError(
+                    f"'{path}' holds other marks of the series {reading.series_uid} than '{first.file}'; remove one."
+                )
+    places = locate_series(src, set(readings))
+    of_patient: dict[str, list[tuple[Path, Reading]]] = defaultdict(list)
+    for uid, reading in sorted(readings.items()):
+        with faults.caught():
+            if uid not in places:
+                raise InputError(
+                    f"'{reading.file}' names the series {uid}, which is not in '{src}'; add its DICOM files."
+                )
+            folder, patient = places[uid]
+            if not patient:
+                raise InputError(f"'{folder}' states no patient ID (0010,0020), by which to split; add it.")
+            of_patient[patient].append((folder, reading))
+    scans = []
+    for patient, own in sorted(of_patient.items()):
+        for number, (folder, reading) in enumerate(own, start=1):
+            name = f"{re.sub(r'[^A-Za-z0-9.-]+', '-', patient)}_scan{number}"
+            scans.append(Scan(name, patient, folder, reading))
+    return scans, faults.sentences
 
 
-def _refuse(problems: Sequence[str], skip_bad: bool) -> None:
-    if problems and not skip_bad:
-        others = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-        raise InputError(f"{problems[0].rstrip('.')}; or leave out this{others} by --skip_bad.")
+def locate_series(src: Path, uids: set[str]) -> dict[str, tuple[Path, str]]:
+    """The folder of each series and the patient's ID, by UID.
+
+    The first header of each folder tells its series; only if one of ``uids`` is not among them, all headers are read.
+    A damaged file is named later, when its series is read.
+    """
+    import itk  # takes seconds to import; only DICOM needs it
+
+    reader = itk.GDCMImageIO.New()
+    folders = []
+    for root, inner, _ in os.walk(src):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        folders.append(Path(root))
+
+    def series_in(folder: Path) -> Iterator[tuple[str, tuple[Path, str]]]:
+        for path in sorted(folder.iterdir()):
+            if path.is_file() and not path.name.startswith(".") and is_dicom(path):
+                try:
+                    tags = read_tags(reader, path)
+                except InputError:
+                    continue
+                if tags and not other_kind(tags)[0]:
+                    yield tags["0020|000e"], (folder, tags.get("0010|0020", ""))
+
+    places = dict(first for folder in reversed(folders) if (first := next(series_in(folder), None)))
+    if not uids <= places.keys():
+        every = [found for folder in folders for found in series_in(folder)]
+        places = dict([*reversed(every), *places.items()])
+    return places
 
 
 def _read_scan(scan: Scan, settings: Settings) -> tuple[list[Row], list[str]]:
@@ -138,8 +227,14 @@ def _read_scan(scan: Scan, settings: Settings) -> tuple[list[Row], list[str]]:
         series = _series_of(scan)
     except InputError as error:
         return [], [f"'{scan.reading.file}': {error}"]
-    nodules, problems = _nodules_of(scan, series)
-    rows = []
+    outlined, problems, rows = [], [], []
+    for mark in scan.reading.marks:
+        try:
+            check_malignancy(mark)
+            outlined.append(Outlined(mark, mark_voxels(mark, series)))
+        except InputError as error:
+            problems.append(f"'{scan.reading.file}': {error}")
+    nodules = cluster_marks(outlined, volume_shape(series), series.spacing)
     for number, nodule in enumerate(nodules, start=1):
         name = f"{scan.name}_nodule{number}"
         try:
@@ -149,9 +244,6 @@ def _read_scan(scan: Scan, settings: Settings) -> tuple[list[Row], list[str]]:
     if len(rows) == len(nodules):  # a file that could not be read is tried again
         write_json(done, {"key": key, "rows": rows, "problems": problems})
     return rows, problems
-
-
-_PARTS = ("images", "masks")
 
 
 def _key(scan: Scan, settings: Settings) -> str:
@@ -178,17 +270,6 @@ def _series_of(scan: Scan) -> DicomSeries:
     return series
 
 
-def _nodules_of(scan: Scan, series: DicomSeries) -> tuple[list[Nodule], list[str]]:
-    outlined, problems = [], []
-    for mark in scan.reading.marks:
-        try:
-            check_malignancy(mark)
-            outlined.append(Outlined(mark, mark_voxels(mark, series)))
-        except InputError as error:
-            problems.append(f"'{scan.reading.file}': {error}")
-    return cluster_marks(outlined, volume_shape(series), series.spacing), problems
-
-
 def _write_nodule(name: str, scan: Scan, series: DicomSeries, nodule: Nodule, settings: Settings) -> Row:
     cube = cut_cube(series, nodule.voxels, settings.size_mm, settings.spacing_mm)
     cube.write(*(settings.output / part / f"{name}.nii.gz" for part in _PARTS))
@@ -209,13 +290,6 @@ def _write_nodule(name: str, scan: Scan, series: DicomSeries, nodule: Nodule, se
         "padded": round(cube.padded, 4),
         "series_uid": series.uid,
     }
-
-
-def _write_table(path: Path, rows: Sequence[Row]) -> None:
-    with write_atomically(path, "w") as file:
-        table = csv.DictWriter(file, list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)
 
 
 def _write_summary(settings: Settings, scans: Sequence[Scan], rows: Sequence[Row], problems: Sequence[str]) -> None:

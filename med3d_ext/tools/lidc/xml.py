@@ -18,15 +18,8 @@ import numpy as np
 from med3d_ext.errors import InputError
 
 CHARACTERISTICS = (
-    "subtlety",
-    "internalStructure",
-    "calcification",
-    "sphericity",
-    "margin",
-    "lobulation",
-    "spiculation",
-    "texture",
-    "malignancy",
+    *("subtlety", "internalStructure", "calcification", "sphericity"),
+    *("margin", "lobulation", "spiculation", "texture", "malignancy"),
 )
 _CT = "LidcReadMessage"  # chest X-rays have IdriReadMessage
 
@@ -70,20 +63,12 @@ class Mark:
 
 @dataclass(frozen=True)
 class Reading:
-    """One file.
-
-    Args:
-        file: the file.
-        series_uid: the CT series that was read.
-        readers: number of reading sessions.
-        marks: nodules of 3 mm or more, of all readers.
-        small: marks of nodules below 3 mm: one point and no rating.
-        other: marks of what is not a nodule.
+    """One file: the CT series that was read, the nodules of 3 mm or more that all readers marked, and how many marks
+    are ``small``, of nodules below 3 mm (one point and no rating), or of ``other`` things than nodules.
     """
 
     file: Path
     series_uid: str
-    readers: int
     marks: tuple[Mark, ...]
     small: int
     other: int
@@ -132,32 +117,22 @@ def parse_reading(path: str | os.PathLike) -> Reading | None:
     uid = next((_text(each) for each in root.iter() if _local(each).lower() == "seriesinstanceuid"), "")
     if not uid:
         raise InputError(f"'{path}' names no series (SeriesInstanceUid); restore the file.")
-    sessions = _children(root, "readingSession")
-    nodules = [
-        (number, each) for number, one in enumerate(sessions, 1) for each in _children(one, "unblindedReadNodule")
-    ]
-    found = [_mark(path, reader, each) for reader, each in nodules]
-    marks = tuple(mark for mark in found if not _is_small(mark))
-    other = sum(len(_children(session, "nonNodule")) for session in sessions)
-    return Reading(path, uid, len(sessions), marks, len(found) - len(marks), other)
+    found, other = [], 0
+    for reader, session in enumerate(_children(root, "readingSession"), 1):
+        found += [_mark(path, reader, each) for each in _children(session, "unblindedReadNodule")]
+        other += len(_children(session, "nonNodule"))
+    # The schema marks a nodule below 3 mm by one point; some of them state ratings all the same.
+    marks = tuple(mark for mark in found if sum(len(contour.points) for contour in mark.contours) > 1)
+    return Reading(path, uid, marks, len(found) - len(marks), other)
 
 
 def check_malignancy(mark: Mark) -> None:
-    """Refuse a mark that a classifier cannot learn from.
-
-    Raises:
-        InputError: malignancy is not rated, or not from 1 to 5.
-    """
+    """Refuse a mark that a classifier cannot learn from."""
     rating = mark.ratings.get("malignancy")
     if rating is None:
         raise InputError(f"{mark} has no rating of malignancy; add it or remove the mark.")
     if not 1 <= rating <= 5:
         raise InputError(f"{mark} has the malignancy {rating}; ratings must be from 1 to 5: correct it.")
-
-
-def _is_small(mark: Mark) -> bool:
-    """The schema marks a nodule below 3 mm by one point; some of them state ratings all the same."""
-    return sum(len(contour.points) for contour in mark.contours) <= 1
 
 
 def _mark(path: Path, reader: int, element: ElementTree.Element) -> Mark:
@@ -171,19 +146,20 @@ def _mark(path: Path, reader: int, element: ElementTree.Element) -> Mark:
                 if not text.lstrip("-").isdigit():
                     raise InputError(f"{where} states '{text}' as {_local(each)}, which must be a number; correct it.")
                 ratings[_local(each)] = int(text)
-    return Mark(reader, name, ratings, tuple(_contour(where, roi) for roi in _children(element, "roi")))
-
-
-def _contour(where: str, roi: ElementTree.Element) -> Contour:
-    inclusion = (_child_text(roi, "inclusion") or "TRUE").upper()
-    if inclusion not in ("TRUE", "FALSE"):
-        raise InputError(f"{where} states '{inclusion}' as inclusion, which must be TRUE or FALSE; correct it.")
-    points = [[_number(where, edge, axis) for axis in ("xCoord", "yCoord")] for edge in _children(roi, "edgeMap")]
-    if any(not value.is_integer() for point in points for value in point):
-        raise InputError(f"{where} has an outline off the pixels; xCoord and yCoord must be whole numbers: correct it.")
-    z = _number(where, roi, "imageZposition") if _child_text(roi, "imageZposition") else math.nan
-    pixels = np.array(points, dtype=int).reshape(-1, 2)
-    return Contour(_child_text(roi, "imageSOP_UID"), z, pixels, inclusion == "TRUE")
+    contours = []
+    for roi in _children(element, "roi"):
+        inclusion = (_child_text(roi, "inclusion") or "TRUE").upper()
+        if inclusion not in ("TRUE", "FALSE"):
+            raise InputError(f"{where} states '{inclusion}' as inclusion, which must be TRUE or FALSE; correct it.")
+        points = [[_number(where, edge, axis) for axis in ("xCoord", "yCoord")] for edge in _children(roi, "edgeMap")]
+        if any(not value.is_integer() for point in points for value in point):
+            raise InputError(
+                f"{where} has an outline off the pixels; xCoord and yCoord must be whole numbers: correct it."
+            )
+        z = _number(where, roi, "imageZposition") if _child_text(roi, "imageZposition") else math.nan
+        pixels = np.array(points, dtype=int).reshape(-1, 2)
+        contours.append(Contour(_child_text(roi, "imageSOP_UID"), z, pixels, inclusion == "TRUE"))
+    return Mark(reader, name, ratings, tuple(contours))
 
 
 def _number(where: str, element: ElementTree.Element, name: str) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from med3d_ext.tools.phantoms.shapes import Space, common, union
+from med3d_ext.tools.phantoms.anatomy import Space, common, union
 
 
 def at(*points: tuple[float, float, float]) -> Space:
