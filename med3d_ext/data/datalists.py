@@ -25,34 +25,23 @@ _LINK_BYTES = 1024  # a link that was checked out as text is one short line; no 
 
 @dataclass(frozen=True)
 class Source:
-    """One folder of labelled cases, whatever its layout.
+    """One folder of labelled cases, whatever its layout."""
 
-    Args:
-        name: the folder's name; it is the name of the domain.
-        classes: label value to class name, background included.
-        modality: channel number to channel name; empty if nothing names it.
-        cases: dictionaries with absolute paths under ``image`` and ``label`` and whatever else the list states. A list
-            under ``image`` is a file for each channel, see :func:`med3d_ext.tools.layouts.table.one_channel`.
-        title: what the data set calls itself.
-        merge: label value to the label value that it counts as.
-        layout: name of the layout in :mod:`med3d_ext.tools.layouts.table`.
-        channel: the channel to take of each file; None of 3D files.
-        chosen: of a set of several channels, number and name of the one that is taken.
-    """
-
-    name: str
-    classes: dict[int, str]
-    modality: dict[int, str]
+    name: str  # the folder's; it is the name of the domain
+    classes: dict[int, str]  # label value to name, background included
+    modality: dict[int, str]  # channel number to name; empty if nothing names it
+    # With absolute paths under image and label, and whatever else the list states. A list under image is a file for
+    # each channel, see med3d_ext.tools.layouts.table.one_channel.
     cases: list[dict[str, Any]] = field(default_factory=list)
-    title: str = ""
-    merge: Mapping[int, int] = field(default_factory=dict)
-    layout: str = ""
-    channel: int | None = None
-    chosen: tuple[int, str] | None = None
+    title: str = ""  # what the data set calls itself
+    merge: Mapping[int, int] = field(default_factory=dict)  # label value to the one that it counts as
+    layout: str = ""  # its name in med3d_ext.tools.layouts.table
+    channel: int | None = None  # the one to take of each file; None of 3D files
+    chosen: tuple[int, str] | None = None  # of several channels, number and name of the one that is taken
 
 
 def existing_file(path: Path, listed_in: Path | None = None) -> Path:
-    """The file itself, also where a symbolic link was unpacked as a text file that holds the link's target.
+    """The file itself, also if a symbolic link was unpacked as a text file that holds the link's target.
 
     Git without symbolic links, zip archives and some network drives write such text files. A folder with the name of an
     image, as some unzippers make, stands for the one image in it.
@@ -101,9 +90,6 @@ def named_images(
 
     Returns:
         items with ``image`` and ``case``, the name; and the inputs that hold none, each with a sentence that says why.
-
-    Raises:
-        InputError: no input holds an image.
     """
     found: dict[str, str] = {}
     without: dict[str, str] = {}
@@ -177,15 +163,12 @@ def _is_own_label_map(path: Path) -> bool:
 def scans_without_target(folder: str | None, domain: str) -> list[dict[str, Any]]:
     """Training items of whole scans without the target: ``label`` is None, which LoadVolumed fills with zeros.
 
-    A network that has only seen livers finds one in a head, too. They are trained on only: a Dice of nothing says
-    nothing.
+    A network that has only seen livers finds one in a head, too. They are only trained on: a Dice of nothing
+    says nothing.
 
     Args:
-        folder: image files; None gives no items.
+        folder: image files; None gives no items. A DICOM series is refused: it has no hash for the card.
         domain: the domain that they count as.
-
-    Raises:
-        InputError: the folder holds no image, or a DICOM series, which has no hash for the card.
     """
     images = [] if folder is None else [item["image"] for item in list_images(folder, "negatives")]
     for image in images:

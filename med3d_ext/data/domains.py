@@ -17,29 +17,17 @@ STRIDE = 8  # a grid is a multiple of the encoder's output stride
 
 @dataclass(frozen=True)
 class Domain:
-    """One domain's settings.
+    """One domain's settings."""
 
-    Args:
-        organ: the paper's name for it; a user's domain has its own name here.
-        folder: the Decathlon's folder.
-        modality: "CT" or "MR"; None takes it from ``dataset.json``.
-        spatial_size: the grid that samples are resampled to, in RAS order.
-        channel: name or number of the channel of 4D files; None wants 3D files.
-        intensity_range: lowest and highest intensity to keep; None keeps all.
-        merge: label value to the label value that it counts as.
-        titles: further names that folders and ``dataset.json`` go by.
-        num_classes: with background and after merging, of the Decathlon's labels.
-    """
-
-    organ: str
-    folder: str
-    modality: str | None
-    spatial_size: Sequence[int] = (96, 96, 96)
-    channel: str | int | None = None
-    intensity_range: Sequence[float] | None = None
-    merge: Mapping[int, int] = field(default_factory=dict)
-    titles: tuple[str, ...] = ()
-    num_classes: int = 2
+    organ: str  # the paper's name for it; a user's domain has its own name here
+    folder: str  # the Decathlon's
+    modality: str | None  # "CT" or "MR"
+    spatial_size: Sequence[int] = (96, 96, 96)  # the grid that samples are resampled to, in RAS order
+    channel: str | int | None = None  # name or number in 4D files; None wants 3D files
+    intensity_range: Sequence[float] | None = None  # lowest and highest to keep; None keeps all
+    merge: Mapping[int, int] = field(default_factory=dict)  # label value to the one that it counts as
+    titles: tuple[str, ...] = ()  # further names that folders and dataset.json go by
+    num_classes: int = 2  # of the Decathlon's labels, with background and after merging
 
 
 # The range keeps what every CT holds: some sets are stored within it, others from -1024 HU on.
@@ -48,15 +36,7 @@ CT: dict[str, Any] = {"modality": "CT", "spatial_size": (128, 128, 96), "intensi
 # In the order of the paper's tables 1 and 2. Of its targets ("organ", "organ/tumour", "tissue/tumour") only the liver
 # is one class where the Decathlon has two.
 DOMAINS = (
-    Domain(
-        "brain",
-        "Task01_BrainTumour",
-        "MR",
-        (112, 112, 80),
-        channel="FLAIR",
-        titles=("brats", "braintumor"),
-        num_classes=4,
-    ),
+    Domain("brain", "Task01_BrainTumour", "MR", (112, 112, 80), "FLAIR", titles=("brats", "braintumor"), num_classes=4),
     Domain("hippocampus", "Task04_Hippocampus", "MR", (96, 144, 96), titles=("hippo",), num_classes=3),
     Domain("prostate", "Task05_Prostate", "MR", (128, 128, 48), channel="T2", num_classes=3),
     Domain("liver", "Task03_Liver", **CT, merge={2: 1}, titles=("lits",)),
@@ -88,11 +68,7 @@ def recognize(folder: str, title: str = "") -> Domain | None:
 
 
 def read_lines(path: str | Path) -> dict[str, dict[str, Any]]:
-    """A user's domains: one line of JSON each, name to ``folder`` and the fields of :class:`Domain` that differ.
-
-    Raises:
-        InputError: when the file is no such object, states a name twice, or a line has an unknown key.
-    """
+    """A user's domains: a line of JSON each, name to ``folder`` and the fields of :class:`Domain` that differ."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
@@ -120,14 +96,9 @@ def read_lines(path: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def settings_of(name: str, folder: str, title: str, modality: Mapping[int, str], line: Mapping[str, Any]) -> Domain:
-    """The settings of one folder: its domain's from the table where it is one, changed by the user's line.
+    """The settings of one folder: its domain's from the table if it is one, changed by the user's ``line``.
 
-    Args:
-        name: name of the domain.
-        folder: the folder's name.
-        title: name in its ``dataset.json``.
-        modality: channel names in its ``dataset.json``.
-        line: the user's settings; empty without any.
+    ``title`` and ``modality``, the channels' names, are what its ``dataset.json`` states.
     """
     is_ct = any("ct" in re.split(r"[^a-z]+", channel.lower()) for channel in modality.values())
     own = {"modality": "CT", "intensity_range": CT_RANGE} if is_ct else {"modality": "MR"}
@@ -188,10 +159,7 @@ def merge_classes(classes: Mapping[int, str], merge: Mapping[int, int]) -> tuple
 def label_map_of(domain: Mapping[str, Any], num_classes: int | None = None) -> dict[str, int]:
     """Value in the label files to class of the network, of a domain's facts.
 
-    Args:
-        domain: the facts; without ``label_map`` its classes are numbered in the order of their values.
-        num_classes: classes from this number on count as the last one: of LiTS's two targets the tumor is liver, too.
-            Defaults to None: all classes.
+    Classes from ``num_classes`` on count as the last one: of LiTS's two targets the tumor is liver, too.
     """
     ranks = {str(value): rank for rank, value in enumerate(sorted(map(int, domain["classes"])))}
     last = (num_classes or len(ranks)) - 1

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -87,29 +87,17 @@ def read_voxels(case: dict[str, Any], channel: int | None, spacing: list[float],
     }
 
 
-def repair_spacing(headers: list[dict[str, Any]]) -> list[int]:
-    """Give headers without usable spacing the mean of the others (paper, section 4.3) and return their numbers."""
-    usable = [header["spacing"] for header in headers if header["spacing"] is not None]
-    if not usable:
-        raise InputError("no image of the data set has a usable voxel spacing; write spacings into the headers.")
-    repaired = [number for number, header in enumerate(headers) if header["spacing"] is None]
-    for number in repaired:
-        headers[number]["spacing"] = [round(float(value), 6) for value in np.mean(usable, axis=0)]
-    return repaired
-
-
 def scan_cases(
     cases: list[dict[str, Any]],
     known: list[dict[str, Any]],
     channel: int | None,
     foreground: bool,
-    progress: Callable[[str], None],
     faults: Faults,
 ) -> list[dict[str, Any]]:
-    """The second pass: add what :func:`read_voxels` finds to each case, taking unchanged files from ``known``.
+    """The second pass: add what :func:`read_voxels` finds to each case, in place, and return those that can be read.
 
-    Cases are changed in place; those that could be read are returned. Two volumes are read at once, and each needs
-    about five times its float32 size. ``progress`` is called with a line now and then.
+    Files that ``known`` has unchanged are not read again. Two volumes are read at once, each of which needs about five
+    times its float32 size.
     """
     cached = {str(old.get("stamp")): old for old in known}  # whatever the path, inode and times are those of one file
     todo = []
@@ -127,7 +115,7 @@ def scan_cases(
             with faults.caught():
                 case.update(facts.result())
             if number == len(todo) or number % max(1, len(todo) // 5) == 0:
-                progress(f"read {number} of {len(todo)} volumes ({Path(case['image']).name})")
+                logger.info(f"read {number} of {len(todo)} volumes ({Path(case['image']).name})")
     return [case for case in cases if "intensity" in case]
 
 
@@ -151,10 +139,13 @@ def fingerprint_domain(
                     f"{cases[0]['channels']}; a domain's images must have the same channels: repair or remove one."
                 )
             cases.append(case)
-    if cases:
-        repair_spacing(cases)  # reading the image warns of it
+    usable = [case["spacing"] for case in cases if case["spacing"] is not None]
+    if cases and not usable:
+        raise InputError("no image of the data set has a usable voxel spacing; write spacings into the headers.")
+    for case in cases:  # without one, the mean of the others (paper, section 4.3); reading the image warns of it
+        case["spacing"] = case["spacing"] or [round(float(value), 6) for value in np.mean(usable, axis=0)]
     good = []
-    for case in scan_cases(cases, known, channel, foreground, logger.info, faults):
+    for case in scan_cases(cases, known, channel, foreground, faults):
         unknown = sorted(set(map(int, case["labels"])) - set(source.classes)) if isinstance(case["label"], str) else []
         with faults.caught():
             if unknown:

@@ -95,8 +95,8 @@ class Evaluated:
             items: the evaluated dataset items; those without ``sha256`` are read for it.
 
         Returns:
-            ``seen_by_weights``: the names of the seen cases, None without a card; ``other_classes``: by domain the
-            names in the weights and in the data where these differ.
+            ``seen_by_weights``: names of the seen cases, None without a card; ``other_classes``: by domain the names in
+            the weights and in the data if they differ.
         """
         card = self.weights.with_name("card.json")
         known = seen_cases(card) if card.is_file() else None
@@ -139,7 +139,7 @@ class Evaluated:
 
 
 def unseen(items: list[dict[str, Any]], weights: str | os.PathLike, split: str = "test") -> list[dict[str, Any]]:
-    """The items of an evaluation, refused where the weights have seen one of them.
+    """The items of an evaluation, refused if the weights have seen one of them.
 
     Another ``--seed``, ``--folds`` or ``--fold`` than that of the training would test on cases that it trained on.
 
@@ -147,9 +147,6 @@ def unseen(items: list[dict[str, Any]], weights: str | os.PathLike, split: str =
         items: dataset items with ``sha256``.
         weights: the weights' file; the card next to it lists what they have seen. Without a card nothing is checked.
         split: what is evaluated; only "test" is checked.
-
-    Raises:
-        InputError: the weights have seen a test case.
     """
     card = Path(weights).with_name("card.json")
     if split != "test" or not card.is_file():

@@ -26,7 +26,7 @@ POINTS_PER_ITEM = 16  # cubes of one scan that go through the network at once
 
 
 class NodulesToClassify:
-    """The items of an inference, and what was left out.
+    """The items of an inference, and what was left out (``skipped``, a sentence for each).
 
     Without ``points`` every image is a cube with the nodule in its middle. With ``points`` the images are scans: an
     item is a scan with up to 16 ``centers`` (mm, RAS) and their ``names``, for
@@ -40,13 +40,6 @@ class NodulesToClassify:
         point_space: the points' axes: "RAS" (x to the patient's right, y to the front; NIfTI) or "LPS" (x to the left,
             y to the back; DICOM, ITK).
         skip_bad: leave out points outside of their scan, and unreadable images, instead of refusing.
-
-    Attributes:
-        items: the items.
-        skipped: one sentence for each point or image that was left out.
-
-    Raises:
-        InputError: the folder has no images, the table is none, or a point lies outside of its scan.
     """
 
     def __init__(
@@ -132,11 +125,9 @@ def _geometry(image: str) -> tuple[np.ndarray, tuple[int, ...]]:
 
 
 def _check_inside(row: dict[str, Any], image: str, point_space: str) -> None:
-    affine, shape = _geometry(image)
-    if point_from_corner(affine, shape, row["center"]) is not None:
-        return
-    mirrored = [-row["center"][0], -row["center"][1], row["center"][2]]
-    other = "LPS" if point_space == "RAS" else "RAS"
-    is_mirrored = point_from_corner(affine, shape, mirrored) is not None
-    hint = f"with --point_space {other} it would be inside" if is_mirrored else "correct it, or --skip_bad true"
-    raise InputError(f"{row['where']} is outside '{image}'; {hint}.")
+    (x, y, z), geometry = row["center"], _geometry(image)
+    if point_from_corner(*geometry, [x, y, z]) is None:
+        other = "LPS" if point_space == "RAS" else "RAS"
+        is_mirrored = point_from_corner(*geometry, [-x, -y, z]) is not None
+        hint = f"with --point_space {other} it would be inside" if is_mirrored else "correct it, or --skip_bad true"
+        raise InputError(f"{row['where']} is outside '{image}'; {hint}.")

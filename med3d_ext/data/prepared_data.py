@@ -33,18 +33,16 @@ class PreparedData:
     Args:
         kind: what to prepare: "3dseg8", "lits", "lung" or "nodules".
         dataset_dir: the source folder, or a folder that ``prepare`` has written, which is prepared again for this run
-            where it states other ``options``. None means generated phantoms.
+            if it states other ``options``. None means generated phantoms.
         output_dir: the run's folder; preparation goes to ``prepared/`` in it, never into the data.
         seed: seed of the split.
         options: further arguments of the kind's preparation.
         domains: names of the domains to use, or how many in the order of the paper's table 2, see
             :func:`med3d_ext.data.domains.choose_domains`. Defaults to None: all.
-        share: share of each domain's training cases to use, above 0 to 1; a larger share holds every smaller one, and
-            validation and test stay whole.
+        share: share of each domain's training cases to use, above 0 to 1; a larger share holds every smaller one.
         bundle_root: the bundle's folder. In a labelling server, which sends the items, there are the facts of the
             weights that it serves and no cases; see :mod:`med3d_ext.weights.labelling`. Defaults to None.
         phantoms: whether generated phantoms stand for data that are not given; False in a bundle for a user's own data.
-            Defaults to True.
         store: where the files that preparation decodes are kept for the training. Defaults to None: nowhere.
 
     Attributes:
@@ -52,10 +50,6 @@ class PreparedData:
         domains: name of each domain in use to its facts.
         lists: the content of ``datalist.json``; empty without cases.
         cases: name of each domain in use to all that is known of its cases, see :class:`Prepared`.
-
-    Raises:
-        InputError: when there is no source, it is refused, has not these domains, changed after it was prepared, or
-            holds the store.
     """
 
     def __init__(
@@ -188,11 +182,7 @@ class PreparedData:
     def label_map(self, domain: str | None = None, num_classes: int | None = None) -> dict[str, int]:
         """Value in the label files to class of the network, see :func:`med3d_ext.data.domains.label_map_of`.
 
-        A labelling server's labels hold the network's own numbers, as its metadata states them.
-
-        Args:
-            domain: its name. Defaults to None: the first.
-            num_classes: classes from this number on count as the last one. Defaults to None: all classes.
+        A labelling server's labels hold the network's own numbers. ``domain`` defaults to the first.
         """
         found = label_map_of(self.domain if domain is None else self.domains[domain], num_classes)
         own = {} if self.lists else {str(number): number for number in sorted(set(found.values()))}
@@ -213,12 +203,10 @@ class PreparedData:
 
 
 def images_to_segment(dataset_dir: str | None, kind: str, phantoms: bool = True) -> list[dict[str, str]]:
-    """The images of an inference run with their names: those of a folder, or the phantoms' where none is given.
+    """The images of an inference run with their names: those of ``dataset_dir``, else the phantoms of a kind.
 
-    Args:
-        dataset_dir: the folder, or an image.
-        kind: of phantoms, of whose domains the first is taken: its branch answers by default.
-        phantoms: False refuses to do without ``dataset_dir``.
+    Of several domains of phantoms the first is taken, whose branch answers by default. ``phantoms`` False refuses to do
+    without ``dataset_dir``.
     """
     if dataset_dir is None:
         folder = generated_phantoms(kind, phantoms, "segmenting")

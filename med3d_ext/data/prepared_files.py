@@ -130,19 +130,13 @@ def absent_classes(domain: Mapping[str, Any], cases: Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared folder, also one of version 0.1.
-
-    Args:
-        folder: its place.
-        domains: name to facts.
-        lists: ``datalist.json``.
-        cases: name of a domain to its scanned cases: files with absolute paths, ``split``, hashes, and what the scan
-            has found: ``shape``, ``spacing``, ``orientation``, ``intensity``, ``labels``, ``target_box``, ``stamp``.
-    """
+    """A prepared folder, also one of version 0.1."""
 
     folder: Path
     domains: dict[str, Facts]
-    lists: dict[str, Any] = field(default_factory=dict)
+    lists: dict[str, Any] = field(default_factory=dict)  # datalist.json
+    # Name of a domain to its scanned cases: files with absolute paths, split, hashes, and what the scan has found:
+    # shape, spacing, orientation, intensity, labels, target_box, stamp.
     cases: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 

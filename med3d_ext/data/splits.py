@@ -32,19 +32,17 @@ def split_cases(
 ) -> None:
     """Give every case a ``split``: 90 % training and 10 % test per domain (paper section 4.1), by subject.
 
-    A subject is the case's ``subject`` where the list states one, else the content of its image: one scan that serves
-    several domains is on one side in all of them. Where cases state a ``stratum`` (a modality, a class), each stratum
-    of a domain is split by itself. Images in ``held_out.json`` are test; a stratum with none of them gives
-    ``max(1, round(share * n))`` subjects, one with a single subject only trains. Of the subjects that are left for
-    training, the same share (from ten on) becomes ``validation``, for the choice of the best epoch. The order of the
-    domains and of their cases does not matter.
+    A subject is the case's ``subject``, else the content of its image: one scan that serves several domains is on one
+    side in all of them. If cases state a ``stratum`` (a modality, a class), each stratum of a domain is split by
+    itself. Images in ``held_out.json`` are test; a stratum with none of them gives ``max(1, round(share * n))``
+    subjects, one with a single subject only trains. Of the subjects that are left for training, the same share (from
+    ten on) becomes ``validation``, for the choice of the best epoch. The order of the domains and of their cases does
+    not matter.
 
     A split that cases state wins: under ``given`` the list that they are in, or under ``fold`` a number, of which 0 is
     validation. In such a domain only validation cases are drawn, from the training cases, if none are given; a scan
-    that is in another domain, too, is on the given side there.
-
-    With ``folds``, the test cases are instead one of so many equal parts; over all folds each subject is tested once.
-    As many folds as subjects leave one out. Where cases state a ``fold``, that is the part.
+    that is in another domain, too, is on the given side there. With ``folds``, the test cases are instead one of so
+    many equal parts (as many as subjects leave one out); if cases state a ``fold``, that is the part.
 
     Args:
         domains: domain name to cases; each case needs ``sha256``. The key ``split`` is written into each case.
@@ -52,10 +50,6 @@ def split_cases(
         share: share of the test cases and of the validation cases.
         folds: number of parts. Defaults to None: no cross-validation.
         fold: which part is tested, from 0 on.
-
-    Raises:
-        InputError: ``folds`` or ``fold`` do not fit the data or a given split, or a given split has an image on two
-            sides, or a held-out one in training.
     """
     strata = {name: _strata(domains[name]) for name in sorted(domains)}
     given = {name: _given_sides(name, domains[name], folds) for name in strata}
@@ -174,12 +168,9 @@ def _subject(case: dict[str, Any]) -> str:
 
 
 def nested_share(items: Sequence[dict[str, Any]], share: float, seed: int = 0) -> list[dict[str, Any]]:
-    """A share of each domain's items; a larger share holds every smaller one (paper, section 4.1 and figure 4).
+    """A share (above 0 to 1) of each domain's items, at least one; a larger share holds every smaller one.
 
-    Args:
-        items: items with ``domain`` and ``sha256``; one scan of several domains is as early in each of them.
-        share: above 0 and at most 1. At least one item of each domain remains.
-        seed: seed of the draw.
+    One scan of several domains is as early in each of them (paper, section 4.1 and figure 4).
     """
     if not 0 < share <= 1:
         raise InputError(f"share must be above 0 and at most 1, the share of the training cases, got {share}.")

@@ -274,15 +274,6 @@ def test_bad_input_is_refused_by_name_or_left_out_and_counted(
     assert summary["left_out"] == 1 and BAD[spoil] in summary["reasons"][0]
 
 
-def test_a_mark_that_is_left_out_leaves_the_nodule_to_the_other_readers(tmp_path: Path) -> None:
-    write_patient(tmp_path / "src", Chest(), (5, None, 4, None))
-    message = refusal(tmp_path / "src", tmp_path / "out")
-    assert "nodule 'Nodule 001' of reader 2 has no rating" in message
-    assert message.endswith("; or leave out this and 1 more by --skip_bad.")
-    (row,) = prepared(tmp_path / "src", tmp_path / "out", skip_bad=True)
-    assert (row["readers"], row["malignancy"]) == ("2", "4.5")
-
-
 def test_folders_without_readings_or_nodules_are_refused(tmp_path: Path) -> None:
     assert "is not a folder" in refusal(tmp_path / "nowhere", tmp_path / "out")
     Chest().write(tmp_path / "src")
@@ -359,10 +350,3 @@ def test_patients_that_came_since_are_taken_in(tmp_path: Path) -> None:
     nodules_folder(src, src)
     assert len(rows_of(src)) == 2
     assert nodules_folder(src, src) == src
-
-
-def test_the_output_may_be_the_source(tmp_path: Path) -> None:
-    write_patient(tmp_path / "src", Chest())
-    first = prepared(tmp_path / "src", tmp_path / "src")
-    assert prepared(tmp_path / "src", tmp_path / "src") == first
-    assert len(list((tmp_path / "src" / "images").iterdir())) == 1

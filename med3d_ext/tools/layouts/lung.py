@@ -179,15 +179,9 @@ def _warn_of(names: list[str], why: str) -> None:
 
 
 def merge_masks(image: str, parts: Mapping[str, int], label: Path) -> bool:
-    """Write one label map on the image's grid from masks; what the same masks gave before is left as it is.
+    """Write one label map on the image's grid from masks, file to value; whether there is any foreground.
 
-    Args:
-        image: the image's file.
-        parts: mask file to the value of its voxels.
-        label: the file to write.
-
-    Returns:
-        whether there is any foreground.
+    What the same masks gave before is left as it is.
     """
     made_of = [file_stamp(image), *((part, value, file_stamp(part)) for part, value in parts.items())]
     stamp = hashlib.sha256(repr(made_of).encode()).hexdigest()[:32]

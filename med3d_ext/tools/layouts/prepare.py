@@ -40,16 +40,10 @@ def prepare_lits(
     skip_bad: bool = False,
     channel: str | int | None = None,
 ) -> Path:
-    """Prepare a liver data set in any layout of an organ; tumor voxels count as liver in training.
+    """A liver data set in any layout of an organ; tumor voxels count as liver in training.
 
-    Args:
-        src: the source folder.
-        output: folder for ``datalist.json`` and ``facts.json``, which is returned.
-        seed: seed of the split.
-        hu_window: intensity window (HU). Defaults to the paper's [-200, 250], narrowed to what the images hold: a CT
-            that was cut at -125 HU gives other inputs under [-200, 250] than the same CT uncut.
-        skip_bad: leave out faulty cases instead of refusing them all.
-        channel: the channel of sets that have several, its name or number.
+    The window (HU) is the paper's [-200, 250], narrowed to what the images hold: a CT that was cut at -125 HU gives
+    other inputs under [-200, 250] than the same CT uncut.
     """
     faults = Faults(skip_bad)
     source = one_channel(read_source(src, faults=faults), channel)
@@ -73,18 +67,10 @@ def prepare_lung(
     skip_bad: bool = False,
     channel: str | int | None = None,
 ) -> Path:
-    """Prepare a lung data set (paper, section 4.2): each modality gives its share of training and test cases.
+    """A lung data set (paper, section 4.2): each modality gives its share of training and test cases.
 
-    Args:
-        src: a folder in a layout of :mod:`med3d_ext.tools.layouts.table` with a lung among its classes, VISCERAL's or
-            TotalSegmentator's data set, or a folder that this has prepared before, for another split or other classes.
-        output: folder for ``datalist.json`` and ``facts.json``, and for ``labels/`` if masks are merged.
-        seed: seed of the split.
-        num_classes: 2 for background and lung, 3 for background, right and left lung.
-        folds: number of parts of a cross-validation. Defaults to None: 10 % are test.
-        fold: the part that is tested, from 0 on.
-        skip_bad: leave out faulty cases instead of refusing them all.
-        channel: the channel of sets that have several, its name or number.
+    ``src`` may also be a folder that this has prepared before, for another split or other classes; label maps that are
+    merged from masks go to ``labels/`` in the output.
     """
     if num_classes not in (2, 3):
         raise InputError(f"num_classes must be 2 (lung) or 3 (right and left lung), got {num_classes!r}.")
@@ -117,23 +103,11 @@ def prepare_nodules(
     ties: str | None = None,
     skip_bad: bool = False,
 ) -> Path:
-    """Prepare nodules for classification, see :mod:`med3d_ext.tools.layouts.nodules` for the layouts.
+    """Nodules for classification; LIDC-IDRI as it is published is first made into a folder of them, the output.
 
-    LIDC-IDRI as it is published is first made into such a folder, the output, see
-    :func:`med3d_ext.tools.lidc.prepare.read_lidc`. The split is by patient (else scan, else content of the image) and
-    by class. If a mask is next to an image, its voxel count goes into the list: the evaluation's size-only baseline is
-    made of it.
-
-    Args:
-        src: the source folder, or one that this has prepared before, for another fold or cube.
-        output: folder for ``datalist.json`` and ``facts.json``.
-        seed: seed of the split.
-        folds: test on one of so many equal parts. Defaults to None: on a tenth.
-        fold: which part, from 0 on.
-        cube_mm: edge (mm) of the cube that the network sees. Defaults to 32, or the smallest image's extent.
-        ties: what becomes of a median rating between 3 and 4: "exclude", "benign" or "malignant". Defaults to
-            None: "exclude".
-        skip_bad: leave out faulty nodules instead of refusing the folder; the summary line counts them.
+    ``src`` may also be a folder that this has prepared before, for another fold or cube. The split is by patient (else
+    scan, else content of the image) and by class. If a mask is next to an image, its voxel count goes into the list:
+    the evaluation's size-only baseline is made of it.
     """
     if cube_mm is not None and not cube_mm > 0:
         raise InputError(f"cube_mm must be above 0, got {cube_mm}.")

@@ -60,17 +60,6 @@ def prepare_3dseg8(
     Folders of the Decathlon are recognized by task number, name or title (lung and colon are not in 3DSeg-8 and left
     out), the 2018 left-atrium set by its files. Every other folder in a layout of
     :mod:`med3d_ext.tools.layouts.table` is a domain of its own. A folder that is itself one domain may be given, too.
-
-    Args:
-        src: the source folder.
-        output: folder for ``datalist.json`` and ``facts.json``.
-        seed: seed of the split, which is drawn over all domains at once.
-        domains: the domains to prepare, see :func:`med3d_ext.data.domains.choose_domains`. Defaults to None: all.
-        domains_file: JSON with a user's domains and settings, see :func:`med3d_ext.data.domains.read_lines`. Defaults
-            to ``domains.json`` in ``src``, if there is one.
-        download: fetch tasks that ``src`` lacks.
-        skip_bad: leave out faulty cases instead of refusing them all.
-        channel: name or number of the channel of a single domain, see :func:`find_domains`.
     """
     root = Path(src).expanduser()
     if download:
@@ -139,14 +128,13 @@ def find_domains(
 ) -> dict[str, Found]:
     """The domains of a folder by name, in the order of the paper's table 2, a user's own after them.
 
-    Of each case one channel is taken: ``channel``, else that of the domain's settings.
-
     Args:
         root: the folder.
-        domains_file: JSON with a user's domains. Defaults to ``domains.json`` in the folder, if there is one.
+        domains_file: JSON with a user's domains and settings, see :func:`med3d_ext.data.domains.read_lines`. Defaults
+            to ``domains.json`` in the folder, if there is one.
         faults: collects the cases whose files are missing. Defaults to None, which refuses them.
         domains: the domains to take, see :func:`med3d_ext.data.domains.choose_domains`. Defaults to None: all.
-        channel: name or number of the channel of a single domain that has several.
+        channel: name or number of the channel of a single domain that has several; else that of its settings.
     """
     if not root.is_dir():
         raise InputError(f"'{root}' is not a folder; give the folder that holds the domains' folders.")

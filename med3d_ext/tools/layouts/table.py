@@ -16,22 +16,15 @@ from med3d_ext.tools.layouts import lung, nodules, organs
 
 @dataclass(frozen=True)
 class Layout:
-    """A way to lay out labelled cases in a folder.
+    """A way to lay out labelled cases in a folder."""
 
-    Args:
-        name: what messages call it.
-        tasks: what it serves: "organ", "lung" or "nodules".
-        mark: what it is known by, in words.
-        read: its cases, from the folder, the folder of the preparation (None where nothing may be written) and what
-            collects the faulty cases; such a case is left out of the result.
-        matches: whether a folder has it. Defaults to None: it holds the file ``mark``.
-    """
-
-    name: str
-    tasks: tuple[str, ...]
-    mark: str
+    name: str  # what messages call it
+    tasks: tuple[str, ...]  # what it serves: "organ", "lung" or "nodules"
+    mark: str  # what it is known by, in words
+    # Its cases, from the folder, the folder of the preparation (None if nothing may be written) and what collects the
+    # faulty cases, which are left out of the result.
     read: Callable[[Path, Path | None, Faults], Source]
-    matches: Callable[[Path], object] | None = None
+    matches: Callable[[Path], object] | None = None  # whether a folder has it; None: it holds the file ``mark``
 
     def is_in(self, folder: Path) -> bool:
         """Whether a folder has it."""
@@ -83,10 +76,6 @@ def read_source(
         task: "organ", "lung" or "nodules".
         output: folder of the preparation, for label maps that are merged from masks.
         faults: collects the cases at fault. Defaults to None, which refuses them.
-
-    Raises:
-        InputError: when the folder is missing, empty or has no layout of the task, or what describes it is at fault;
-            FaultyCases when cases are at fault and are not collected, or none is left.
     """
     root = Path(folder).expanduser()
     marks = list(dict.fromkeys(each.mark for each in LAYOUTS if task in each.tasks))
@@ -107,15 +96,10 @@ def read_source(
 
 
 def one_channel(source: Source, chosen: str | int | None = None, usual: str | int | None = None) -> Source:
-    """One channel of each case: of a file for each channel the file, of 4D files its number.
+    """One channel of each case, as one file under ``image`` and its ``channel``: a file, or its number in 4D files.
 
-    Args:
-        source: the cases.
-        chosen: name or number of the channel, as ``--channel`` gives it.
-        usual: the channel if none is chosen; a set of one channel need not have it by this name.
-
-    Returns:
-        the cases with one file under ``image``, and its ``channel``.
+    ``chosen`` is a name or a number, as ``--channel`` gives it. If there is none, it is ``usual``; a set of one channel
+    need not have it by this name.
     """
     first, channels = _channels(source)
     named = {number: name for number, name in source.modality.items() if number < channels}

@@ -41,9 +41,8 @@ def volume_shape(series: DicomSeries) -> tuple[int, int, int]:
 def mark_voxels(mark: Mark, series: DicomSeries) -> np.ndarray:
     """Voxels of one reader's nodule: sorted flat indices into the :func:`volume_shape` of a sorted, checked series.
 
-    Raises:
-        InputError: an outline lies outside the volume or in a slice that the series lacks, none encloses a voxel, or
-            the nodule reaches the first or the last slice, where the scan may cut it off.
+    Refused are outlines outside the volume or in a slice that the series lacks, marks without a voxel, and nodules in
+    the first or the last slice, where the scan may cut them off.
     """
     shape = volume_shape(series)
     drawn: dict[int, dict[bool, set[int]]] = {}
@@ -89,9 +88,7 @@ def _slice_number(mark: Mark, contour: Contour, series: DicomSeries) -> int:
 def enclosed_pixels(points: np.ndarray, with_outline: bool = False) -> np.ndarray:
     """Pixels (m, 2) that a closed outline encloses, perhaps with those that it runs through.
 
-    Args:
-        points: pixels of the outline in their order, (n, 2); gaps between neighbors are closed by straight lines.
-        with_outline: whether those that it runs through are among them.
+    ``points`` are pixels of the outline in their order, (n, 2); gaps between neighbors are closed by straight lines.
     """
     start = points.min(axis=0)
     corners = points - start
@@ -147,15 +144,10 @@ def volume_mm3(voxels: np.ndarray, spacing: Sequence[float]) -> float:
 def cluster_marks(marks: Sequence[Outlined], shape: Sequence[int], spacing: Sequence[float]) -> list[Nodule]:
     """Group the marks of different readers into nodules, in the order of their first voxel.
 
-    Two marks match where they share voxels, or where their centers are nearer than the larger one's radius. Pairs are
-    joined from the largest overlap (shared voxels per voxel of both) to the smallest, equal ones from the nearest on;
-    two groups are joined only if no reader is in both and most of the pairs across match. So one reader's
-    two marks are two nodules, however near.
-
-    Args:
-        marks: marks of all readers.
-        shape: voxels of the scan.
-        spacing: voxel size, mm.
+    Two marks match if they share voxels, or if their centers are nearer than the larger one's radius. Pairs are joined
+    from the largest overlap (shared voxels per voxel of both) to the smallest, equal ones from the nearest on; two
+    groups are joined only if no reader is in both and most of the pairs across match. So one reader's two marks are two
+    nodules, however near. ``shape`` and ``spacing`` (mm) are the scan's.
     """
     centers = [np.transpose(np.unravel_index(each.voxels, shape)).mean(axis=0) * spacing for each in marks]
     radii = [(0.75 / math.pi * volume_mm3(each.voxels, spacing)) ** (1 / 3) for each in marks]
@@ -191,19 +183,12 @@ def cluster_marks(marks: Sequence[Outlined], shape: Sequence[int], spacing: Sequ
 
 @dataclass(frozen=True)
 class Cube:
-    """A cube with its axes along RAS+.
+    """A cube with its axes along RAS+."""
 
-    Args:
-        image: CT in HU, int16.
-        mask: 1 inside the nodule, uint8.
-        affine: voxel index to RAS+ mm.
-        padded: share of the voxels outside of the scan, which repeat its nearest voxel.
-    """
-
-    image: np.ndarray
-    mask: np.ndarray
-    affine: np.ndarray
-    padded: float
+    image: np.ndarray  # CT in HU, int16
+    mask: np.ndarray  # 1 inside the nodule, uint8
+    affine: np.ndarray  # voxel index to RAS+ mm
+    padded: float  # share of the voxels outside of the scan, which repeat its nearest voxel
 
     @property
     def center(self) -> np.ndarray:
@@ -222,16 +207,8 @@ class Cube:
 def cut_cube(series: DicomSeries, voxels: np.ndarray, size_mm: float, spacing_mm: float) -> Cube:
     """Cut a cube around the center of a nodule, in one linear interpolation; only the slices in it are read.
 
-    The mask is interpolated, too, and cut at one half, which keeps its volume where slices are thick.
-
-    Args:
-        series: the scan, sorted and checked.
-        voxels: the nodule, flat indices into the scan.
-        size_mm: edge of the cube.
-        spacing_mm: edge of its voxels.
-
-    Raises:
-        InputError: the nodule does not fit into the cube, or a file of the scan cannot be read.
+    The mask is interpolated, too, and cut at one half, which keeps its volume if slices are thick. ``voxels`` are the
+    nodule's flat indices into the sorted and checked scan; ``size_mm`` and ``spacing_mm`` are edges of cube and voxels.
     """
     shape = volume_shape(series)
     indices = np.transpose(np.unravel_index(voxels, shape))

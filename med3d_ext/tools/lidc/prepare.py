@@ -25,7 +25,6 @@ from med3d_ext.io.dicom_files import DicomSeries, is_dicom, other_kind, read_tag
 from med3d_ext.io.dicom_series import check_series, find_series, without_copies
 from med3d_ext.io.files import read_json, write_atomically, write_json
 from med3d_ext.tools.lidc.nodules import (
-    Nodule,
     Outlined,
     cluster_marks,
     cut_cube,
@@ -37,7 +36,7 @@ from med3d_ext.tools.lidc.xml import Reading, check_malignancy, find_readings, i
 
 logger = logging.getLogger("med3d_ext.prepare")
 TABLE, SUMMARY, DONE = "nodules.csv", "lidc.json", ".lidc"
-CUBE_MM, SPACING_MM = 64.0, 1.0
+CUBE_MM, SPACING_MM = 64.0, 1.0  # edges of a cube and of its voxels
 Row = dict[str, Any]
 _FORMAT = 1  # of the remembered scans; raise it when a cube or a row changes
 _PARTS = ("images", "masks")
@@ -45,28 +44,12 @@ _PARTS = ("images", "masks")
 
 @dataclass(frozen=True)
 class Scan:
-    """A CT scan with its readings.
+    """A CT scan with its readings."""
 
-    Args:
-        name: the patient's ID and the number of the scan among the patient's, fit for file names.
-        patient: the patient's ID.
-        folder: the folder of the DICOM files.
-        reading: what the readers marked.
-    """
-
-    name: str
-    patient: str
-    folder: Path
+    name: str  # the patient's ID and the number of the scan among the patient's, fit for file names
+    patient: str  # the patient's ID
+    folder: Path  # of the DICOM files
     reading: Reading
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Size of a cube and of its voxels, mm; where to write."""
-
-    output: Path
-    size_mm: float
-    spacing_mm: float
 
 
 def read_lidc(
@@ -74,7 +57,6 @@ def read_lidc(
     output: str | os.PathLike,
     skip_bad: bool = False,
     size_mm: float = CUBE_MM,
-    spacing_mm: float = SPACING_MM,
 ) -> Path:
     """Turn LIDC-IDRI into ``images/``, ``masks/`` and ``nodules.csv``, a row and a cube per nodule of 3 mm or more.
 
@@ -82,51 +64,58 @@ def read_lidc(
     least half of them enclose, its ratings are their medians. Cubes hold CT in HU (int16, clipped to 12 bits), axes
     along RAS+; where they reach over the scan they repeat its last voxel (column ``padded``).
 
-    Args:
-        src: folder with the patients' DICOM folders and the XML files, in any sub-folder.
-        output: folder for the result and ``lidc.json``, the settings and what was left out and why.
-        skip_bad: leave out what is bad instead of refusing it: files of readings that are damaged or name a series
-            that is missing; scans whose slices are not evenly spaced; marks without a malignancy rating, outside the
-            volume, in the first or last slice or without a voxel; nodules larger than the cube.
-        size_mm: edge of the cubes.
-        spacing_mm: edge of their voxels.
-
-    Raises:
-        InputError: something is bad and ``skip_bad`` is off, or no nodule is left. All that is bad is logged before,
-            and what could be read is kept for the next call; ``nodules.csv`` is only written when the call succeeds.
+    ``lidc.json`` in the output states the size and what was left out and why. Bad, and with ``skip_bad`` left out, are:
+    files of readings that are damaged or name a series that is missing; scans whose slices are not evenly spaced; marks
+    without a malignancy rating, outside the volume, in the first or last slice or without a voxel; nodules larger than
+    the cube. All of it is logged, and what could be read is kept for the next call; ``nodules.csv`` is only written
+    when the call succeeds.
     """
     root = Path(src).expanduser()
     if not root.is_dir():
         raise InputError(f"'{src}' is not a folder; give the folder with LIDC-IDRI's patients.")
-    settings = Settings(Path(output).expanduser(), float(size_mm), float(spacing_mm))
+    folder, size_mm = Path(output).expanduser(), float(size_mm)
     scans, problems = find_scans(root)
     if not scans and not problems:
         raise InputError(f"'{src}' holds no XML file of CT readings; give the folder with LIDC-IDRI's patients.")
-    for problem in problems:
-        logger.warning(f"left out: {problem}")
-    _refuse(problems, skip_bad)
+    _refuse(problems, problems, skip_bad)
     rows: list[Row] = []
     begin = time.monotonic()
     for number, scan in enumerate(scans, start=1):
-        found, faults = _read_scan(scan, settings)
-        for problem in faults:
-            logger.warning(f"left out: {problem}")
+        found, faults = _read_scan(scan, folder, size_mm)
+        _refuse(faults, [], skip_bad)
         rows += found
         problems += faults
         left = timedelta(seconds=round((time.monotonic() - begin) / number * (len(scans) - number)))
         logger.info(f"scan {number} of {len(scans)} ({scan.name}): {len(found)} nodules, {left} left")
-    _refuse(problems, skip_bad)
+    _refuse([], problems, skip_bad)
     if not rows:
         raise InputError(f"'{src}' holds no nodule of 3 mm or more that can be used; add scans that do.")
-    with write_atomically(settings.output / TABLE, "w") as file:
+    with write_atomically(folder / TABLE, "w") as file:
         table = csv.DictWriter(file, list(rows[0]))
         table.writeheader()
         table.writerows(rows)
-    _write_summary(settings, scans, rows, problems)
-    return settings.output
+    counts = {
+        "scans": len({row["scan"] for row in rows}),
+        "scans_without_nodule": len(scans) - len({row["scan"] for row in rows}),
+        "patients": len({row["patient"] for row in rows}),
+        "nodules": len(rows),
+        "marks": sum(row["readers"] for row in rows),
+        "marks_below_3_mm": sum(scan.reading.small for scan in scans),
+        "marks_of_no_nodule": sum(scan.reading.other for scan in scans),
+        "left_out": len(problems),
+    }
+    write_json(folder / SUMMARY, {"size_mm": size_mm, "spacing_mm": SPACING_MM, **counts, "reasons": problems})
+    logger.info(
+        f"{counts['nodules']} nodules of {counts['marks']} marks in {counts['scans']} scans of {counts['patients']} "
+        f"patients are in {folder}; left out as bad: {len(problems)} ({SUMMARY} says which)"
+    )
+    return folder
 
 
-def _refuse(problems: Sequence[str], skip_bad: bool) -> None:
+def _refuse(new: Sequence[str], problems: Sequence[str], skip_bad: bool) -> None:
+    """Log what is new, and stop on all problems so far unless they are left out."""
+    for problem in new:
+        logger.warning(f"left out: {problem}")
     if problems and not skip_bad:
         others = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
         raise InputError(f"{problems[0].rstrip('.')}; or leave out this{others} by --skip_bad.")
@@ -212,16 +201,18 @@ def locate_series(src: Path, uids: set[str]) -> dict[str, tuple[Path, str]]:
     return places
 
 
-def _read_scan(scan: Scan, settings: Settings) -> tuple[list[Row], list[str]]:
+def _read_scan(scan: Scan, output: Path, size_mm: float) -> tuple[list[Row], list[str]]:
     """The rows of a scan and one sentence for all that is left out of it; the cubes are written."""
     if not scan.reading.marks:
         return [], []
-    done = settings.output / DONE / f"{scan.name}.json"
-    key = _key(scan, settings)
+    done = output / DONE / f"{scan.name}.json"
+    files = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in scan.folder.iterdir())
+    content = repr((_FORMAT, scan.name, scan.reading.digest, files, size_mm, SPACING_MM))
+    key = hashlib.sha256(content.encode()).hexdigest()  # changes with all that the scan's cubes and rows depend on
     if done.is_file():
         known = read_json(done)
-        files = [settings.output / part / f"{row['nodule']}.nii.gz" for row in known["rows"] for part in _PARTS]
-        if known["key"] == key and all(file.is_file() for file in files):
+        cubes = [output / part / f"{row['nodule']}.nii.gz" for row in known["rows"] for part in _PARTS]
+        if known["key"] == key and all(cube.is_file() for cube in cubes):
             return known["rows"], known["problems"]
     try:
         series = _series_of(scan)
@@ -238,19 +229,33 @@ def _read_scan(scan: Scan, settings: Settings) -> tuple[list[Row], list[str]]:
     for number, nodule in enumerate(nodules, start=1):
         name = f"{scan.name}_nodule{number}"
         try:
-            rows.append(_write_nodule(name, scan, series, nodule, settings))
+            cube = cut_cube(series, nodule.voxels, size_mm, SPACING_MM)
         except InputError as error:
             problems.append(f"'{scan.reading.file}', {nodule.members[0].mark}: {error}")
+            continue
+        cube.write(*(output / part / f"{name}.nii.gz" for part in _PARTS))
+        volume = volume_mm3(nodule.voxels, series.spacing)
+        ratings = nodule.median_ratings()
+        rows.append(
+            {
+                "nodule": name,
+                "scan": scan.name,
+                "patient": scan.patient,
+                "malignancy": ratings.pop("malignancy"),
+                "readers": len(nodule.readers),
+                "malignancy_ratings": ";".join(map(str, nodule.ratings("malignancy"))),
+                **ratings,
+                "volume_mm3": round(volume, 2),
+                "diameter_mm": round(2 * (0.75 / math.pi * volume) ** (1 / 3), 2),
+                **{f"center_{axis}": round(float(value), 3) for axis, value in zip("xyz", cube.center)},
+                **{f"spacing_{axis}": round(float(value), 4) for axis, value in zip("xyz", series.spacing)},
+                "padded": round(cube.padded, 4),
+                "series_uid": series.uid,
+            }
+        )
     if len(rows) == len(nodules):  # a file that could not be read is tried again
         write_json(done, {"key": key, "rows": rows, "problems": problems})
     return rows, problems
-
-
-def _key(scan: Scan, settings: Settings) -> str:
-    """Changes with all that a scan's cubes and rows depend on."""
-    files = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in scan.folder.iterdir())
-    content = repr((_FORMAT, scan.name, scan.reading.digest, files, settings.size_mm, settings.spacing_mm))
-    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _series_of(scan: Scan) -> DicomSeries:
@@ -268,45 +273,3 @@ def _series_of(scan: Scan) -> DicomSeries:
     if min(series.spacing) <= 0:
         raise InputError(f"the series {series} in '{series.folder}' states no pixel spacing (0028,0030); add it.")
     return series
-
-
-def _write_nodule(name: str, scan: Scan, series: DicomSeries, nodule: Nodule, settings: Settings) -> Row:
-    cube = cut_cube(series, nodule.voxels, settings.size_mm, settings.spacing_mm)
-    cube.write(*(settings.output / part / f"{name}.nii.gz" for part in _PARTS))
-    volume = volume_mm3(nodule.voxels, series.spacing)
-    ratings = nodule.median_ratings()
-    return {
-        "nodule": name,
-        "scan": scan.name,
-        "patient": scan.patient,
-        "malignancy": ratings.pop("malignancy"),
-        "readers": len(nodule.readers),
-        "malignancy_ratings": ";".join(map(str, nodule.ratings("malignancy"))),
-        **ratings,
-        "volume_mm3": round(volume, 2),
-        "diameter_mm": round(2 * (0.75 / math.pi * volume) ** (1 / 3), 2),
-        **{f"center_{axis}": round(float(value), 3) for axis, value in zip("xyz", cube.center)},
-        **{f"spacing_{axis}": round(float(value), 4) for axis, value in zip("xyz", series.spacing)},
-        "padded": round(cube.padded, 4),
-        "series_uid": series.uid,
-    }
-
-
-def _write_summary(settings: Settings, scans: Sequence[Scan], rows: Sequence[Row], problems: Sequence[str]) -> None:
-    readings = [scan.reading for scan in scans]
-    counts = {
-        "scans": len({row["scan"] for row in rows}),
-        "scans_without_nodule": len(scans) - len({row["scan"] for row in rows}),
-        "patients": len({row["patient"] for row in rows}),
-        "nodules": len(rows),
-        "marks": sum(row["readers"] for row in rows),
-        "marks_below_3_mm": sum(reading.small for reading in readings),
-        "marks_of_no_nodule": sum(reading.other for reading in readings),
-        "left_out": len(problems),
-    }
-    content = {"size_mm": settings.size_mm, "spacing_mm": settings.spacing_mm, **counts, "reasons": list(problems)}
-    write_json(settings.output / SUMMARY, content)
-    logger.info(
-        f"{counts['nodules']} nodules of {counts['marks']} marks in {counts['scans']} scans of {counts['patients']} "
-        f"patients are in {settings.output}; left out as bad: {len(problems)} ({SUMMARY} says which)"
-    )

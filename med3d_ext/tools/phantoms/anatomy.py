@@ -118,13 +118,11 @@ class Body(Space):
 
 
 def torso(space: Space, lesions: int = 0, thin_scale: float = 1.0, table: bool = False) -> np.ndarray:
-    """Tissue of every point of one random patient, from lower chest to kidneys.
+    """Tissue (uint8 numbers) of every point of one random patient, from lower chest to kidneys.
 
-    Args:
-        space: points 3 x X x Y x Z, the origin near the middle of the upper abdomen.
-        lesions: number of round lesions in the liver.
-        thin_scale: thickness of pancreas and liver vessels relative to the usual one (coarse grids need thicker ones).
-        table: whether the patient lies on a visible table.
+    The origin is near the middle of the upper abdomen. ``lesions`` are round and in the liver; ``thin_scale`` is the
+    thickness of pancreas and liver vessels relative to the usual one (coarse grids need thicker ones); ``table`` shows
+    the one that the patient lies on.
     """
     body, rng = Body("torso", space, "air"), space.rng
     if table:
