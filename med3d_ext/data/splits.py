@@ -14,6 +14,7 @@ from med3d_ext.errors import InputError
 from med3d_ext.io.files import read_json
 
 logger = logging.getLogger("med3d_ext.prepare")
+SHARE = 0.1  # of the subjects for test, and of the others for validation (paper, section 4.1)
 SPLITS = ("training", "validation", "test")
 
 
@@ -24,17 +25,13 @@ def held_out() -> frozenset[str]:
 
 
 def split_cases(
-    domains: dict[str, list[dict[str, Any]]],
-    seed: int = 0,
-    share: float = 0.1,
-    folds: int | None = None,
-    fold: int = 0,
+    domains: dict[str, list[dict[str, Any]]], seed: int = 0, folds: int | None = None, fold: int = 0
 ) -> None:
     """Give every case a ``split``: 90 % training and 10 % test per domain (paper section 4.1), by subject.
 
     A subject is the case's ``subject``, else the content of its image: one scan that serves several domains is on one
     side in all of them. If cases state a ``stratum`` (a modality, a class), each stratum of a domain is split by
-    itself. Images in ``held_out.json`` are test; a stratum with none of them gives ``max(1, round(share * n))``
+    itself. Images in ``held_out.json`` are test; a stratum with none of them gives ``max(1, round(0.1 * n))``
     subjects, one with a single subject only trains. Of the subjects that are left for training, the same share (from
     ten on) becomes ``validation``, for the choice of the best epoch. The order of the domains and of their cases does
     not matter.
@@ -47,7 +44,6 @@ def split_cases(
     Args:
         domains: domain name to cases; each case needs ``sha256``. The key ``split`` is written into each case.
         seed: seed of the draw.
-        share: share of the test cases and of the validation cases.
         folds: number of parts. Defaults to None: no cross-validation.
         fold: which part is tested, from 0 on.
     """
@@ -75,7 +71,7 @@ def split_cases(
         for members in (members for name, groups in strata.items() if not given[name] for members in groups):
             members = members - fixed["training"] - fixed["validation"]
             if len(members) > 1 and not members & reserved:
-                test |= _draw(members, test, share, seed)
+                test |= _draw(members, test, seed)
     else:
         test |= set().union(*(_fold(name, strata[name], folds, fold, seed, domains[name]) for name in strata))
     validation = fixed["validation"] - test
@@ -84,7 +80,7 @@ def split_cases(
         if "validation" not in given[name].values() and sum(map(len, left)) >= 10:
             for members in left:
                 if len(members) > 1:
-                    validation |= _draw(members, validation, share, seed + 1)
+                    validation |= _draw(members, validation, seed + 1)
     for name, cases in domains.items():
         for case in cases:
             subject, side = _subject(case), sides.get(case["sha256"])
@@ -153,9 +149,9 @@ def _fold(
     return set([subject for members in groups for subject in _shuffled(members, seed)][fold::folds])
 
 
-def _draw(subjects: set[str], chosen: set[str], share: float, seed: int) -> set[str]:
+def _draw(subjects: set[str], chosen: set[str], seed: int) -> set[str]:
     """What ``subjects`` lack of their share in ``chosen``, which other domains with the same scans have drawn."""
-    lacking = max(1, round(share * len(subjects))) - len(subjects & chosen)
+    lacking = max(1, round(SHARE * len(subjects))) - len(subjects & chosen)
     return set(_shuffled(subjects - chosen, seed)[: max(0, lacking)])
 
 

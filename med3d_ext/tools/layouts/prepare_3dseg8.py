@@ -140,11 +140,29 @@ def find_domains(
         raise InputError(f"'{root}' is not a folder; give the folder that holds the domains' folders.")
     file = Path(domains_file) if domains_file else root / LINES
     lines = read_lines(file) if domains_file or file.is_file() else {}
-    folders = _folders(root, lines)
-    found = {name: _read(name, folder, lines.get(name, {}), faults) for name, folder in folders.items()}
+    found: dict[str, Found] = {}
+    for name, folder in _folders(root, lines).items():
+        source, line = read_source(folder, faults=faults), lines.get(name, {})
+        modality = {0: line["modality"]} if "modality" in line else source.modality
+        if not modality and recognize(folder.name, source.title or folder.name) is None:
+            modality = {0: _guessed_modality(source)}
+        line = {**({"merge": source.merge} if source.merge else {}), **line}
+        settings = settings_of(name, folder.name, source.title or folder.name, modality, line)
+        found[name] = Found(folder, replace(source, name=name), settings)
     if not found:
         raise InputError(f"'{root}' holds no domain; give the folder that holds Task01_BrainTumour and the others.")
-    found = _without_twins(found)
+    kept: dict[str, str] = {}  # the 100 cases of 2018 alone may take the place of the Decathlon's 20 hearts
+    for name in sorted(found, key=lambda name: found[name].source.layout != LEFT_ATRIUM):
+        organ, folder = found[name].settings.organ, found[name].folder
+        if (other := found[kept.setdefault(organ, name)]) is found[name]:
+            continue
+        if other.source.layout != LEFT_ATRIUM:
+            raise InputError(
+                f"'{folder}' and '{other.folder}' are both the domain '{organ}'; remove one, or give it a name of its "
+                f'own by a line in {LINES}: {{"NAME": {{"folder": "{folder.name}"}}}}.'
+            )
+        logger.info(f"'{other.folder}' takes the place of '{folder}'")
+    found = {name: found[name] for name in kept.values()}
     order = [domain.organ for domain in DOMAINS]
     place = {name: order.index(each.settings.organ) for name, each in found.items() if each.settings.organ in order}
     found = {name: found[name] for name in sorted(found, key=lambda name: (place.get(name, len(order)), name))}
@@ -194,16 +212,6 @@ def _is_domain(folder: Path) -> bool:
     return layout is not None and (layout.name != LITS or any(folder.glob("volume-*.nii*")))
 
 
-def _read(name: str, folder: Path, line: Mapping[str, Any], faults: Faults | None) -> Found:
-    source = read_source(folder, faults=faults)
-    modality = {0: line["modality"]} if "modality" in line else source.modality
-    if not modality and recognize(folder.name, source.title or folder.name) is None:
-        modality = {0: _guessed_modality(source)}
-    line = {**({"merge": source.merge} if source.merge else {}), **line}
-    settings = settings_of(name, folder.name, source.title or folder.name, modality, line)
-    return Found(folder, replace(source, name=name), settings)
-
-
 def _guessed_modality(source: Source) -> str:
     """CT or MR, if nothing says it: HU are far below 0 outside of the body."""
     guess = "MR"
@@ -214,20 +222,3 @@ def _guessed_modality(source: Source) -> str:
             break
     logger.warning(f"'{source.name}' states no modality: {guess} by the intensities; correct it by a line in {LINES}")
     return guess
-
-
-def _without_twins(found: dict[str, Found]) -> dict[str, Found]:
-    """Refuse one domain in two folders; the 100 cases of 2018 alone may take the place of the Decathlon's 20 hearts."""
-    kept: dict[str, str] = {}
-    for name in sorted(found, key=lambda name: found[name].source.layout != LEFT_ATRIUM):
-        organ, folder = found[name].settings.organ, found[name].folder
-        other = kept.setdefault(organ, name)
-        if other == name:
-            continue
-        if found[other].source.layout != LEFT_ATRIUM:
-            raise InputError(
-                f"'{folder}' and '{found[other].folder}' are both the domain '{organ}'; remove one, or give it a name "
-                f'of its own by a line in {LINES}: {{"NAME": {{"folder": "{folder.name}"}}}}.'
-            )
-        logger.info(f"'{found[other].folder}' takes the place of '{folder}'")
-    return {name: found[name] for name in kept.values()}

@@ -26,6 +26,7 @@ from med3d_ext.io.dicom_series import read_series
 from med3d_ext.io.files import write_atomically
 from med3d_ext.tools.lidc.xml import CHARACTERISTICS, Contour, Mark
 
+SPACING_MM = 1.0  # edge of a cube's voxels
 HU_RANGE = (-1024, 3071)
 """What 12-bit CT can hold; scanners fill the corners outside of their round field with lower values."""
 
@@ -204,17 +205,17 @@ class Cube:
                 file.write(gzip.compress(nifti.to_bytes(), compresslevel=6, mtime=0))
 
 
-def cut_cube(series: DicomSeries, voxels: np.ndarray, size_mm: float, spacing_mm: float) -> Cube:
+def cut_cube(series: DicomSeries, voxels: np.ndarray, size_mm: float) -> Cube:
     """Cut a cube around the center of a nodule, in one linear interpolation; only the slices in it are read.
 
     The mask is interpolated, too, and cut at one half, which keeps its volume if slices are thick. ``voxels`` are the
-    nodule's flat indices into the sorted and checked scan; ``size_mm`` and ``spacing_mm`` are edges of cube and voxels.
+    nodule's flat indices into the sorted and checked scan, ``size_mm`` is the edge of the cube.
     """
     shape = volume_shape(series)
     indices = np.transpose(np.unravel_index(voxels, shape))
-    edge = round(size_mm / spacing_mm)
-    affine = np.diag([spacing_mm] * 3 + [1.0])
-    affine[:3, 3] = (series.affine @ [*indices.mean(axis=0), 1])[:3] - spacing_mm * (edge - 1) / 2
+    edge = round(size_mm / SPACING_MM)
+    affine = np.diag([SPACING_MM] * 3 + [1.0])
+    affine[:3, 3] = (series.affine @ [*indices.mean(axis=0), 1])[:3] - SPACING_MM * (edge - 1) / 2
     to_scan = np.linalg.inv(series.affine) @ affine
     to_cube = np.linalg.inv(to_scan)
     places = indices @ to_cube[:3, :3].T + to_cube[:3, 3]

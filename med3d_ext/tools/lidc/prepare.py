@@ -25,6 +25,7 @@ from med3d_ext.io.dicom_files import DicomSeries, is_dicom, other_kind, read_tag
 from med3d_ext.io.dicom_series import check_series, find_series, without_copies
 from med3d_ext.io.files import read_json, write_atomically, write_json
 from med3d_ext.tools.lidc.nodules import (
+    SPACING_MM,
     Outlined,
     cluster_marks,
     cut_cube,
@@ -36,7 +37,7 @@ from med3d_ext.tools.lidc.xml import Reading, check_malignancy, find_readings, i
 
 logger = logging.getLogger("med3d_ext.prepare")
 TABLE, SUMMARY, DONE = "nodules.csv", "lidc.json", ".lidc"
-CUBE_MM, SPACING_MM = 64.0, 1.0  # edges of a cube and of its voxels
+CUBE_MM = 64.0
 Row = dict[str, Any]
 _FORMAT = 1  # of the remembered scans; raise it when a cube or a row changes
 _PARTS = ("images", "masks")
@@ -229,7 +230,7 @@ def _read_scan(scan: Scan, output: Path, size_mm: float) -> tuple[list[Row], lis
     for number, nodule in enumerate(nodules, start=1):
         name = f"{scan.name}_nodule{number}"
         try:
-            cube = cut_cube(series, nodule.voxels, size_mm, SPACING_MM)
+            cube = cut_cube(series, nodule.voxels, size_mm)
         except InputError as error:
             problems.append(f"'{scan.reading.file}', {nodule.members[0].mark}: {error}")
             continue
