@@ -14,6 +14,7 @@ from prepared_folders import domain_of
 
 from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.errors import FaultyCases, InputError
+from med3d_ext.io.files import read_json, write_json
 from med3d_ext.tools.layouts import lung
 from med3d_ext.tools.layouts.lung import EITHER, LEFT, RIGHT, lung_classes, merge_masks, side_of
 from med3d_ext.tools.layouts.prepare import prepare, prepare_lits, prepare_lung
@@ -240,6 +241,15 @@ def test_every_layout_becomes_a_decathlon_datalist_with_modalities(layout, tmp_p
     assert domain["classes"] == {"0": "background", "1": "lung"}
     assert domain["label_map"] == {"0": 0, "1": 1, "2": 1}
     assert len(domain["cases"]) == len(items)
+
+
+def test_a_folder_of_one_modality_states_it_once(tmp_path):
+    folder = write_decathlon(tmp_path / "Lung", ("CT", "CT"))
+    content = read_json(folder / "dataset.json")
+    entries = [{key: entry[key] for key in ("image", "label")} for entry in content["training"]]
+    write_json(folder / "dataset.json", {**content, "training": entries, "modality": {"0": "CT"}})
+    prepare_lung(folder, tmp_path / "out")
+    assert [case["modality"] for case in domain_of(tmp_path / "out")["cases"]] == ["CT", "CT"]
 
 
 def test_a_tenth_of_every_modality_is_test(tmp_path):
