@@ -88,11 +88,7 @@ def read_voxels(case: dict[str, Any], channel: int | None, spacing: list[float],
 
 
 def scan_cases(
-    cases: list[dict[str, Any]],
-    known: list[dict[str, Any]],
-    channel: int | None,
-    foreground: bool,
-    faults: Faults,
+    cases: list[dict[str, Any]], known: list[dict[str, Any]], channel: int | None, foreground: bool, faults: Faults
 ) -> list[dict[str, Any]]:
     """The second pass: add what :func:`read_voxels` finds to each case, in place, and return those that can be read.
 
@@ -165,7 +161,12 @@ def _without_twins(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         if first is case:
             continue
         names = f"'{case['image']}'" if case["image"] == first["image"] else f"'{first['image']}' and '{case['image']}'"
-        if not _same_label(first, case):
+        is_same = first["label"] == case["label"]
+        if not is_same and isinstance(case["label"], str):
+            is_same = first["label_sha256"] == case["label_sha256"] or np.array_equal(
+                *(load_volume(each["label"]).numpy() for each in (first, case))  # the same, perhaps packed anew
+            )
+        if not is_same:
             labels = ", ".join(f"'{each.get('mask', each['label'])}'" for each in (first, case))
             raise InputError(f"{names}: one image with two different labels ({labels}); remove the wrong one.")
         if first.get("given") != case.get("given"):
@@ -174,15 +175,6 @@ def _without_twins(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             )
         logger.warning(f"{names}: one case, listed twice; it counts once")
     return list(kept.values())
-
-
-def _same_label(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    if not isinstance(one["label"], str):
-        return bool(one["label"] == other["label"])
-    if one["label_sha256"] == other["label_sha256"]:
-        return True
-    volumes = [load_volume(case["label"]).numpy() for case in (one, other)]  # the same, perhaps packed anew
-    return np.array_equal(*volumes)
 
 
 def summarize(cases: list[dict[str, Any]]) -> dict[str, Any]:

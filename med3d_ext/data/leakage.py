@@ -110,32 +110,26 @@ class Evaluated:
                 f"the weights were trained on or chosen by {len(names)} of these {len(items)} cases ({some}): their "
                 "figures say nothing about new cases"
             )
-        others = self._other_classes()
-        for domain, (trained, given) in others.items():
-            logger.warning(
-                f"the classes of the weights are {', '.join(trained)}, those of {domain} {', '.join(given)}: "
-                "check that they mean the same"
-            )
-        return {"seen_by_weights": names, **({"other_classes": others} if others else {})}
-
-    def _other_classes(self) -> dict[str, list[list[str]]]:
-        if self.data is None or facts_path(self.weights.parent) is None:
-            return {}
-        trained = weights_domains(self.weights)
-        others = {}
-        for name, domain in self.data.domains.items():
+        others: dict[str, list[list[str]]] = {}
+        is_compared = self.data is not None and facts_path(self.weights.parent) is not None
+        trained = weights_domains(self.weights) if is_compared else {}
+        for name, domain in self.data.domains.items() if is_compared else ():
             if name not in trained and len(trained) > 1:
                 raise InputError(f"'{self.weights}' has no branch '{name}'; choose one of {', '.join(trained)}.")
             both = trained.get(name, next(iter(trained.values()))), domain
-            ours, theirs = ([*each["classes"].values()][: self.num_classes] for each in both)
+            ours, theirs = ([*each["classes"].values()][1 : self.num_classes] for each in both)
             if len(ours) != len(theirs):
                 raise InputError(
-                    f"'{self.weights}' segments {', '.join(ours[1:])}, the labels of '{name}' are "
-                    f"{', '.join(theirs[1:])}; give the data or the weights of this task."
+                    f"'{self.weights}' segments {', '.join(ours)}, the labels of '{name}' are {', '.join(theirs)}; "
+                    "give the data or the weights of this task."
                 )
-            if [each.casefold() for each in ours[1:]] != [each.casefold() for each in theirs[1:]]:
-                others[name] = [ours[1:], theirs[1:]]
-        return others
+            if [each.casefold() for each in ours] != [each.casefold() for each in theirs]:
+                others[name] = [ours, theirs]
+                logger.warning(
+                    f"the classes of the weights are {', '.join(ours)}, those of {name} {', '.join(theirs)}: "
+                    "check that they mean the same"
+                )
+        return {"seen_by_weights": names, **({"other_classes": others} if others else {})}
 
 
 def unseen(items: list[dict[str, Any]], weights: str | os.PathLike, split: str = "test") -> list[dict[str, Any]]:

@@ -43,11 +43,7 @@ class NodulesToClassify:
     """
 
     def __init__(
-        self,
-        dataset_dir: str | None,
-        points: str | None = None,
-        point_space: str = "RAS",
-        skip_bad: bool = False,
+        self, dataset_dir: str | None, points: str | None = None, point_space: str = "RAS", skip_bad: bool = False
     ) -> None:
         if point_space not in SPACES:
             raise InputError(f"point_space must be one of {', '.join(SPACES)}, got {point_space!r}.")

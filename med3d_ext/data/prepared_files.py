@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,11 +51,17 @@ def prepare_domains(
         default_channel: the channel of sets of which none is chosen; None wants 3D images.
         folds: ``folds`` and ``fold`` of :func:`split_cases`.
     """
+    src, output = Path(src).expanduser(), Path(output)
+    known: dict[int | None, list[dict[str, Any]]] = {}  # channel to cases
+    for folder in dict.fromkeys((output, src)):
+        with suppress(InputError):  # nothing was prepared, or it is damaged: all is read anew
+            before = read_prepared(folder)
+            for name, facts in before.domains.items():
+                known.setdefault(facts.get("channel"), []).extend(before.cases[name])
     domains: dict[str, Facts] = {}
     for name, source in sources.items():
         channel = default_channel if source.channel is None else source.channel
-        known = [*_known_cases(output, channel), *_known_cases(src, channel)]
-        cases = fingerprint_domain(source, known, channel, foreground, faults)
+        cases = fingerprint_domain(source, known.get(channel, []), channel, foreground, faults)
         if not cases:
             raise FaultyCases(faults.sentences, len(faults.sentences))
         domains[name] = {"classes": {str(value): title for value, title in source.classes.items()}, "cases": cases}
@@ -72,7 +79,7 @@ def prepare_domains(
             logger.warning(f"{name}: {sentence}")
     more = remarks() if remarks is not None else ""
     more += f"; {len(faults.sentences)} faulty left out" if faults.sentences else ""
-    return _write(domains, Path(src).expanduser(), Path(output), seed, more)
+    return _write(domains, src, output, seed, more)
 
 
 def _write(domains: Mapping[str, Facts], src: Path, output: Path, seed: int, remarks: str) -> Path:
@@ -163,16 +170,6 @@ def located(item: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """An entry of ``datalist.json`` with absolute paths."""
     root = folder.resolve()
     return {**item, **{key: str((root / item[key]).resolve()) for key in FILES if isinstance(item.get(key), str)}}
-
-
-def _known_cases(folder: str | os.PathLike, channel: int | None) -> list[dict[str, Any]]:
-    """Cases of a folder that was prepared before, of the domains that took the same channel."""
-    try:
-        known = read_prepared(Path(folder))
-    except InputError:
-        return []  # nothing was, or it is damaged: all is read anew
-    same = [known.cases[name] for name, facts in known.domains.items() if facts.get("channel") == channel]
-    return [case for cases in same for case in cases]
 
 
 def changed_files(prepared: Prepared, splits: Sequence[str]) -> list[str]:

@@ -15,7 +15,6 @@ import nibabel
 import numpy as np
 
 from med3d_ext.data.datalists import Source, existing_file
-from med3d_ext.data.prepared_files import DATALIST, read_prepared
 from med3d_ext.errors import Faults, InputError
 from med3d_ext.io.files import file_stamp, write_atomically
 from med3d_ext.io.grids import Grid, copy_geometry, grid_of_file, on_image_grid
@@ -67,20 +66,6 @@ def side_of(name: str) -> int:
     if not LUNG & set(words) and not (LOBE & set(words) and LOBES & set(words)):
         return 0
     return next((SIDES[word] for word in words if word in SIDES), EITHER)
-
-
-def read_prepared_lung(root: Path, output: Path | None, faults: Faults) -> Source:
-    """What ``prepare lung`` has written, for another split or other classes."""
-    found = read_prepared(root)
-    name, domain = next(iter(found.domains.items()))
-    if "label_names" not in domain:
-        raise InputError(f"'{root}' was not prepared for the lung bundle; give the source folder.")
-    cases = []
-    for case in found.cases[name]:
-        known = {key: case[key] for key in ("modality", "subject", "stratum", "given", "fold") if key in case}
-        files = {key: str(existing_file(Path(case[key]), root / DATALIST)) for key in ("image", "label")}
-        cases.append(known | files)
-    return Source(name, {int(k): v for k, v in domain["label_names"].items()}, {0: "image"}, cases)
 
 
 def is_totalsegmentator(root: Path) -> bool:

@@ -11,7 +11,6 @@ from statistics import median
 from typing import Any
 
 from med3d_ext.data.datalists import Source, existing_file
-from med3d_ext.data.prepared_files import DATALIST, read_prepared
 from med3d_ext.errors import Faults, InputError
 from med3d_ext.io.files import read_json, read_table
 from med3d_ext.tools.layouts.organs import LIST, listed_entries
@@ -122,16 +121,3 @@ def read_entries(root: Path, output: Path | None, faults: Faults) -> Source:
 def _subject(entry: Mapping[str, Any]) -> dict[str, str]:
     stated = [str(entry[key]).strip() for key in _SUBJECT if str(entry.get(key) or "").strip()]
     return {"subject": stated[0]} if stated else {}
-
-
-def read_prepared_nodules(root: Path, output: Path | None, faults: Faults) -> Source:
-    """What ``prepare nodules`` has written, for another fold or cube."""
-    found = read_prepared(root)
-    name, domain = next(iter(found.domains.items()))
-    cases = []
-    for case in found.cases[name]:
-        kept = {key: case[key] for key in ("label", "malignancy", "subject", "given", "fold") if key in case}
-        with faults.caught():
-            files = {key: existing_file(Path(case[key]), root / DATALIST) for key in ("image", "mask") if key in case}
-            cases.append(kept | {key: str(file) for key, file in files.items()})
-    return Source(root.name, {int(value): str(title) for value, title in domain["classes"].items()}, {0: "CT"}, cases)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from med3d_ext.data.datalists import Source
+from med3d_ext.data.datalists import Source, existing_file
 from med3d_ext.data.fingerprint import read_header
-from med3d_ext.data.prepared_files import DATALIST
+from med3d_ext.data.prepared_files import DATALIST, read_prepared
 from med3d_ext.errors import Faults, FaultyCases, InputError
 from med3d_ext.tools.layouts import lung, nodules, organs
 
@@ -31,6 +31,26 @@ class Layout:
         return bool((folder / self.mark).is_file() if self.matches is None else self.matches(folder))
 
 
+def read_again(root: Path, output: Path | None, faults: Faults) -> Source:
+    """What ``prepare`` has written for lungs or nodules, for another split, other classes or another cube."""
+    found = read_prepared(root)
+    name, domain = next(iter(found.domains.items()))
+    cases = []
+    for case in found.cases[name]:
+        if isinstance(case["label"], str) and "label_names" not in domain:
+            raise InputError(f"'{root}' was not prepared for the lung bundle; give the source folder.")
+        kept = {key: case[key] for key in KEPT if key in case}
+        with faults.caught():
+            for key in ("image", "label", "mask"):
+                if isinstance(case.get(key), str):
+                    kept[key] = str(existing_file(Path(case[key]), root / DATALIST))
+            cases.append(kept)
+    is_lung, names = "label_names" in domain, domain.get("label_names", domain["classes"])
+    classes = {int(value): str(title) for value, title in names.items()}
+    return Source(name if is_lung else root.name, classes, {0: "image" if is_lung else "CT"}, cases)
+
+
+KEPT = ("label", "malignancy", "modality", "subject", "stratum", "given", "fold")
 ORGANS, LUNG, NODULES = ("organ", "lung"), ("lung",), ("nodules",)
 LITS, LEFT_ATRIUM = "LiTS", "2018 left atrium"
 
@@ -38,10 +58,10 @@ LITS, LEFT_ATRIUM = "LiTS", "2018 left atrium"
 LAYOUTS = (
     Layout("nodules.csv", NODULES, nodules.TABLE, nodules.read_rows),
     Layout("classes", NODULES, organs.LIST, nodules.read_entries),
-    Layout("prepared nodules", NODULES, DATALIST, nodules.read_prepared_nodules),
+    Layout("prepared nodules", NODULES, DATALIST, read_again),
     Layout("nnU-Net", ORGANS, organs.LIST, organs.read_nnunet, organs.is_nnunet),
     Layout("Decathlon", ORGANS, organs.LIST, organs.read_decathlon),
-    Layout("prepared lung", LUNG, DATALIST, lung.read_prepared_lung),
+    Layout("prepared lung", LUNG, DATALIST, read_again),
     Layout(
         "TotalSegmentator", LUNG, "TotalSegmentator's folders", lung.read_totalsegmentator, lung.is_totalsegmentator
     ),

@@ -54,10 +54,7 @@ class Scan:
 
 
 def read_lidc(
-    src: str | os.PathLike,
-    output: str | os.PathLike,
-    skip_bad: bool = False,
-    size_mm: float = CUBE_MM,
+    src: str | os.PathLike, output: str | os.PathLike, skip_bad: bool = False, size_mm: float = CUBE_MM
 ) -> Path:
     """Turn LIDC-IDRI into ``images/``, ``masks/`` and ``nodules.csv``, a row and a cube per nodule of 3 mm or more.
 

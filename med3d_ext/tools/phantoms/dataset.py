@@ -211,12 +211,6 @@ def phantom_dataset(kind: str, folder: str | None = None, cases: int | None = No
             data: $MED3D_CACHE/phantoms, where MED3D_CACHE defaults to ~/.cache/med3d_ext.
         cases: number of cases, for 3dseg8 in each domain. Defaults to 12, 6, 12 and 160 in the order of the kinds.
         seed: the same seed gives the same voxels, and case number i is the same whatever the number of cases.
-
-    Returns:
-        the folder.
-
-    Raises:
-        InputError: an argument is out of range, or ``folder`` holds something else or cannot be written.
     """
     if kind not in KINDS:
         raise InputError(f"phantoms: KIND must be one of {', '.join(KINDS)}, got '{kind}'.")
