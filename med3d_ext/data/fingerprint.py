@@ -163,9 +163,9 @@ def _without_twins(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         names = f"'{case['image']}'" if case["image"] == first["image"] else f"'{first['image']}' and '{case['image']}'"
         is_same = first["label"] == case["label"]
         if not is_same and isinstance(case["label"], str):
-            is_same = first["label_sha256"] == case["label_sha256"] or np.array_equal(
-                *(load_volume(each["label"]).numpy() for each in (first, case))  # the same, perhaps packed anew
-            )
+            is_same = first["label_sha256"] == case["label_sha256"]
+            if not is_same:  # the same voxels, perhaps packed anew
+                is_same = np.array_equal(load_volume(first["label"]).numpy(), load_volume(case["label"]).numpy())
         if not is_same:
             labels = ", ".join(f"'{each.get('mask', each['label'])}'" for each in (first, case))
             raise InputError(f"{names}: one image with two different labels ({labels}); remove the wrong one.")

@@ -83,10 +83,10 @@ def split_cases(
                     validation |= _draw(members, validation, seed + 1)
     for name, cases in domains.items():
         for case in cases:
-            subject, side = _subject(case), sides.get(case["sha256"])
+            subject, stated = _subject(case), sides.get(case["sha256"])
             drawn = "test" if subject in test else "validation" if subject in validation else "training"
-            may_validate = side == "training" and "validation" not in given[name].values()
-            case["split"] = drawn if side is None or (may_validate and drawn != "test") else side
+            may_validate = stated == "training" and "validation" not in given[name].values()
+            case["split"] = drawn if stated is None or (may_validate and drawn != "test") else stated
 
 
 def _given_sides(domain: str, cases: list[dict[str, Any]], folds: int | None) -> dict[str, str]:

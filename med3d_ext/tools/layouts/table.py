@@ -45,7 +45,8 @@ def read_again(root: Path, output: Path | None, faults: Faults) -> Source:
                 if isinstance(case.get(key), str):
                     kept[key] = str(existing_file(Path(case[key]), root / DATALIST))
             cases.append(kept)
-    is_lung, names = "label_names" in domain, domain.get("label_names", domain["classes"])
+    is_lung = "label_names" in domain
+    names = domain["label_names" if is_lung else "classes"]
     classes = {int(value): str(title) for value, title in names.items()}
     return Source(name if is_lung else root.name, classes, {0: "image" if is_lung else "CT"}, cases)
 
