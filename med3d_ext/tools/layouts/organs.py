@@ -23,12 +23,10 @@ from med3d_ext.transforms.load import load_volume
 logger = logging.getLogger("med3d_ext.prepare")
 LIST = "dataset.json"
 PARTS = {"training": "Tr", "validation": "Val", "test": "Ts"}  # of imagesTr, labelsTr; the others give a split
-LITS_NAMES = ("volume", "segmentation")
 PAIRS = (("imagesTr", "labelsTr"), ("images", "labels"))
 ATRIUM_SUFFIXES = (".nrrd", ".nii.gz", ".nii")
-SPLIT_WORDS = {"train": "training", "val": "validation", "valid": "validation", "testing": "test"} | dict(
-    zip(SPLITS, SPLITS)
-)
+SPLIT_WORDS = {"train": "training", "val": "validation", "valid": "validation", "testing": "test"}
+SPLIT_WORDS |= {split: split for split in SPLITS}
 _CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net's CASE_0000
 
 # The Decathlon
@@ -307,16 +305,14 @@ def _volumes(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if is_image_name(path)) if folder.is_dir() else []
 
 
-# LiTS
-
-
 def read_lits(root: Path, output: Path | None, faults: Faults) -> Source:
     """``volume-N.nii`` with ``segmentation-N.nii``, in any sub-folder: Kaggle and some unzippers make folders."""
     cases = []
-    images, masks = ([path for path in root.rglob(f"{name}-*.nii*") if not path.is_dir()] for name in LITS_NAMES)
-    for image in sorted(sorted(images), key=lambda path: (len(path.name), path.name)):
+    files = sorted(path for path in root.rglob("*-*.nii*") if not path.is_dir())
+    images, masks = ([path for path in files if path.name.startswith(name)] for name in ("volume-", "segmentation-"))
+    for image in sorted(images, key=lambda path: (len(path.name), path.name)):
         number = image.name.removeprefix("volume-")
-        labels = sorted(path for path in masks if path.name.startswith(f"segmentation-{number.split('.')[0]}.nii"))
+        labels = [path for path in masks if path.name.startswith(f"segmentation-{number.split('.')[0]}.nii")]
         if len(labels) > 1:  # several parts may count from 0, each with its labels
             labels = [label for label in labels if label.parent == image.parent] or labels
         with faults.caught():
@@ -330,9 +326,6 @@ def read_lits(root: Path, output: Path | None, faults: Faults) -> Source:
                 )
             cases.append(_case([existing_file(image)], existing_file(labels[0])))
     return Source(root.name, {0: "background", 1: "liver", 2: "tumor"}, {0: "CT"}, cases)
-
-
-# The 2018 left-atrium set
 
 
 def atria(folder: Path) -> list[Path]:
