@@ -12,7 +12,7 @@ from typing import Any
 
 from med3d_ext.errors import InputError
 from med3d_ext.io.dicom_files import volumes_of
-from med3d_ext.io.files import SUFFIXES, is_image_name, read_json, stem, told_apart
+from med3d_ext.io.files import SUFFIXES, is_image_name, read_json, sha256, stem, told_apart
 from med3d_ext.io.image_files import is_nifti, nifti_header
 
 logger = logging.getLogger("med3d_ext.data")
@@ -25,34 +25,23 @@ _LINK_BYTES = 1024  # a link that was checked out as text is one short line; no 
 
 @dataclass(frozen=True)
 class Source:
-    """One folder of labelled cases, whatever its layout.
+    """One folder of labelled cases, whatever its layout."""
 
-    Args:
-        name: the folder's name; it is the name of the domain.
-        classes: label value to class name, background included.
-        modality: channel number to channel name; empty if nothing names it.
-        cases: dictionaries with absolute paths under ``image`` and ``label`` and whatever else the list states. A list
-            under ``image`` is a file for each channel, see :func:`med3d_ext.tools.layouts.table.one_channel`.
-        title: what the data set calls itself.
-        merge: label value to the label value that it counts as.
-        layout: name of the layout in :mod:`med3d_ext.tools.layouts.table`.
-        channel: the channel to take of each file; None of 3D files.
-        chosen: of a set of several channels, number and name of the one that is taken.
-    """
-
-    name: str
-    classes: dict[int, str]
-    modality: dict[int, str]
+    name: str  # the folder's; it is the name of the domain
+    classes: dict[int, str]  # label value to name, background included
+    modality: dict[int, str]  # channel number to name; empty if nothing names it
+    # With absolute paths under image and label, and whatever else the list states. A list under image is a file for
+    # each channel, see med3d_ext.tools.layouts.table.one_channel.
     cases: list[dict[str, Any]] = field(default_factory=list)
-    title: str = ""
-    merge: Mapping[int, int] = field(default_factory=dict)
-    layout: str = ""
-    channel: int | None = None
-    chosen: tuple[int, str] | None = None
+    title: str = ""  # what the data set calls itself
+    merge: Mapping[int, int] = field(default_factory=dict)  # label value to the one that it counts as
+    layout: str = ""  # its name in med3d_ext.tools.layouts.table
+    channel: int | None = None  # the one to take of each file; None of 3D files
+    chosen: tuple[int, str] | None = None  # of several channels, number and name of the one that is taken
 
 
 def existing_file(path: Path, listed_in: Path | None = None) -> Path:
-    """The file itself, also where a symbolic link was unpacked as a text file that holds the link's target.
+    """The file itself, also if a symbolic link was unpacked as a text file that holds the link's target.
 
     Git without symbolic links, zip archives and some network drives write such text files. A folder with the name of an
     image, as some unzippers make, stands for the one image in it.
@@ -77,9 +66,8 @@ def list_images(folder: str | os.PathLike, argument: str = "dataset_dir") -> lis
 
     A file is itself. Of a Decathlon folder it is the content of ``imagesTs``, else of ``imagesTr``; of a folder of
     nodules that of ``images``. Of any other folder it is the image files in it and in its folders, of any depth, and
-    every folder, itself included, that holds DICOM files of a scan. Results of this package and folders of label maps
-    are left out, and so are hidden files. Nothing but names and first bytes is read: a damaged file is refused when it
-    is loaded, and the others are not.
+    every folder, itself included, that holds DICOM files of a scan. Results of this package, folders of label maps and
+    hidden files are left out. Nothing but names and first bytes is read: a damaged file is refused when it is loaded.
 
     Args:
         folder: the folder, or a file.
@@ -100,15 +88,8 @@ def named_images(
     ``patient_1_ct``, so that another patient changes nothing. Twins of one folder keep their format (``scan.mha``), and
     those of several inputs are told apart by the folders before them.
 
-    Args:
-        inputs: what :func:`list_images` takes.
-        argument: what the message calls them.
-
     Returns:
         items with ``image`` and ``case``, the name; and the inputs that hold none, each with a sentence that says why.
-
-    Raises:
-        InputError: no input holds an image.
     """
     found: dict[str, str] = {}
     without: dict[str, str] = {}
@@ -130,7 +111,15 @@ def _found(folder: str | os.PathLike, argument: str) -> list[tuple[str, str]]:
         return [(str(existing_file(root)), stem(root))]
     if not root.is_dir():
         raise InputError(f"{argument} '{folder}' does not exist; give a folder of images or one image.")
-    _refuse_channels(root)
+    # Of nnU-Net's folders with a file for each channel nothing says here which one the network was trained on.
+    for path in [root / "dataset.json"] + [root.parent / "dataset.json"] * root.name.startswith("images"):
+        channels = read_json(path).get("channel_names") if path.is_file() else None
+        if isinstance(channels, Mapping) and len(channels) > 1:
+            known = ", ".join(f"{number.zfill(4)}: {name}" for number, name in channels.items())
+            raise InputError(
+                f"'{root}' has a file for each channel ({known}), and the network takes one; give the files of the one "
+                "that it was trained on, as imagesTs/*_0000.nii.gz, or a folder of them."
+            )
     for place in (root / "imagesTs", root / "imagesTr", root / "images"):
         if place.is_dir() and (files := [path for path in sorted(place.iterdir()) if _is_image(path)]):
             return [(_linked(path), stem(path)) for path in files]
@@ -141,7 +130,7 @@ def _found(folder: str | os.PathLike, argument: str) -> list[tuple[str, str]]:
         own = [Path(parent, name) for name in sorted(names)]
         images = [path for path in own if _is_image(path)]
         labels += [path for path in images if _LABEL_FILE.fullmatch(path.name)]
-        files += [path for path in images if not _LABEL_FILE.fullmatch(path.name) and not is_own_label_map(path)]
+        files += [path for path in images if not _LABEL_FILE.fullmatch(path.name) and not _is_own_label_map(path)]
         scans += volumes_of(Path(parent), [path.name for path in own if not is_image_name(path)])
     if not files and not scans:
         kinds = ", ".join(SUFFIXES)
@@ -154,18 +143,6 @@ def _found(folder: str | os.PathLike, argument: str) -> list[tuple[str, str]]:
     return [(image, "_".join(path.relative_to(root).parts) or root.resolve().name) for image, path in named]
 
 
-def _refuse_channels(root: Path) -> None:
-    """Of nnU-Net's folders with a file for each channel nothing says here which one the network was trained on."""
-    for path in [root / "dataset.json"] + [root.parent / "dataset.json"] * root.name.startswith("images"):
-        channels = read_json(path).get("channel_names") if path.is_file() else None
-        if isinstance(channels, Mapping) and len(channels) > 1:
-            known = ", ".join(f"{number.zfill(4)}: {name}" for number, name in channels.items())
-            raise InputError(
-                f"'{root}' has a file for each channel ({known}), and the network takes one; give the files of the one "
-                "that it was trained on, as imagesTs/*_0000.nii.gz, or a folder of them."
-            )
-
-
 def _is_image(path: Path) -> bool:
     return is_image_name(path) and not path.is_dir()
 
@@ -175,11 +152,27 @@ def _linked(path: Path) -> str:
     return str(existing_file(path) if path.is_file() else path)
 
 
-def is_own_label_map(path: Path) -> bool:
+def _is_own_label_map(path: Path) -> bool:
     """Whether a file is a result of this package, which says so in its header."""
-    if not stem(path).endswith("_seg") or not is_nifti(path):
-        return False
     try:
-        return nifti_header(path).get_intent()[2] == "label map"
+        return stem(path).endswith("_seg") and is_nifti(path) and nifti_header(path).get_intent()[2] == "label map"
     except InputError:
         return False
+
+
+def scans_without_target(folder: str | None, domain: str) -> list[dict[str, Any]]:
+    """Training items of whole scans without the target: ``label`` is None, which LoadVolumed fills with zeros.
+
+    A network that has only seen livers finds one in a head, too. They are only trained on: a Dice of nothing
+    says nothing.
+
+    Args:
+        folder: image files; None gives no items. A DICOM series is refused: it has no hash for the card.
+        domain: the domain that they count as.
+    """
+    images = [] if folder is None else [item["image"] for item in list_images(folder, "negatives")]
+    for image in images:
+        if Path(image).is_dir():
+            raise InputError(f"negatives must be image files, and '{image}' is a DICOM series; convert it to NIfTI.")
+    facts = {"label": None, "domain": domain, "label_sha256": ""}  # the keys of other items, or they make no batch
+    return [{"image": image, **facts, "sha256": sha256(image)} for image in images]

@@ -1,4 +1,4 @@
-"""The 3DSeg-8 table: what the paper's eight domains are among the Decathlon's tasks, and a user's own domains."""
+"""The 3DSeg-8 table: what the paper's eight domains are among the Decathlon's tasks, a user's own domains, classes."""
 
 from __future__ import annotations
 
@@ -10,33 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from med3d_ext.errors import InputError
+from med3d_ext.io.facts import facts_path, read_facts
 
 STRIDE = 8  # a grid is a multiple of the encoder's output stride
 
 
 @dataclass(frozen=True)
 class Domain:
-    """One domain's settings.
+    """One domain's settings."""
 
-    Args:
-        organ: the paper's name for it; a user's domain has its own name here.
-        folder: the Decathlon's folder.
-        modality: "CT" or "MR"; None takes it from ``dataset.json``.
-        spatial_size: the grid that samples are resampled to, in RAS order.
-        channel: name or number of the channel of 4D files; None wants 3D files.
-        intensity_range: lowest and highest intensity to keep; None keeps all.
-        merge: label value to the label value that it counts as.
-        titles: further names that folders and ``dataset.json`` go by.
-    """
-
-    organ: str
-    folder: str
-    modality: str | None
-    spatial_size: Sequence[int] = (96, 96, 96)
-    channel: str | int | None = None
-    intensity_range: Sequence[float] | None = None
-    merge: Mapping[int, int] = field(default_factory=dict)
-    titles: tuple[str, ...] = ()
+    organ: str  # the paper's name for it; a user's domain has its own name here
+    folder: str  # the Decathlon's
+    modality: str | None  # "CT" or "MR"
+    spatial_size: Sequence[int] = (96, 96, 96)  # the grid that samples are resampled to, in RAS order
+    channel: str | int | None = None  # name or number in 4D files; None wants 3D files
+    intensity_range: Sequence[float] | None = None  # lowest and highest to keep; None keeps all
+    merge: Mapping[int, int] = field(default_factory=dict)  # label value to the one that it counts as
+    titles: tuple[str, ...] = ()  # further names that folders and dataset.json go by
+    num_classes: int = 2  # of the Decathlon's labels, with background and after merging
 
 
 # The range keeps what every CT holds: some sets are stored within it, others from -1024 HU on.
@@ -45,13 +36,13 @@ CT: dict[str, Any] = {"modality": "CT", "spatial_size": (128, 128, 96), "intensi
 # In the order of the paper's tables 1 and 2. Of its targets ("organ", "organ/tumour", "tissue/tumour") only the liver
 # is one class where the Decathlon has two.
 DOMAINS = (
-    Domain("brain", "Task01_BrainTumour", "MR", (112, 112, 80), channel="FLAIR", titles=("brats", "braintumor")),
-    Domain("hippocampus", "Task04_Hippocampus", "MR", (96, 144, 96), titles=("hippo",)),
-    Domain("prostate", "Task05_Prostate", "MR", (128, 128, 48), channel="T2"),
+    Domain("brain", "Task01_BrainTumour", "MR", (112, 112, 80), "FLAIR", titles=("brats", "braintumor"), num_classes=4),
+    Domain("hippocampus", "Task04_Hippocampus", "MR", (96, 144, 96), titles=("hippo",), num_classes=3),
+    Domain("prostate", "Task05_Prostate", "MR", (128, 128, 48), channel="T2", num_classes=3),
     Domain("liver", "Task03_Liver", **CT, merge={2: 1}, titles=("lits",)),
     Domain("heart", "Task02_Heart", "MR", (128, 96, 64), titles=("leftatrium", "leftatrial")),
-    Domain("pancreas", "Task07_Pancreas", **CT),
-    Domain("vessel", "Task08_HepaticVessel", **CT),
+    Domain("pancreas", "Task07_Pancreas", **CT, num_classes=3),
+    Domain("vessel", "Task08_HepaticVessel", **CT, num_classes=3),
     Domain("spleen", "Task09_Spleen", **CT),
 )
 OTHER_TASKS = ("Task06", "Task10")  # lung and colon of the Decathlon: not in 3DSeg-8
@@ -69,30 +60,22 @@ def recognize(folder: str, title: str = "") -> Domain | None:
         if task_of(folder) == task_of(domain.folder):
             return domain
     for text in (re.sub(r"^Dataset\d+_", "", folder), title):  # nnU-Net's Dataset003_Liver
+        letters = re.sub(r"[^a-z]", "", text.lower())
         for domain in DOMAINS:
-            if _letters(text) in (domain.organ, _letters(domain.folder.partition("_")[2]), *domain.titles):
+            if letters in (domain.organ, domain.folder.partition("_")[2].lower(), *domain.titles):
                 return domain
     return None
 
 
-def _letters(text: str) -> str:
-    return re.sub(r"[^a-z]", "", text.lower())
-
-
 def read_lines(path: str | Path) -> dict[str, dict[str, Any]]:
-    """A user's domains: one line of JSON each, name to ``folder`` and the fields of :class:`Domain` that differ.
-
-    Raises:
-        InputError: when the file is no such object, states a name twice, or a line has an unknown key.
-    """
+    """A user's domains: a line of JSON each, name to ``folder`` and the fields of :class:`Domain` that differ."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
-        for name in names:
-            if names.count(name) > 1:
-                raise InputError(
-                    f"'{path}' states '{name}' twice; two domains of one name are not possible: rename one."
-                )
+        if twins := [name for name in names if names.count(name) > 1]:
+            raise InputError(
+                f"'{path}' states '{twins[0]}' twice; two domains of one name are not possible: rename one."
+            )
         return dict(pairs)
 
     try:
@@ -103,7 +86,7 @@ def read_lines(path: str | Path) -> dict[str, dict[str, Any]]:
         raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"'{path}' is not valid JSON ({error}); repair it.") from error
-    allowed = {each.name for each in fields(Domain)} - {"organ", "titles"}
+    allowed = {each.name for each in fields(Domain)} - {"organ", "titles", "num_classes"}
     for name, line in content.items() if isinstance(content, dict) else [(path, None)]:
         if not isinstance(line, dict):
             raise InputError(f'\'{path}\' must map names to settings as {{"Kidneys": {{"folder": "kidneys"}}}}.')
@@ -113,17 +96,9 @@ def read_lines(path: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def settings_of(name: str, folder: str, title: str, modality: Mapping[int, str], line: Mapping[str, Any]) -> Domain:
-    """The settings of one folder: its domain's from the table where it is one, changed by the user's line.
+    """The settings of one folder: its domain's from the table if it is one, changed by the user's ``line``.
 
-    Args:
-        name: name of the domain.
-        folder: the folder's name.
-        title: name in its ``dataset.json``.
-        modality: channel names in its ``dataset.json``.
-        line: the user's settings; empty without any.
-
-    Raises:
-        InputError: when ``spatial_size`` or ``intensity_range`` cannot be.
+    ``title`` and ``modality``, the channels' names, are what its ``dataset.json`` states.
     """
     is_ct = any("ct" in re.split(r"[^a-z]+", channel.lower()) for channel in modality.values())
     own = {"modality": "CT", "intensity_range": CT_RANGE} if is_ct else {"modality": "MR"}
@@ -143,12 +118,34 @@ def settings_of(name: str, folder: str, title: str, modality: Mapping[int, str],
     return domain
 
 
-def merge_classes(classes: Mapping[int, str], merge: Mapping[int, int]) -> tuple[dict[str, str], dict[str, int]]:
-    """Classes after merging, numbered from 0 on, and the map from every label value to its class.
+def choose_domains(domains: Mapping[str, Mapping[str, Any]], wanted: int | str | Sequence[str] | None) -> list[str]:
+    """Names of the chosen domains, in the order of ``domains``.
 
-    Raises:
-        InputError: when there is no background, or a value is merged into one that is not a class.
+    Args:
+        domains: name to facts; the paper's name, ``organ``, and the task number stand for the name as well.
+        wanted: names, as a list or joined by commas, or how many: 4 takes the first four in the order of the paper's
+            table 2 (brain, hippocampus, prostate, liver, heart, pancreas, vessel, spleen). None takes all.
     """
+    if wanted is None or wanted == "":
+        return list(domains)
+    if isinstance(wanted, int) or (isinstance(wanted, str) and wanted.isdigit()):
+        if not 1 <= int(wanted) <= len(domains):
+            raise InputError(f"domains must be 1 to {len(domains)}, as many as the data set has, got {wanted}.")
+        return list(domains)[: int(wanted)]
+    chosen = set()
+    for name in [name.strip() for name in wanted.split(",")] if isinstance(wanted, str) else wanted:
+        hits = {key for key, facts in domains.items() if name in (key, facts.get("organ"), task_of(key))}
+        if not hits:
+            raise InputError(f"domains must name some of {', '.join(domains)}, got '{name}'.")
+        chosen |= hits
+    return [name for name in domains if name in chosen]
+
+
+# Classes
+
+
+def merge_classes(classes: Mapping[int, str], merge: Mapping[int, int]) -> tuple[dict[str, str], dict[str, int]]:
+    """Classes after merging, numbered from 0 on, and the map from every label value to its class."""
     kept = [value for value in sorted(classes) if merge.get(value, value) == value]
     numbers = {value: number for number, value in enumerate(kept)}
     targets = {value: merge.get(value, value) for value in sorted(classes)}
@@ -162,10 +159,7 @@ def merge_classes(classes: Mapping[int, str], merge: Mapping[int, int]) -> tuple
 def label_map_of(domain: Mapping[str, Any], num_classes: int | None = None) -> dict[str, int]:
     """Value in the label files to class of the network, of a domain's facts.
 
-    Args:
-        domain: the facts; without ``label_map`` its classes are numbered in the order of their values.
-        num_classes: classes from this number on count as the last one: of LiTS's two targets the tumor is liver, too.
-            Defaults to None: all classes.
+    Classes from ``num_classes`` on count as the last one: of LiTS's two targets the tumor is liver, too.
     """
     ranks = {str(value): rank for rank, value in enumerate(sorted(map(int, domain["classes"])))}
     last = (num_classes or len(ranks)) - 1
@@ -184,3 +178,33 @@ def label_values(domain: Mapping[str, Any], num_classes: int | None = None) -> d
         if int(value) > 0:
             values.setdefault(str(target), []).append(int(value))
     return dict(sorted(values.items(), key=lambda pair: int(pair[0])))
+
+
+def branch_classes(bundle_root: str, ckpt_dir: str | None = None) -> dict[str, int]:
+    """Domain to number of classes of the weights that inference takes; the Decathlon's where there are no weights yet.
+
+    The network can then be built, checked and exported before anything was trained.
+
+    Args:
+        bundle_root: the bundle's folder.
+        ckpt_dir: where its training writes. Defaults to None: ``models`` in the bundle.
+    """
+    return _classes_of_weights(bundle_root, ckpt_dir) or {each.folder: each.num_classes for each in DOMAINS}
+
+
+def class_count(bundle_root: str, ckpt_dir: str | None = None, default: int = 2) -> int:
+    """Number of classes of the weights that the inference of a one-domain bundle takes.
+
+    Args:
+        bundle_root: the bundle's folder.
+        ckpt_dir: where its training writes. Defaults to None: ``models`` in the bundle.
+        default: what a network without weights is built with. Defaults to 2.
+    """
+    return next(iter(_classes_of_weights(bundle_root, ckpt_dir).values()), default)
+
+
+def _classes_of_weights(bundle_root: str, ckpt_dir: str | None) -> dict[str, int]:
+    for folder in (Path(ckpt_dir or Path(bundle_root) / "models"), Path(bundle_root) / "weights"):
+        if (folder / "model.pt").is_file() and facts_path(folder) is not None:
+            return {name: len(domain["classes"]) for name, domain in read_facts(folder)["domains"].items()}
+    return {}

@@ -18,14 +18,7 @@ logger = logging.getLogger("med3d_ext.evaluate")
 
 
 def seen_cases(card: str | os.PathLike) -> dict[str, str]:
-    """SHA-256 of every image that weights were trained on or chosen by, with a name to print.
-
-    Args:
-        card: the ``card.json`` next to the weights.
-
-    Raises:
-        InputError: when the file is none, or lacks the digest of a case.
-    """
+    """SHA-256 of every image that weights were trained on or chosen by, with a name to print, from ``card.json``."""
     splits = read_json(card).get("cases")
     if not isinstance(splits, dict) or not all(
         isinstance(cases, list) and all(isinstance(case, dict) and isinstance(case.get("image"), str) for case in cases)
@@ -40,33 +33,6 @@ def seen_cases(card: str | os.PathLike) -> dict[str, str]:
     return seen
 
 
-def listed_cases(datalist: str | os.PathLike) -> list[tuple[str, str, str]]:
-    """Split, image and SHA-256 of every case of a list in the Decathlon's format.
-
-    The digest is the list's own ``sha256``, else that of the file, found from the list's folder.
-
-    Raises:
-        InputError: when the list holds no cases or a file that it does not describe is missing.
-    """
-    content = read_json(datalist)
-    cases = []
-    for split in SPLITS:
-        for entry in content.get(split) or []:
-            entry = entry if isinstance(entry, dict) else {"image": entry}
-            if not isinstance(entry.get("image"), str):
-                raise InputError(f"'{datalist}' has an entry without 'image' under '{split}'; complete it.")
-            cases.append((split, entry["image"], entry.get("sha256") or _digest(Path(datalist), entry)))
-    if not cases:
-        raise InputError(
-            f"'{datalist}' lists no cases under {', '.join(SPLITS)}; give a list in the Decathlon's format."
-        )
-    return cases
-
-
-def _digest(datalist: Path, entry: dict[str, Any]) -> str:
-    return sha256(existing_file(datalist.parent / entry["image"], datalist))
-
-
 def leakage(card: str, datalist: str) -> str:
     """List the cases of a data list that the weights have seen; images are compared by their files' SHA-256.
 
@@ -77,7 +43,19 @@ def leakage(card: str, datalist: str) -> str:
         card: the `card.json` next to the weights.
         datalist: a list of cases in the Decathlon's format.
     """
-    seen, cases = seen_cases(card), listed_cases(datalist)
+    seen, content = seen_cases(card), read_json(datalist)
+    cases = []
+    for split in SPLITS:
+        for entry in content.get(split) or []:
+            entry = entry if isinstance(entry, dict) else {"image": entry}
+            if not isinstance(entry.get("image"), str):
+                raise InputError(f"'{datalist}' has an entry without 'image' under '{split}'; complete it.")
+            file = Path(datalist).parent / entry["image"]
+            cases.append((split, entry["image"], entry.get("sha256") or sha256(existing_file(file, Path(datalist)))))
+    if not cases:
+        raise InputError(
+            f"'{datalist}' lists no cases under {', '.join(SPLITS)}; give a list in the Decathlon's format."
+        )
     measured = "test" if any(split == "test" for split, _, _ in cases) else None
     lines, leaks, others = [], 0, 0
     for split, image, digest in cases:
@@ -117,56 +95,45 @@ class Evaluated:
             items: the evaluated dataset items; those without ``sha256`` are read for it.
 
         Returns:
-            ``seen_by_weights``: the names of the seen cases, None without a card; ``other_classes``: by domain the
-            names in the weights and in the data where these differ.
-
-        Raises:
-            InputError: the weights segment another number of classes than the data has.
+            ``seen_by_weights``: names of the seen cases, None without a card; ``other_classes``: by domain the names in
+            the weights and in the data if they differ.
         """
         card = self.weights.with_name("card.json")
         known = seen_cases(card) if card.is_file() else None
-        seen = None if known is None else [item for item in items if self._digest(item) in known]
-        names = None if seen is None else [case_name(item["image"]) for item in seen]
+        names = None
+        if known is not None:
+            digests = [str(item.get("sha256") or sha256(item["image"])) for item in items]
+            names = [case_name(item["image"]) for item, digest in zip(items, digests) if digest in known]
         if names:
             some = ", ".join(names[:5]) + (" and others" if len(names) > 5 else "")
             logger.warning(
                 f"the weights were trained on or chosen by {len(names)} of these {len(items)} cases ({some}): their "
                 "figures say nothing about new cases"
             )
-        others = self._other_classes()
-        for domain, (trained, given) in others.items():
-            logger.warning(
-                f"the classes of the weights are {', '.join(trained)}, those of {domain} {', '.join(given)}: "
-                "check that they mean the same"
-            )
-        return {"seen_by_weights": names, **({"other_classes": others} if others else {})}
-
-    @staticmethod
-    def _digest(item: Mapping[str, Any]) -> str:
-        return str(item.get("sha256") or sha256(item["image"]))
-
-    def _other_classes(self) -> dict[str, list[list[str]]]:
-        if self.data is None or facts_path(self.weights.parent) is None:
-            return {}
-        trained = weights_domains(self.weights)
-        others = {}
-        for name, domain in self.data.domains.items():
+        others: dict[str, list[list[str]]] = {}
+        is_compared = self.data is not None and facts_path(self.weights.parent) is not None
+        trained = weights_domains(self.weights) if is_compared else {}
+        for name, domain in self.data.domains.items() if is_compared else ():
             if name not in trained and len(trained) > 1:
                 raise InputError(f"'{self.weights}' has no branch '{name}'; choose one of {', '.join(trained)}.")
             both = trained.get(name, next(iter(trained.values()))), domain
-            ours, theirs = ([*each["classes"].values()][: self.num_classes] for each in both)
+            ours, theirs = ([*each["classes"].values()][1 : self.num_classes] for each in both)
             if len(ours) != len(theirs):
                 raise InputError(
-                    f"'{self.weights}' segments {', '.join(ours[1:])}, the labels of '{name}' are "
-                    f"{', '.join(theirs[1:])}; give the data or the weights of this task."
+                    f"'{self.weights}' segments {', '.join(ours)}, the labels of '{name}' are {', '.join(theirs)}; "
+                    "give the data or the weights of this task."
                 )
-            if [each.casefold() for each in ours[1:]] != [each.casefold() for each in theirs[1:]]:
-                others[name] = [ours[1:], theirs[1:]]
-        return others
+            if [each.casefold() for each in ours] != [each.casefold() for each in theirs]:
+                others[name] = [ours, theirs]
+                logger.warning(
+                    f"the classes of the weights are {', '.join(ours)}, those of {name} {', '.join(theirs)}: "
+                    "check that they mean the same"
+                )
+        return {"seen_by_weights": names, **({"other_classes": others} if others else {})}
 
 
 def unseen(items: list[dict[str, Any]], weights: str | os.PathLike, split: str = "test") -> list[dict[str, Any]]:
-    """The items of an evaluation, refused where the weights have seen one of them.
+    """The items of an evaluation, refused if the weights have seen one of them.
 
     Another ``--seed``, ``--folds`` or ``--fold`` than that of the training would test on cases that it trained on.
 
@@ -174,9 +141,6 @@ def unseen(items: list[dict[str, Any]], weights: str | os.PathLike, split: str =
         items: dataset items with ``sha256``.
         weights: the weights' file; the card next to it lists what they have seen. Without a card nothing is checked.
         split: what is evaluated; only "test" is checked.
-
-    Raises:
-        InputError: the weights have seen a test case.
     """
     card = Path(weights).with_name("card.json")
     if split != "test" or not card.is_file():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from med3d_ext.data.datalists import list_images
-from med3d_ext.errors import InputError
+from med3d_ext.data.prepared_data import generated_phantoms
+from med3d_ext.errors import Faults, InputError
 from med3d_ext.io.files import read_table
 from med3d_ext.io.image_files import is_dicom_input, read_header
 from med3d_ext.transforms.crops import point_from_corner
@@ -25,7 +26,7 @@ POINTS_PER_ITEM = 16  # cubes of one scan that go through the network at once
 
 
 class NodulesToClassify:
-    """The items of an inference, and what was left out.
+    """The items of an inference, and what was left out (``skipped``, a sentence for each).
 
     Without ``points`` every image is a cube with the nodule in its middle. With ``points`` the images are scans: an
     item is a scan with up to 16 ``centers`` (mm, RAS) and their ``names``, for
@@ -39,78 +40,45 @@ class NodulesToClassify:
         point_space: the points' axes: "RAS" (x to the patient's right, y to the front; NIfTI) or "LPS" (x to the left,
             y to the back; DICOM, ITK).
         skip_bad: leave out points outside of their scan, and unreadable images, instead of refusing.
-
-    Attributes:
-        items: the items.
-        skipped: one sentence for each point or image that was left out.
-
-    Raises:
-        InputError: the folder has no images, the table is none, or a point lies outside of its scan.
     """
 
     def __init__(
-        self,
-        dataset_dir: str | None,
-        points: str | None = None,
-        point_space: str = "RAS",
-        skip_bad: bool = False,
+        self, dataset_dir: str | None, points: str | None = None, point_space: str = "RAS", skip_bad: bool = False
     ) -> None:
         if point_space not in SPACES:
             raise InputError(f"point_space must be one of {', '.join(SPACES)}, got {point_space!r}.")
         if dataset_dir is None:
-            from med3d_ext.tools.phantoms.dataset import phantom_dataset  # no one else needs it
-
-            dataset_dir = str(phantom_dataset("nodules"))
-            logger.warning(f"no --dataset_dir given: classifying the generated phantoms in {dataset_dir}")
-        self.skip_bad = skip_bad
-        self.skipped: list[str] = []
+            dataset_dir = str(generated_phantoms("nodules", True, "classifying"))
+        faults = Faults(skip_bad)
+        self.items: list[dict[str, Any]] = []
         images = [item["image"] for item in list_images(dataset_dir)]
-        self.items = self._cubes(images) if points is None else self._scans(images, points, point_space)
+        if points is None:
+            for image in images:
+                with faults.caught() if skip_bad else nullcontext():
+                    if skip_bad:  # else it is read once, and refused there
+                        load_volume(image)
+                    self.items.append({"image": image})
+        else:
+            inside: dict[str, list[dict[str, Any]]] = {}
+            for row in read_points(points, point_space):
+                image = _image_of(row, images, points)
+                with faults.caught() if skip_bad else nullcontext():
+                    _check_inside(row, image, point_space)
+                    inside.setdefault(image, []).append(row)
+            for image, rows in inside.items():
+                for first in range(0, len(rows), POINTS_PER_ITEM):
+                    part = rows[first : first + POINTS_PER_ITEM]
+                    names = [row["name"] for row in part]
+                    self.items.append({"image": image, "centers": [row["center"] for row in part], "names": names})
+        self.skipped = faults.sentences
         for sentence in self.skipped:
             logger.warning(f"skipped: {sentence}")
         if not self.items:
             raise InputError(f"all of '{points or dataset_dir}' was skipped: {self.skipped[0]}")
 
-    def _cubes(self, images: Sequence[str]) -> list[dict[str, Any]]:
-        items = []
-        for image in images:
-            with self._skipping():
-                if self.skip_bad:  # else it is read once, and refused there
-                    load_volume(image)
-                items.append({"image": image})
-        return items
-
-    def _scans(self, images: Sequence[str], points: str, point_space: str) -> list[dict[str, Any]]:
-        inside: dict[str, list[dict[str, Any]]] = {}
-        for row in read_points(points, point_space):
-            image = _image_of(row, images, points)
-            with self._skipping():
-                _check_inside(row, image, point_space)
-                inside.setdefault(image, []).append(row)
-        items = []
-        for image, rows in inside.items():
-            for first in range(0, len(rows), POINTS_PER_ITEM):
-                part = rows[first : first + POINTS_PER_ITEM]
-                names = [row["name"] for row in part]
-                items.append({"image": image, "centers": [row["center"] for row in part], "names": names})
-        return items
-
-    @contextmanager
-    def _skipping(self) -> Iterator[None]:
-        try:
-            yield
-        except InputError as error:
-            if not self.skip_bad:
-                raise
-            self.skipped.append(str(error))
-
 
 def read_points(path: str | Path, point_space: str = "RAS") -> list[dict[str, Any]]:
-    """The points of a table: ``name``, ``center`` (mm, RAS), ``image`` (None where no column says) and ``where``.
-
-    Raises:
-        InputError: the file is missing, has no points or lacks a column, or a coordinate is not a number.
-    """
+    """The points of a table: ``name``, ``center`` (mm, RAS), ``image`` (None where no column says) and ``where``."""
     points = []
     for number, (line, row) in enumerate(read_table(path, "xyz"), start=1):
         name = row.get("name") or str(number)
@@ -128,20 +96,18 @@ def read_points(path: str | Path, point_space: str = "RAS") -> list[dict[str, An
 
 def _image_of(row: dict[str, Any], images: Sequence[str], points: str) -> str:
     """The scan that a point belongs to."""
-    if row["image"] is None and len(images) == 1:
-        return images[0]
-    if row["image"] is None:
+    if row["image"] is None and len(images) > 1:
         raise InputError(f"'{points}' needs a column 'image' that names each point's scan: there are {len(images)}.")
-    parts = Path(row["image"]).parts
-    found = [image for image in images if Path(image).parts[-len(parts) :] == parts]
-    if len(found) == 1:
-        return found[0]
-    if found:
+    parts = Path(row["image"] or "").parts
+    found = [image for image in images if not parts or Path(image).parts[-len(parts) :] == parts]
+    if not found:
+        raise InputError(f"{row['where']} names the image '{row['image']}', which is not among the scans; correct it.")
+    if len(found) > 1:
         raise InputError(
             f"{row['where']} names the image '{row['image']}', and {len(found)} scans are called so, '{found[0]}' and "
             f"'{found[1]}' first; name its folder, too: {'/'.join(Path(found[0]).parts[-2:])}."
         )
-    raise InputError(f"{row['where']} names the image '{row['image']}', which is not among the scans; correct it.")
+    return found[0]
 
 
 @lru_cache(maxsize=2)
@@ -155,11 +121,9 @@ def _geometry(image: str) -> tuple[np.ndarray, tuple[int, ...]]:
 
 
 def _check_inside(row: dict[str, Any], image: str, point_space: str) -> None:
-    affine, shape = _geometry(image)
-    if point_from_corner(affine, shape, row["center"]) is not None:
-        return
-    mirrored = [-row["center"][0], -row["center"][1], row["center"][2]]
-    other = "LPS" if point_space == "RAS" else "RAS"
-    is_mirrored = point_from_corner(affine, shape, mirrored) is not None
-    hint = f"with --point_space {other} it would be inside" if is_mirrored else "correct it, or --skip_bad true"
-    raise InputError(f"{row['where']} is outside '{image}'; {hint}.")
+    (x, y, z), geometry = row["center"], _geometry(image)
+    if point_from_corner(*geometry, [x, y, z]) is None:
+        other = "LPS" if point_space == "RAS" else "RAS"
+        is_mirrored = point_from_corner(*geometry, [-x, -y, z]) is not None
+        hint = f"with --point_space {other} it would be inside" if is_mirrored else "correct it, or --skip_bad true"
+        raise InputError(f"{row['where']} is outside '{image}'; {hint}.")

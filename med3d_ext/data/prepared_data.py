@@ -13,22 +13,13 @@ from typing import Any
 import torch.distributed as dist
 
 from med3d_ext.data.datalists import named_images
-from med3d_ext.data.domains import label_map_of
-from med3d_ext.data.fingerprint import label_map
-from med3d_ext.data.identity import digests, file_digest
-from med3d_ext.data.prepared_files import (
-    DATALIST,
-    Prepared,
-    changed_files,
-    located,
-    other_option,
-    read_prepared,
-)
-from med3d_ext.data.splits import SPLITS
-from med3d_ext.data.subsets import choose_domains, nested_share
+from med3d_ext.data.domains import choose_domains, label_map_of
+from med3d_ext.data.fingerprint import digests, label_map
+from med3d_ext.data.prepared_files import DATALIST, Prepared, changed_files, located, other_option, read_prepared
+from med3d_ext.data.splits import SPLITS, nested_share
 from med3d_ext.errors import InputError
 from med3d_ext.io.facts import FACTS, read_facts
-from med3d_ext.io.files import hold
+from med3d_ext.io.files import file_digest, hold
 from med3d_ext.io.store import Store, used
 from med3d_ext.weights.files import weights_to_continue
 
@@ -42,18 +33,16 @@ class PreparedData:
     Args:
         kind: what to prepare: "3dseg8", "lits", "lung" or "nodules".
         dataset_dir: the source folder, or a folder that ``prepare`` has written, which is prepared again for this run
-            where it states other ``options``. None means generated phantoms.
+            if it states other ``options``. None means generated phantoms.
         output_dir: the run's folder; preparation goes to ``prepared/`` in it, never into the data.
         seed: seed of the split.
         options: further arguments of the kind's preparation.
         domains: names of the domains to use, or how many in the order of the paper's table 2, see
-            :func:`med3d_ext.data.subsets.choose_domains`. Defaults to None: all.
-        share: share of each domain's training cases to use, above 0 to 1; a larger share holds every smaller one, and
-            validation and test stay whole.
+            :func:`med3d_ext.data.domains.choose_domains`. Defaults to None: all.
+        share: share of each domain's training cases to use, above 0 to 1; a larger share holds every smaller one.
         bundle_root: the bundle's folder. In a labelling server, which sends the items, there are the facts of the
             weights that it serves and no cases. Defaults to None.
         phantoms: whether generated phantoms stand for data that are not given; False in a bundle for a user's own data.
-            Defaults to True.
         store: where the files that preparation decodes are kept for the training. Defaults to None: nowhere.
 
     Attributes:
@@ -61,10 +50,6 @@ class PreparedData:
         domains: name of each domain in use to its facts.
         lists: the content of ``datalist.json``; empty without cases.
         cases: name of each domain in use to all that is known of its cases, see :class:`Prepared`.
-
-    Raises:
-        InputError: when there is no source, it is refused, has not these domains, changed after it was prepared, or
-            holds the store.
     """
 
     def __init__(
@@ -86,11 +71,8 @@ class PreparedData:
             found = Prepared(served.parent, read_facts(served.parent)["domains"])
         else:
             if dataset_dir is None:
-                _check_phantoms(phantoms)
-                dataset_dir = str(_phantoms(kind))
-                logger.warning(
-                    f"no --dataset_dir given: running on generated phantoms ({dataset_dir}); "
-                    "figures say nothing about patients"
+                dataset_dir = str(
+                    generated_phantoms(kind, phantoms, "running on", "; figures say nothing about patients")
                 )
             found = self._prepared(kind, Path(dataset_dir).expanduser(), Path(output_dir), options or {})
         self.folder, self.lists = found.folder, found.lists
@@ -122,7 +104,9 @@ class PreparedData:
         folder = output_dir / "prepared" / source.resolve().name
         # Read inside, and once: another run may prepare the folder again.
         with hold(folder / LOCK_NAME), used(self.store):
-            _prepare(kind, source, folder, self.seed, options)
+            from med3d_ext.tools.layouts.prepare import PREPARE  # inference on images of a user needs no layout
+
+            PREPARE[kind](source, folder, self.seed, **options)
             return read_prepared(folder)
 
     @property
@@ -131,24 +115,19 @@ class PreparedData:
         return {"domains": {name: {**facts, "cases": self.cases[name]} for name, facts in self.domains.items()}}
 
     def items(self, split: str) -> list[dict[str, Any]]:
-        """The cases of a split as dataset items: absolute ``image`` and ``label``, ``domain`` and ``sha256``.
+        """The cases of a split as dataset items: absolute ``image`` and ``label``, ``domain``, ``sha256`` and so on.
 
-        The label of a classification is its class, an integer, and its ``mask`` is a file.
-
-        Of the training cases it is the chosen share.
+        The label of a classification is its class, an integer, and its ``mask`` is a file. Of the training cases it is
+        the chosen share.
         """
-        items = [item for item in self.lists.get(split, []) if item["domain"] in self.domains]
-        items = [self._complete(item) for item in items]
-        if split == "training":
-            items = nested_share(items, self.share, self.seed)
-        return items
-
-    def _complete(self, item: dict[str, Any]) -> dict[str, Any]:
-        """An item with absolute paths, and the hash of its label map, which older lists do not state."""
-        item = located(item, self.folder)
-        path = label_map(item)
-        known = item.get("label_sha256")
-        return {**item, "label_sha256": known or (file_digest(path) if path and os.path.isfile(path) else "")}
+        items = []
+        for item in self.lists.get(split, []):
+            if item["domain"] in self.domains:
+                item = located(item, self.folder)
+                path, known = label_map(item), item.get("label_sha256")  # which older lists do not state
+                digest = known or (file_digest(path) if path and os.path.isfile(path) else "")
+                items.append({**item, "label_sha256": digest})
+        return nested_share(items, self.share, self.seed) if split == "training" else items
 
     @property
     def training(self) -> list[dict[str, Any]]:
@@ -163,11 +142,7 @@ class PreparedData:
         return items + [item for item in self.training if item["domain"] not in covered]
 
     def cases_to_evaluate(self, split: str) -> list[dict[str, Any]]:
-        """:meth:`items` for an evaluation, which has figures only where it has cases.
-
-        Raises:
-            InputError: when there are none, or fewer than processes to share them.
-        """
+        """:meth:`items` for an evaluation; an InputError when there are none, or fewer than processes."""
         items = self.items(split)
         if not items:
             raise InputError(f"'{self.folder / DATALIST}' has no {split} cases; add labeled cases or choose a --split.")
@@ -192,18 +167,11 @@ class PreparedData:
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def digests(self, training: Sequence[dict[str, Any]], validation: Sequence[dict[str, Any]] = ()) -> list[list[str]]:
-        """A digest and the name of each case of a training, which resumes on the same data only.
-
-        A labelling server sends items without hashes: their files are read.
-        """
+        """A digest and the name of each case of a training, which resumes on the same data only."""
         return digests(training=training, validation=validation)
 
     def per_domain(self, fact: str) -> dict[str, Any]:
-        """One fact of every domain, as transforms take it: ``per_domain("spacing_median")``.
-
-        Raises:
-            InputError: when a domain lacks the fact.
-        """
+        """One fact of every domain, as transforms take it: ``per_domain("spacing_median")``."""
         for name, domain in self.domains.items():
             if fact not in domain:
                 raise InputError(
@@ -214,11 +182,7 @@ class PreparedData:
     def label_map(self, domain: str | None = None, num_classes: int | None = None) -> dict[str, int]:
         """Value in the label files to class of the network, see :func:`med3d_ext.data.domains.label_map_of`.
 
-        A labelling server's labels hold the network's own numbers, as its metadata states them.
-
-        Args:
-            domain: its name. Defaults to None: the first.
-            num_classes: classes from this number on count as the last one. Defaults to None: all classes.
+        A labelling server's labels hold the network's own numbers. ``domain`` defaults to the first.
         """
         found = label_map_of(self.domain if domain is None else self.domains[domain], num_classes)
         own = {} if self.lists else {str(number): number for number in sorted(set(found.values()))}
@@ -238,37 +202,24 @@ class PreparedData:
         return next(iter(self.domains.values()))
 
 
-def _check_phantoms(phantoms: bool) -> None:
-    if not phantoms:
-        raise InputError("no --dataset_dir given, and this bundle needs its own data; give --dataset_dir FOLDER.")
-
-
 def images_to_segment(dataset_dir: str | None, kind: str, phantoms: bool = True) -> list[dict[str, str]]:
-    """The images of an inference run with their names: those of a folder, or the phantoms' where none is given.
+    """The images of an inference run with their names: those of ``dataset_dir``, else the phantoms of a kind.
 
-    Raises:
-        InputError: there are none, or no folder is given and ``phantoms`` is False.
+    Of several domains of phantoms the first is taken, whose branch answers by default. ``phantoms`` False refuses to do
+    without ``dataset_dir``.
     """
-    if dataset_dir is not None:
-        return named_images([dataset_dir])[0]
-    _check_phantoms(phantoms)
-    folder = _phantoms(kind)
-    # Of several domains the first, whose branch answers by default.
-    folder = next((path.parent for path in sorted(folder.glob("*/dataset.json"))), folder)
-    logger.warning(f"no --dataset_dir given: segmenting the generated phantoms in {folder}")
-    return named_images([folder])[0]
+    if dataset_dir is None:
+        folder = generated_phantoms(kind, phantoms, "segmenting")
+        dataset_dir = str(next((path.parent for path in sorted(folder.glob("*/dataset.json"))), folder))
+    return named_images([dataset_dir])[0]
 
 
-# The doors to the tools: inference on images of a user needs neither layouts nor phantoms.
+def generated_phantoms(kind: str, allowed: bool, doing: str, remark: str = "") -> Path:
+    """The phantoms that stand for data that are not given, with a warning: the folder and what is done with them."""
+    if not allowed:
+        raise InputError("no --dataset_dir given, and this bundle needs its own data; give --dataset_dir FOLDER.")
+    from med3d_ext.tools.phantoms.dataset import phantom_dataset  # inference on images of a user needs none
 
-
-def _prepare(kind: str, src: Path, output: Path, seed: int, options: Mapping[str, Any]) -> None:
-    from med3d_ext.tools.layouts.prepare import PREPARE
-
-    PREPARE[kind](src, output, seed, **options)
-
-
-def _phantoms(kind: str) -> Path:
-    from med3d_ext.tools.phantoms.dataset import phantom_dataset
-
-    return phantom_dataset(kind)
+    folder = phantom_dataset(kind)
+    logger.warning(f"no --dataset_dir given: {doing} the generated phantoms in {folder}{remark}")
+    return folder

@@ -18,7 +18,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from med3d_ext.data.identity import changed_cases, file_digest
+from med3d_ext.data.fingerprint import changed_cases, file_digest
 from med3d_ext.errors import InputError
 from med3d_ext.handlers.base import Handler, iteration_loss, scalar_metrics
 from med3d_ext.io.files import hold, write_atomically

@@ -14,8 +14,8 @@ from prepared_folders import domains_of
 from tiny_domains import write_domain
 
 from med3d_ext.errors import InputError
-from med3d_ext.tools.layouts.download import download_tasks
 from med3d_ext.tools.layouts.prepare import prepare_3dseg8
+from med3d_ext.tools.layouts.prepare_3dseg8 import download_tasks
 
 TASKS = ("Task04_Hippocampus", "Task09_Spleen")
 

@@ -62,8 +62,6 @@ def test_preparing_a_folder_of_version_0_1_again_reads_no_voxel_and_leaves_one_f
     source = tmp_path / "phantoms" / kind
     old = as_version_0_1(folder, tmp_path / "old")
     monkeypatch.setattr("med3d_ext.data.fingerprint.read_voxels", None)
-    if kind == "nodules":
-        monkeypatch.setattr("med3d_ext.tools.layouts.prepare_nodules.read_voxels", None)
     PREPARE[kind](source, old)
     assert sorted(path.name for path in old.iterdir() if path.suffix == ".json") == ["datalist.json", "facts.json"]
     assert (old / "facts.json").read_bytes() == (folder / "facts.json").read_bytes()

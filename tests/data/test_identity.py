@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from monai.transforms import Compose, RandScaleIntensityd, ScaleIntensityRanged
 
-from med3d_ext.data import dataset as module
-from med3d_ext.data.dataset import SeededDataset
-from med3d_ext.data.identity import changed_cases, digests, item_digest
+from med3d_ext.data import loader as module
+from med3d_ext.data.fingerprint import changed_cases, digests, item_digest
+from med3d_ext.data.loader import SeededDataset
 from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.errors import InputError
 from med3d_ext.tools.layouts.prepare import PREPARE, prepare
@@ -48,7 +47,7 @@ def item_of(folder: Path, number: int = 0, **more) -> dict:
     return {**files, "domain": "liver", **more}
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_a_change_of_a_bit_in_any_file_changes_the_digest_and_a_new_name_does_not(liver_folder, tmp_path, seed):
     generator = random.Random(seed)
     source = liver_folder(cases=2, suffix=".nii")
@@ -63,12 +62,6 @@ def test_a_change_of_a_bit_in_any_file_changes_the_digest_and_a_new_name_does_no
     assert item_digest(elsewhere) == before
 
 
-@pytest.mark.parametrize("change", [{"channel": 1}, {"domain": "spleen"}, {"modality": "MR"}, {"label": None}])
-def test_whatever_else_an_item_states_changes_its_digest(liver_folder, change):
-    item = item_of(liver_folder(suffix=".nii"))
-    assert item_digest({**item, **change}) != item_digest(item)
-
-
 def test_stated_hashes_stand_for_the_files_and_are_no_further_content(liver_folder):
     item = item_of(liver_folder(suffix=".nii"))
     stated = {**item, "sha256": "0" * 64, "label_sha256": "1" * 64}
@@ -76,6 +69,8 @@ def test_stated_hashes_stand_for_the_files_and_are_no_further_content(liver_fold
     assert item_digest({**stated, "label_sha256": "2" * 64}) != item_digest(stated)
     gone = {**stated, "image": "gone.nii", "label": "gone_label.nii"}  # stated content counts without the file, too
     assert item_digest(gone) == item_digest(stated) != item_digest({**gone, "sha256": "3" * 64})
+    for change in ({"channel": 1}, {"domain": "spleen"}, {"modality": "MR"}, {"label": None}):
+        assert item_digest({**item, **change}) != item_digest(item)
     rated = {"image": item["image"], "label": 1, "mask": item["label"], "sha256": "0" * 64, "label_sha256": "1" * 64}
     assert item_digest({**rated, "label_sha256": "2" * 64}) != item_digest(rated)
     assert item_digest({**rated, "label": 0}) != item_digest(rated)
@@ -132,32 +127,6 @@ def test_parameters_of_the_deterministic_transforms_and_the_version_are_in_the_n
     monkeypatch.setattr(module, "VERSION", "2")
     _ = make(items, tmp_path)[0]
     assert len(list(tmp_path.glob("*.pt"))) == number + 1
-
-
-def damage(path: Path, kind: str) -> None:
-    content = path.read_bytes()
-    if kind == "other version":
-        torch.save([1, 2], path)
-    elif kind == "one bit":
-        keep_time(path, lambda path: path.write_bytes(content[:9000] + bytes([content[9000] ^ 1]) + content[9001:]))
-    else:
-        path.write_bytes({"empty": b"", "truncated": content[: len(content) // 2], "text": b"no cache\n"}[kind])
-
-
-@pytest.mark.parametrize("kind", ["empty", "truncated", "text", "one bit", "other version"])
-def test_a_damaged_cache_file_is_made_again_with_a_warning(liver_folder, tmp_path, caplog, kind):
-    items = [item_of(liver_folder(suffix=".nii"))]
-    cache = tmp_path / "cache"
-    whole = make(items, cache)[0]["image"].numpy().copy()
-    (path,) = cache.glob("*.pt")
-    content = path.read_bytes()
-    damage(path, kind)
-    again = make(items, cache)
-    np.testing.assert_array_equal(again[0]["image"].numpy(), whole)
-    assert f"'{path}' is damaged" in caplog.text and path.read_bytes() == content
-    caplog.clear()
-    np.testing.assert_array_equal(again[0]["image"].numpy(), whole)
-    assert not caplog.text
 
 
 def test_a_file_that_changes_while_a_run_goes_on_is_refused_by_name(liver_folder, tmp_path):

@@ -19,8 +19,8 @@ from med3d_ext.data.splits import SPLITS
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import stem
 from med3d_ext.tools.evaluate.label_files import pair_cases
-from med3d_ext.tools.layouts.prepare import PREPARE, prepare
-from med3d_ext.tools.layouts.table import LAYOUTS, layout_of, one_channel, read_source
+from med3d_ext.tools.layouts.prepare import PREPARE
+from med3d_ext.tools.layouts.table import one_channel, read_source
 from med3d_ext.transforms import LoadVolumed
 
 LABELS = {"background": 0, "liver": 1, "cancer": 2}
@@ -100,14 +100,6 @@ def test_one_set_of_cases_is_the_same_data_in_every_layout(kind, layout, cases, 
     assert facts(WRITERS[layout], "one") == facts(decathlon_of, "other")
 
 
-@pytest.mark.parametrize("layout", WRITERS)
-def test_each_layout_is_found_by_its_own_row(layout, cases, tmp_path):
-    found = layout_of(WRITERS[layout](tmp_path / "x", cases), "organ")
-    expected = {"nnU-Net, first version": "Decathlon"}.get(layout, layout)
-    assert found is not None and found.name == (expected if found.name == expected else "images and labels")
-    assert sum(each.name == found.name for each in LAYOUTS) == 1
-
-
 def test_nnunets_classes_are_names_of_numbers_and_gaps_stay(cases, tmp_path):
     labels = {"cancer": 2, "background": 0, "liver": 1, "spleen": 7}
     source = read_source(nnunet(tmp_path / "Dataset500_Mine", cases, labels, name="Mine"))
@@ -125,13 +117,6 @@ def test_nnunets_own_table_of_files_is_read(cases, tmp_path):
     content = {"channel_names": {"0": "CT"}, "labels": LABELS, "file_ending": ".nii.gz", "dataset": entries}
     (tmp_path / "x" / "dataset.json").write_text(json.dumps(content))
     assert read_source(tmp_path / "x").cases == [{key: case[key] for key in ("image", "label")} for case in cases]
-
-
-def test_a_decathlon_task_among_nnunets_data_sets_is_the_papers_domain(cases, tmp_path):
-    nnunet(tmp_path / "raw" / "Dataset003_Liver", cases)
-    PREPARE["3dseg8"](tmp_path / "raw", tmp_path / "out")
-    domain = json.loads((tmp_path / "out" / "facts.json").read_text())["domains"]["Dataset003_Liver"]
-    assert (domain["organ"], domain["label_map"]) == ("liver", {"0": 0, "1": 1, "2": 1})
 
 
 # A given split
@@ -223,22 +208,15 @@ NNUNET_FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", NNUNET_FAULTS)
-def test_a_fault_of_an_nnunet_folder_is_sentences_that_name_the_file(fault, cases, tmp_path):
-    root = nnunet(tmp_path / "Dataset003_Liver", cases[:3])
-    change, words = NNUNET_FAULTS[fault]
-    change(root)
-    with pytest.raises(InputError) as error:
-        PREPARE["lits"](root, tmp_path / "out")
-    sentences = str(error.value).splitlines()
-    assert all(word in str(error.value) for word in words), sentences
-    assert len(sentences) == 1 or fault in ("a value that is no class", "no channel in a name", "another ending")
-    assert not (tmp_path / "out").exists()
+def emptied(root: Path) -> None:
+    for path in (root / "labels").iterdir():
+        image = nibabel.load(path)
+        nibabel.save(nibabel.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine), path)
 
 
 PAIR_FAULTS = {
-    "a missing label": (gone("labels/liver_1_seg.nii.gz"), ["images/liver_1.nii.gz"]),
-    "a missing image": (gone("images/liver_1.nii.gz"), ["labels/liver_1_seg.nii.gz"]),
+    "a label less": (gone("labels/liver_1_seg.nii.gz"), ["images/liver_1.nii.gz"]),
+    "an image less": (gone("images/liver_1.nii.gz"), ["labels/liver_1_seg.nii.gz"]),
     "two labels": (
         lambda root: shutil.copy(root / "labels/liver_1_seg.nii.gz", root / "labels/liver_1.nii.gz"),
         ["labels/liver_1.nii.gz", "labels/liver_1_seg.nii.gz"],
@@ -255,37 +233,25 @@ PAIR_FAULTS = {
         ["labels/liver_1_seg.nii.gz"],
     ),
     "no images": (lambda root: [path.unlink() for path in (root / "images").iterdir()], ["/images' holds no image"]),
+    "labels of background": (
+        emptied,
+        ["labels' hold nothing but 0"],
+    ),
 }
+SEVERAL = ("a value that is no class", "no channel in a name", "another ending", "a channel that others lack")
 
 
-@pytest.mark.parametrize("fault", PAIR_FAULTS)
-def test_a_fault_of_images_and_labels_is_sentences_that_name_the_file(fault, cases, tmp_path):
-    root = pairs("images", "labels", label="{}_seg")(tmp_path / "x", cases[:3])
-    change, words = PAIR_FAULTS[fault]
+@pytest.mark.parametrize("fault", [*NNUNET_FAULTS, *PAIR_FAULTS])
+def test_a_fault_of_a_folder_is_sentences_that_name_the_file(fault, cases, tmp_path):
+    write = nnunet if fault in NNUNET_FAULTS else pairs("images", "labels", label="{}_seg")
+    root = write(tmp_path / "Dataset003_Liver", cases[:3])
+    change, words = (NNUNET_FAULTS | PAIR_FAULTS)[fault]
     change(root)
     with pytest.raises(InputError) as error:
         PREPARE["lits"](root, tmp_path / "out")
     assert all(word in str(error.value) for word in words), str(error.value)
-    assert len(str(error.value).splitlines()) == 1 or fault == "a channel that others lack"
-
-
-def test_labels_of_background_alone_are_refused(cases, tmp_path, nifti):
-    root = pairs("images", "labels")(tmp_path / "x", cases[:2])
-    for path in (root / "labels").iterdir():
-        nifti(path, np.zeros((20, 18, 16), np.uint8))
-    with pytest.raises(InputError, match="labels' hold nothing but 0"):
-        read_source(root)
-
-
-def test_faulty_cases_of_the_new_layouts_may_be_left_out(cases, tmp_path, caplog):
-    for write, name in ((nnunet, "a"), (pairs("images", "labels"), "b")):
-        root = write(tmp_path / name, cases)
-        next(root.glob("labels*/liver_3.nii.gz")).unlink()
-        with caplog.at_level(logging.WARNING):
-            PREPARE["lits"](root, tmp_path / f"out_{name}", skip_bad=True)
-        lists = json.loads((tmp_path / f"out_{name}" / "datalist.json").read_text())
-        assert sum(len(lists[split]) for split in SPLITS) == 11
-        assert "left out" in caplog.text and "liver_3" in caplog.text
+    assert len(str(error.value).splitlines()) == 1 or fault in SEVERAL
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("low", "expected"), [(-1000, "CT"), (0, "MR")])
@@ -354,36 +320,11 @@ def test_without_a_choice_the_choices_are_named(two_channels, tmp_path):
             assert str(two_channels) in message
 
 
-def test_a_prepared_folder_knows_its_channel_by_name_and_number(two_channels, tmp_path):
-    prepare("lits", str(two_channels), output=str(tmp_path / "out"), channel="1")
-    for same in (1, "T2", "t2", None):
-        data = PreparedData("lits", str(tmp_path / "out"), str(tmp_path / "run"), options={"channel": same})
-        assert data.folder == tmp_path / "out"
-    with pytest.raises(InputError):
-        PreparedData("lits", str(tmp_path / "out"), str(tmp_path / "run"), options={"channel": "T1"})
-
-
 def test_a_channel_of_several_domains_is_refused(tmp_path):
     for name in ("a", "b"):
         write_domain(tmp_path / "src" / name, channels=("T1", "T2"), seed=len(name))
     with pytest.raises(InputError, match="channel 'T1' is for one domain, and .* has a, b; name the channel of each"):
         PREPARE["3dseg8"](tmp_path / "src", tmp_path / "out", channel="T1")
-
-
-@pytest.mark.parametrize(
-    ("chosen", "usual", "names", "expected"),
-    [
-        (None, "FLAIR", ("T1", "flair"), 1),
-        (None, 1, ("a", "b"), 1),
-        ("b", "a", ("a", "b"), 1),
-        (None, "FLAIR", ("MRI",), None),  # a 3D file has one channel, whatever its name
-        (None, None, ("MRI",), None),
-        (0, None, ("MRI",), None),
-    ],
-)
-def test_what_is_chosen_wins_over_what_is_usual(chosen, usual, names, expected, tmp_path):
-    source = one_channel(read_source(write_domain(tmp_path / "x", channels=names)), chosen, usual)
-    assert source.channel == expected
 
 
 @pytest.mark.parametrize(

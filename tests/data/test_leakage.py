@@ -9,7 +9,6 @@ import pytest
 
 from med3d_ext.data.leakage import leakage, unseen
 from med3d_ext.errors import InputError
-from med3d_ext.tools.cli import main
 
 
 def digest(text: str) -> str:
@@ -42,14 +41,6 @@ def test_a_test_case_that_was_trained_on_is_told_and_ends_with_1(tmp_path: Path,
     assert lines[3] == "of 3 test cases, the weights have seen 2; of 1 other cases, 1"
 
 
-def test_cases_seen_in_training_only_are_no_leak(tmp_path: Path, card: str) -> None:
-    datalist = write(tmp_path / "list.json", {"training": [case("a")], "test": [case("x")]})
-    assert leakage(card, datalist).splitlines() == [
-        "seen  training: a.nii.gz is a.nii.gz (training, liver)",
-        "of 1 test cases, the weights have seen 0; of 1 other cases, 1",
-    ]
-
-
 def test_a_list_without_test_cases_is_one_test_set(tmp_path: Path, card: str) -> None:
     datalist = write(tmp_path / "list.json", {"training": [case("a")]})
     with pytest.raises(SystemExit):
@@ -80,13 +71,6 @@ def test_files_that_are_something_else_are_refused_by_name(tmp_path: Path, card_
     card, datalist = write(tmp_path / "card.json", card_content), write(tmp_path / "list.json", list_content)
     with pytest.raises(InputError, match=message):
         leakage(card, datalist)
-
-
-def test_the_verb_ends_with_0_without_shared_cases_and_with_1_otherwise(tmp_path: Path, card: str, capsys) -> None:
-    assert main(["leakage", card, write(tmp_path / "list.json", {"test": [case("x")]})]) == 0
-    assert capsys.readouterr().out.startswith("of 1 test cases, the weights have seen 0")
-    with pytest.raises(SystemExit, match="1"):
-        main(["leakage", card, write(tmp_path / "list.json", {"test": [case("a")]})])
 
 
 def item(name: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from med3d_ext.data.prepared_data import PreparedData
-from med3d_ext.data.subsets import nested_share
+from med3d_ext.data.splits import nested_share
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import case_name, read_json, write_atomically, write_json
 from med3d_ext.run.provenance import portable

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 
+from med3d_ext.data.domains import choose_domains
 from med3d_ext.data.prepared_data import PreparedData
-from med3d_ext.data.subsets import choose_domains, nested_share
+from med3d_ext.data.splits import nested_share
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import write_json
 from med3d_ext.metrics.intervals import describe_metric

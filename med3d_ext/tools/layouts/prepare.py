@@ -10,22 +10,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from med3d_ext.data.domains import merge_classes
-from med3d_ext.data.fingerprint import summarize
 from med3d_ext.data.prepared_data import LOCK_NAME
-from med3d_ext.data.prepared_files import fingerprint_domain, known_cases, left_out, write_prepared
-from med3d_ext.data.splits import split_cases
+from med3d_ext.data.prepared_files import Facts, prepare_domains
 from med3d_ext.errors import Faults, InputError
+from med3d_ext.io.facts import facts_path, read_facts
 from med3d_ext.io.files import hold
 from med3d_ext.io.store import Store, used
 from med3d_ext.run.options import check_options
+from med3d_ext.tools.layouts.lung import lung_classes
+from med3d_ext.tools.layouts.nodules import TABLE, TIES, with_classes
 from med3d_ext.tools.layouts.prepare_3dseg8 import prepare_3dseg8
-from med3d_ext.tools.layouts.prepare_lung import prepare_lung
-from med3d_ext.tools.layouts.prepare_nodules import prepare_nodules
-from med3d_ext.tools.layouts.table import channel_facts, one_channel, read_source
+from med3d_ext.tools.layouts.table import one_channel, read_source
+from med3d_ext.tools.lidc.prepare import nodules_folder
 
 logger = logging.getLogger("med3d_ext.prepare")
 LITS_WINDOW = (-200.0, 250.0)  # paper, section 4.3
+CUBE_MM = 32.0  # holds LIDC's nodules of 3 to 30 mm, and little else: the network pools over all of it
+INTENSITY_RANGE = (-1000.0, 400.0)  # HU; what lies beyond is air and bone, and the percentiles should not depend on it
 
 
 def prepare_lits(
@@ -36,33 +40,120 @@ def prepare_lits(
     skip_bad: bool = False,
     channel: str | int | None = None,
 ) -> Path:
-    """Prepare a liver data set in any layout of an organ; tumor voxels count as liver in training.
+    """A liver data set in any layout of an organ; tumor voxels count as liver in training.
 
-    Args:
-        src: the source folder.
-        output: folder for ``datalist.json`` and ``facts.json``.
-        seed: seed of the split.
-        hu_window: intensity window (HU). Defaults to the paper's [-200, 250], narrowed to what the images hold: a CT
-            that was cut at -125 HU gives other inputs under [-200, 250] than the same CT uncut.
-        skip_bad: leave out faulty cases instead of refusing them all.
-        channel: the channel of sets that have several, its name or number.
-
-    Returns:
-        the output folder.
+    The window (HU) is the paper's [-200, 250], narrowed to what the images hold: a CT that was cut at -125 HU gives
+    other inputs under [-200, 250] than the same CT uncut.
     """
     faults = Faults(skip_bad)
     source = one_channel(read_source(src, faults=faults), channel)
-    known = known_cases(output, source.channel)
-    domain = fingerprint_domain(source, known, source.channel, foreground=True, faults=faults)
-    faults.settle(len(domain["cases"]) + len(faults.sentences), logger)
-    domain["classes"], domain["label_map"] = merge_classes(source.classes, source.merge)
-    domain |= channel_facts(source)
-    split_cases({source.name: domain["cases"]}, seed)
-    domain.update(summarize(domain["cases"]))
-    low, high = domain["intensity_observed"]
-    domain["hu_window"] = list(hu_window) if hu_window else [max(LITS_WINDOW[0], low), min(LITS_WINDOW[1], high)]
-    write_prepared({source.name: domain}, Path(src), Path(output), seed, left_out(faults))
-    return Path(output)
+    classes, label_map = merge_classes(source.classes, source.merge)
+
+    def facts(name: str, domain: Facts) -> Facts:
+        low, high = domain["intensity_observed"]
+        window = hu_window or (max(LITS_WINDOW[0], low), min(LITS_WINDOW[1], high))
+        return {"classes": classes, "label_map": label_map, "hu_window": list(window)}
+
+    return prepare_domains({source.name: source}, facts, src, output, seed, faults)
+
+
+def prepare_lung(
+    src: str | os.PathLike,
+    output: str | os.PathLike,
+    seed: int = 0,
+    num_classes: int = 2,
+    folds: int | None = None,
+    fold: int = 0,
+    skip_bad: bool = False,
+    channel: str | int | None = None,
+) -> Path:
+    """A lung data set (paper, section 4.2): each modality gives its share of training and test cases.
+
+    ``src`` may also be a folder that this has prepared before, for another split or other classes; label maps that are
+    merged from masks go to ``labels/`` in the output.
+    """
+    if num_classes not in (2, 3):
+        raise InputError(f"num_classes must be 2 (lung) or 3 (right and left lung), got {num_classes!r}.")
+    for option, value in (("folds", folds), ("fold", fold)):
+        if value is not None and not isinstance(value, int):
+            raise InputError(f"{option} must be a whole number, got {value!r}.")
+    if folds is None and fold:
+        raise InputError(f"fold {fold} needs the number of parts; add --folds.")
+    faults = Faults(skip_bad)
+    source = one_channel(read_source(src, "lung", output, faults), channel)
+    for case in source.cases:
+        case["modality"] = str(case.get("modality") or source.modality.get(0, "image"))
+        case.setdefault("stratum", case["modality"])
+    classes, label_map = lung_classes(source.classes, num_classes, src)
+
+    def facts(name: str, domain: Facts) -> Facts:
+        options = {"seed": seed, "num_classes": num_classes, "folds": folds, "fold": fold}
+        return {"label_names": domain["classes"], "classes": classes, "label_map": label_map, "options": options}
+
+    return prepare_domains({source.name: source}, facts, src, output, seed, faults, folds=folds, fold=fold)
+
+
+def prepare_nodules(
+    src: str | os.PathLike,
+    output: str | os.PathLike,
+    seed: int = 0,
+    folds: int | None = None,
+    fold: int = 0,
+    cube_mm: float | None = None,
+    ties: str | None = None,
+    skip_bad: bool = False,
+) -> Path:
+    """Nodules for classification; LIDC-IDRI as it is published is first made into a folder of them, the output.
+
+    ``src`` may also be a folder that this has prepared before, for another fold or cube. The split is by patient (else
+    scan, else content of the image) and by class. If a mask is next to an image, its voxel count goes into the list:
+    the evaluation's size-only baseline is made of it.
+    """
+    if cube_mm is not None and not cube_mm > 0:
+        raise InputError(f"cube_mm must be above 0, got {cube_mm}.")
+    ties = ties or "exclude"
+    if ties not in TIES:
+        raise InputError(f"ties must be one of {', '.join(TIES)}, got {ties!r}.")
+    src = nodules_folder(src, output, skip_bad)
+    # A prepared folder without its source's table has lost the tied nodules that it left out.
+    if not any((src / name).is_file() for name in (TABLE, "dataset.json")) and facts_path(src) is not None:
+        lost = next(iter(read_facts(src)["domains"].values())).get("tied", 0)
+        if lost and ties != "exclude":
+            raise InputError(f"'{src}' lacks the {lost} tied nodules of its source; give the source for --ties {ties}.")
+    faults = Faults(skip_bad)
+    rated = read_source(src, "nodules", faults=faults)
+    source = with_classes(rated, ties)
+    tied = len(rated.cases) - len(source.cases)
+    counts: dict[int, int] = {}
+
+    def count(cases: Sequence[Facts]) -> None:
+        for value, title in source.classes.items():
+            counts[value] = sum(case["label"] == value for case in cases)
+            if not counts[value]:
+                raise InputError(f"'{src}' holds no {title} nodule; both classes are needed to train and to measure.")
+
+    def facts(name: str, domain: Facts) -> Facts:
+        cases = domain["cases"]
+        count(cases)
+        smallest = min(float(np.min(np.multiply(case["shape"], case["spacing"]))) for case in cases)
+        edge = float(cube_mm) if cube_mm else min(CUBE_MM, round(smallest, 3))  # what every image holds
+        return {
+            "cube_mm": edge,
+            "intensity_range": list(INTENSITY_RANGE),
+            "ties": ties,
+            "tied": tied,
+            "skipped": len(faults.sentences),
+            "folds": folds,
+            "fold": fold if folds else None,
+            "options": {"seed": seed, "folds": folds, "fold": fold, "cube_mm": edge, "ties": ties},
+        }
+
+    def remarks() -> str:
+        found = ", ".join(f"{counts[value]} {title}" for value, title in source.classes.items())
+        return f"; {found}" + (f"; {tied} left out (median rating between 3 and 4)" if tied else "")
+
+    count(source.cases)
+    return prepare_domains({source.name: source}, facts, src, output, seed, faults, remarks, folds=folds, fold=fold)
 
 
 PREPARE: dict[str, Callable[..., Path]] = {
@@ -130,7 +221,12 @@ def prepare(
     if kind not in PREPARE:
         raise InputError(f"prepare: KIND must be one of {', '.join(sorted(PREPARE))}, got '{kind}'.")
     options: dict[str, Any] = {"domains": domains, "domains_file": domains_file, "download": download or None}
-    options["hu_window"] = None if hu_window is None else _window(hu_window)
+    if hu_window is not None:
+        try:
+            low, high = map(float, hu_window.strip("[]()").split(","))
+        except ValueError:
+            raise InputError(f"prepare: --hu_window must be two numbers as -200,250, got '{hu_window}'.") from None
+        options["hu_window"] = [low, high]
     options |= {"num_classes": num_classes, "folds": folds, "fold": fold}
     options |= {"cube_mm": cube_mm, "ties": ties, "skip_bad": skip_bad or None, "channel": channel}
     given = {name: value for name, value in options.items() if value is not None}
@@ -142,11 +238,3 @@ def prepare(
         raise InputError(f"prepare: --fold {fold} is one of how many? Give --folds, too.")
     folder = prepare_folder(kind, src, output or src, seed, **given)
     return f"datalist.json and facts.json are in {folder}"
-
-
-def _window(text: str) -> list[float]:
-    try:
-        low, high = (float(part) for part in text.strip("[]()").split(","))
-    except ValueError:
-        raise InputError(f"prepare: --hu_window must be two numbers as -200,250, got '{text}'.") from None
-    return [low, high]

@@ -4,35 +4,34 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from monai.apps import DecathlonDataset, download_and_extract
 
 from med3d_ext.data.datalists import Source
 from med3d_ext.data.domains import (
     DOMAINS,
     OTHER_TASKS,
     Domain,
+    choose_domains,
     merge_classes,
     read_lines,
     recognize,
     settings_of,
     task_of,
 )
-from med3d_ext.data.fingerprint import summarize
-from med3d_ext.data.prepared_files import fingerprint_domain, known_cases, left_out, write_prepared
-from med3d_ext.data.splits import split_cases
-from med3d_ext.data.subsets import choose_domains
+from med3d_ext.data.prepared_files import prepare_domains
 from med3d_ext.errors import Faults, InputError
-from med3d_ext.tools.layouts.download import download_tasks
-from med3d_ext.tools.layouts.table import LEFT_ATRIUM, LITS, channel_facts, layout_of, one_channel, read_source
+from med3d_ext.io.files import hold, lock_elsewhere
+from med3d_ext.tools.layouts.table import LEFT_ATRIUM, LITS, layout_of, one_channel, read_source
 from med3d_ext.transforms.load import load_volume
 
 logger = logging.getLogger("med3d_ext.prepare")
-
-
 LINES = "domains.json"
 AIR = -100  # HU; sets that were cut to a window hold at least what is fat
 
@@ -61,23 +60,6 @@ def prepare_3dseg8(
     Folders of the Decathlon are recognized by task number, name or title (lung and colon are not in 3DSeg-8 and left
     out), the 2018 left-atrium set by its files. Every other folder in a layout of
     :mod:`med3d_ext.tools.layouts.table` is a domain of its own. A folder that is itself one domain may be given, too.
-
-    Args:
-        src: the source folder.
-        output: folder for ``datalist.json`` and ``facts.json``.
-        seed: seed of the split, which is drawn over all domains at once.
-        domains: the domains to prepare, see :func:`med3d_ext.data.subsets.choose_domains`. Defaults to None: all.
-        domains_file: JSON with a user's domains and settings, see :func:`med3d_ext.data.domains.read_lines`. Defaults
-            to ``domains.json`` in ``src``, if there is one.
-        download: fetch tasks that ``src`` lacks.
-        skip_bad: leave out faulty cases instead of refusing them all.
-        channel: name or number of the channel of a single domain, see :func:`find_domains`.
-
-    Returns:
-        the output folder.
-
-    Raises:
-        InputError: when a domain is incomplete, its files contradict each other, or two have one name.
     """
     root = Path(src).expanduser()
     if download:
@@ -85,13 +67,56 @@ def prepare_3dseg8(
         download_tasks(root, choose_domains(table, domains))
     faults = Faults(skip_bad)
     found = find_domains(root, domains_file, faults, domains, channel)
-    facts = {name: _describe(each, output, faults) for name, each in found.items()}
-    faults.settle(sum(len(each["cases"]) for each in facts.values()) + len(faults.sentences), logger)
-    split_cases({name: each["cases"] for name, each in facts.items()}, seed)
-    for domain in facts.values():
-        domain.update(summarize(domain["cases"]))
-    write_prepared(facts, root, Path(output), seed, left_out(faults))
-    return Path(output)
+    merged = {}
+    for name, each in found.items():
+        try:
+            merged[name] = merge_classes(each.source.classes, each.settings.merge)
+        except InputError as error:
+            raise InputError(f"'{each.folder}': {error}") from error
+
+    def facts(name: str, domain: dict[str, Any]) -> dict[str, Any]:
+        settings, (classes, label_map) = found[name].settings, merged[name]
+        return {
+            "organ": settings.organ,
+            "modality": settings.modality,
+            "channel": found[name].source.channel or 0,
+            "classes": classes,
+            "label_map": label_map,
+            "spatial_size": list(settings.spatial_size),
+            "intensity_range": None if settings.intensity_range is None else list(settings.intensity_range),
+        }
+
+    sources = {name: each.source for name, each in found.items()}
+    return prepare_domains(sources, facts, root, output, seed, faults, foreground=False, default_channel=0)
+
+
+def download_tasks(folder: str | os.PathLike, tasks: Iterable[str]) -> None:
+    """Bring tasks of the Decathlon, such as ``Task04_Hippocampus``, into a folder; those that are there stay.
+
+    Each archive is checked by MONAI's MD5 sum and unpacked next to its place, so that an interrupted call leaves no
+    half-filled task; a complete archive is not fetched again.
+    """
+    root = Path(folder)
+    for task in tasks:
+        if (root / task).exists():
+            continue
+        with hold(lock_elsewhere(root), place=root):
+            if (root / task).exists():
+                continue  # another process has fetched it meanwhile
+            scratch = root / ".download"
+            scratch.mkdir(parents=True, exist_ok=True)
+            url, md5 = DecathlonDataset.resource[task], DecathlonDataset.md5[task]
+            logger.info(f"fetching {task} from {url}")
+            shutil.rmtree(scratch / task, ignore_errors=True)
+            try:
+                archive = scratch / f"{task}.tar"
+                download_and_extract(url, archive, scratch, hash_val=md5, hash_type="md5", progress=False)
+            except Exception as error:  # the downloader raises OSError, RuntimeError and its own
+                raise InputError(
+                    f"{task} cannot be fetched from {url} ({error}); try again, or put it there."
+                ) from error
+            os.replace(scratch / task, root / task)
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def find_domains(
@@ -103,27 +128,41 @@ def find_domains(
 ) -> dict[str, Found]:
     """The domains of a folder by name, in the order of the paper's table 2, a user's own after them.
 
-    Of each case one channel is taken: ``channel``, else that of the domain's settings.
-
     Args:
         root: the folder.
-        domains_file: JSON with a user's domains. Defaults to ``domains.json`` in the folder, if there is one.
+        domains_file: JSON with a user's domains and settings, see :func:`med3d_ext.data.domains.read_lines`. Defaults
+            to ``domains.json`` in the folder, if there is one.
         faults: collects the cases whose files are missing. Defaults to None, which refuses them.
-        domains: the domains to take, see :func:`med3d_ext.data.subsets.choose_domains`. Defaults to None: all.
-        channel: name or number of the channel of a single domain that has several.
-
-    Raises:
-        InputError: there is no domain or none of these, one is at fault, or several channels and none is chosen.
+        domains: the domains to take, see :func:`med3d_ext.data.domains.choose_domains`. Defaults to None: all.
+        channel: name or number of the channel of a single domain that has several; else that of its settings.
     """
     if not root.is_dir():
         raise InputError(f"'{root}' is not a folder; give the folder that holds the domains' folders.")
     file = Path(domains_file) if domains_file else root / LINES
     lines = read_lines(file) if domains_file or file.is_file() else {}
-    folders = _folders(root, lines)
-    found = {name: _read(name, folder, lines.get(name, {}), faults) for name, folder in folders.items()}
+    found: dict[str, Found] = {}
+    for name, folder in _folders(root, lines).items():
+        source, line = read_source(folder, faults=faults), lines.get(name, {})
+        modality = {0: line["modality"]} if "modality" in line else source.modality
+        if not modality and recognize(folder.name, source.title or folder.name) is None:
+            modality = {0: _guessed_modality(source)}
+        line = {**({"merge": source.merge} if source.merge else {}), **line}
+        settings = settings_of(name, folder.name, source.title or folder.name, modality, line)
+        found[name] = Found(folder, replace(source, name=name), settings)
     if not found:
         raise InputError(f"'{root}' holds no domain; give the folder that holds Task01_BrainTumour and the others.")
-    found = _without_twins(found)
+    kept: dict[str, str] = {}  # the 100 cases of 2018 alone may take the place of the Decathlon's 20 hearts
+    for name in sorted(found, key=lambda name: found[name].source.layout != LEFT_ATRIUM):
+        organ, folder = found[name].settings.organ, found[name].folder
+        if (other := found[kept.setdefault(organ, name)]) is found[name]:
+            continue
+        if other.source.layout != LEFT_ATRIUM:
+            raise InputError(
+                f"'{folder}' and '{other.folder}' are both the domain '{organ}'; remove one, or give it a name of its "
+                f'own by a line in {LINES}: {{"NAME": {{"folder": "{folder.name}"}}}}.'
+            )
+        logger.info(f"'{other.folder}' takes the place of '{folder}'")
+    found = {name: found[name] for name in kept.values()}
     order = [domain.organ for domain in DOMAINS]
     place = {name: order.index(each.settings.organ) for name, each in found.items() if each.settings.organ in order}
     found = {name: found[name] for name in sorted(found, key=lambda name: (place.get(name, len(order)), name))}
@@ -173,16 +212,6 @@ def _is_domain(folder: Path) -> bool:
     return layout is not None and (layout.name != LITS or any(folder.glob("volume-*.nii*")))
 
 
-def _read(name: str, folder: Path, line: Mapping[str, Any], faults: Faults | None) -> Found:
-    source = read_source(folder, faults=faults)
-    modality = {0: line["modality"]} if "modality" in line else source.modality
-    if not modality and recognize(folder.name, source.title or folder.name) is None:
-        modality = {0: _guessed_modality(source)}
-    line = {**({"merge": source.merge} if source.merge else {}), **line}
-    settings = settings_of(name, folder.name, source.title or folder.name, modality, line)
-    return Found(folder, replace(source, name=name), settings)
-
-
 def _guessed_modality(source: Source) -> str:
     """CT or MR, if nothing says it: HU are far below 0 outside of the body."""
     guess = "MR"
@@ -193,40 +222,3 @@ def _guessed_modality(source: Source) -> str:
             break
     logger.warning(f"'{source.name}' states no modality: {guess} by the intensities; correct it by a line in {LINES}")
     return guess
-
-
-def _without_twins(found: dict[str, Found]) -> dict[str, Found]:
-    """Refuse one domain in two folders; the 100 cases of 2018 alone may take the place of the Decathlon's 20 hearts."""
-    kept: dict[str, str] = {}
-    for name in sorted(found, key=lambda name: found[name].source.layout != LEFT_ATRIUM):
-        organ, folder = found[name].settings.organ, found[name].folder
-        other = kept.setdefault(organ, name)
-        if other == name:
-            continue
-        if found[other].source.layout != LEFT_ATRIUM:
-            raise InputError(
-                f"'{folder}' and '{found[other].folder}' are both the domain '{organ}'; remove one, or give it a name "
-                f'of its own by a line in {LINES}: {{"NAME": {{"folder": "{folder.name}"}}}}.'
-            )
-        logger.info(f"'{found[other].folder}' takes the place of '{folder}'")
-    return {name: found[name] for name in kept.values()}
-
-
-def _describe(found: Found, output: str | os.PathLike, faults: Faults) -> dict[str, Any]:
-    source, settings, channel = found.source, found.settings, found.source.channel or 0
-    try:
-        classes, label_map = merge_classes(source.classes, settings.merge)
-    except InputError as error:
-        raise InputError(f"'{found.folder}': {error}") from error
-    facts = fingerprint_domain(source, known_cases(output, channel), channel, faults=faults)
-    return {
-        "organ": settings.organ,
-        "modality": settings.modality,
-        "channel": channel,
-        "classes": classes,
-        "label_map": label_map,
-        "spatial_size": list(settings.spatial_size),
-        "intensity_range": None if settings.intensity_range is None else list(settings.intensity_range),
-        "cases": facts["cases"],
-        **channel_facts(source),
-    }

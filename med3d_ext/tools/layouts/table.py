@@ -6,66 +6,82 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from med3d_ext.data.datalists import Source
+from med3d_ext.data.datalists import Source, existing_file
 from med3d_ext.data.fingerprint import read_header
+from med3d_ext.data.prepared_files import DATALIST, read_prepared
 from med3d_ext.errors import Faults, FaultyCases, InputError
-from med3d_ext.tools.layouts import lung_layouts, nodules, organs
+from med3d_ext.tools.layouts import lung, nodules, organs
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A way to lay out labelled cases in a folder.
+    """A way to lay out labelled cases in a folder."""
 
-    Args:
-        name: what messages call it.
-        tasks: what it serves: "organ", "lung" or "nodules".
-        mark: what it is known by, in words.
-        matches: whether a folder has it.
-        read: its cases, from the folder, the folder of the preparation (None where nothing may be written) and what
-            collects the faulty cases; such a case is left out of the result.
-    """
-
-    name: str
-    tasks: tuple[str, ...]
-    mark: str
-    matches: Callable[[Path], bool]
+    name: str  # what messages call it
+    tasks: tuple[str, ...]  # what it serves: "organ", "lung" or "nodules"
+    mark: str  # what it is known by, in words
+    # Its cases, from the folder, the folder of the preparation (None if nothing may be written) and what collects the
+    # faulty cases, which are left out of the result.
     read: Callable[[Path, Path | None, Faults], Source]
+    matches: Callable[[Path], object] | None = None  # whether a folder has it; None: it holds the file ``mark``
+
+    def is_in(self, folder: Path) -> bool:
+        """Whether a folder has it."""
+        return bool((folder / self.mark).is_file() if self.matches is None else self.matches(folder))
 
 
+def read_again(root: Path, output: Path | None, faults: Faults) -> Source:
+    """What ``prepare`` has written for lungs or nodules, for another split, other classes or another cube."""
+    found = read_prepared(root)
+    name, domain = next(iter(found.domains.items()))
+    cases = []
+    for case in found.cases[name]:
+        if isinstance(case["label"], str) and "label_names" not in domain:
+            raise InputError(f"'{root}' was not prepared for the lung bundle; give the source folder.")
+        kept = {key: case[key] for key in KEPT if key in case}
+        with faults.caught():
+            for key in ("image", "label", "mask"):
+                if isinstance(case.get(key), str):
+                    kept[key] = str(existing_file(Path(case[key]), root / DATALIST))
+            cases.append(kept)
+    is_lung = "label_names" in domain
+    names = domain["label_names" if is_lung else "classes"]
+    classes = {int(value): str(title) for value, title in names.items()}
+    return Source(name if is_lung else root.name, classes, {0: "image" if is_lung else "CT"}, cases)
+
+
+KEPT = ("label", "malignancy", "modality", "subject", "stratum", "given", "fold")
 ORGANS, LUNG, NODULES = ("organ", "lung"), ("lung",), ("nodules",)
 LITS, LEFT_ATRIUM = "LiTS", "2018 left atrium"
+
 # The first that matches is taken.
 LAYOUTS = (
-    Layout("nodules.csv", NODULES, "nodules.csv", nodules.has_table, nodules.read_rows),
-    Layout("classes", NODULES, "dataset.json", organs.has_list, nodules.read_entries),
-    Layout("prepared nodules", NODULES, "datalist.json", nodules.has_datalist, nodules.read_prepared),
-    Layout("nnU-Net", ORGANS, "dataset.json", organs.is_nnunet, organs.read_nnunet),
-    Layout("Decathlon", ORGANS, "dataset.json", organs.has_list, organs.read_decathlon),
-    Layout("prepared lung", LUNG, "datalist.json", lung_layouts.has_datalist, lung_layouts.read_prepared),
+    Layout("nodules.csv", NODULES, nodules.TABLE, nodules.read_rows),
+    Layout("classes", NODULES, organs.LIST, nodules.read_entries),
+    Layout("prepared nodules", NODULES, DATALIST, read_again),
+    Layout("nnU-Net", ORGANS, organs.LIST, organs.read_nnunet, organs.is_nnunet),
+    Layout("Decathlon", ORGANS, organs.LIST, organs.read_decathlon),
+    Layout("prepared lung", LUNG, DATALIST, read_again),
     Layout(
-        "TotalSegmentator",
-        LUNG,
-        "TotalSegmentator's folders",
-        lung_layouts.is_totalsegmentator,
-        lung_layouts.read_totalsegmentator,
+        "TotalSegmentator", LUNG, "TotalSegmentator's folders", lung.read_totalsegmentator, lung.is_totalsegmentator
     ),
-    Layout("VISCERAL", LUNG, "VISCERAL's volumes", lung_layouts.is_visceral, lung_layouts.read_visceral),
-    Layout(LEFT_ATRIUM, ORGANS, "lgemri.nrrd with laendo.nrrd", organs.is_left_atrium, organs.read_left_atrium),
-    Layout(LITS, ORGANS, "volume-N.nii[.gz] with segmentation-N", organs.is_lits, organs.read_lits),
-    Layout("images and labels", ORGANS, "images/ with labels/", organs.are_pairs, organs.read_pairs),
+    Layout("VISCERAL", LUNG, "VISCERAL's volumes", lung.read_visceral, lung.is_visceral),
+    Layout(LEFT_ATRIUM, ORGANS, "lgemri.nrrd with laendo.nrrd", organs.read_left_atrium, organs.atria),
+    Layout(
+        LITS,
+        ORGANS,
+        "volume-N.nii[.gz] with segmentation-N",
+        organs.read_lits,
+        lambda root: next(root.rglob("volume-*.nii*"), None),
+    ),
+    Layout("images and labels", ORGANS, "images/ with labels/", organs.read_pairs, organs.pair_of),
 )
 
 
 def layout_of(folder: Path, task: str | None = None) -> Layout | None:
-    """The layout of a folder of labelled cases; None if it has none of them.
-
-    Args:
-        folder: the folder.
-        task: what it should serve. Defaults to None: anything.
-    """
-    return next((each for each in LAYOUTS if (task is None or task in each.tasks) and each.matches(folder)), None)
+    """The layout of a folder of labelled cases, of those that serve a task; None if it has none of them."""
+    return next((each for each in LAYOUTS if (task is None or task in each.tasks) and each.is_in(folder)), None)
 
 
 def read_source(
@@ -81,10 +97,6 @@ def read_source(
         task: "organ", "lung" or "nodules".
         output: folder of the preparation, for label maps that are merged from masks.
         faults: collects the cases at fault. Defaults to None, which refuses them.
-
-    Raises:
-        InputError: when the folder is missing, empty or has no layout of the task, or what describes it is at fault;
-            FaultyCases when cases are at fault and are not collected, or none is left.
     """
     root = Path(folder).expanduser()
     marks = list(dict.fromkeys(each.mark for each in LAYOUTS if task in each.tasks))
@@ -105,18 +117,10 @@ def read_source(
 
 
 def one_channel(source: Source, chosen: str | int | None = None, usual: str | int | None = None) -> Source:
-    """One channel of each case: of a file for each channel the file, of 4D files its number.
+    """One channel of each case, as one file under ``image`` and its ``channel``: a file, or its number in 4D files.
 
-    Args:
-        source: the cases.
-        chosen: name or number of the channel, as ``--channel`` gives it.
-        usual: the channel if none is chosen; a set of one channel need not have it by this name.
-
-    Returns:
-        the cases with one file under ``image``, and its ``channel``.
-
-    Raises:
-        InputError: there are several channels and none of them is chosen, or the chosen one is not among them.
+    ``chosen`` is a name or a number, as ``--channel`` gives it. If there is none, it is ``usual``; a set of one channel
+    need not have it by this name.
     """
     first, channels = _channels(source)
     named = {number: name for number, name in source.modality.items() if number < channels}
@@ -142,13 +146,6 @@ def one_channel(source: Source, chosen: str | int | None = None, usual: str | in
         raise InputError(f"the cases of '{source.name}' have {sorted(files)} channels; all must have the same.")
     cases = [{**case, "image": case["image"][number]} for case in source.cases]
     return replace(source, cases=cases, modality={0: taken[1]}, channel=0, chosen=taken)
-
-
-def channel_facts(source: Source, **options: Any) -> dict[str, Any]:
-    """What the facts of a domain say of the chosen channel, and of the options of its preparation."""
-    if source.chosen is None:
-        return {"options": options} if options else {}
-    return {"channel": source.channel, "options": {**options, "channel": list(source.chosen)}}
 
 
 def _channels(source: Source) -> tuple[str, int]:

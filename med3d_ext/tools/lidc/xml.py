@@ -18,51 +18,30 @@ import numpy as np
 from med3d_ext.errors import InputError
 
 CHARACTERISTICS = (
-    "subtlety",
-    "internalStructure",
-    "calcification",
-    "sphericity",
-    "margin",
-    "lobulation",
-    "spiculation",
-    "texture",
-    "malignancy",
+    *("subtlety", "internalStructure", "calcification", "sphericity"),
+    *("margin", "lobulation", "spiculation", "texture", "malignancy"),
 )
 _CT = "LidcReadMessage"  # chest X-rays have IdriReadMessage
 
 
 @dataclass(frozen=True)
 class Contour:
-    """One outline in one slice.
+    """One outline in one slice."""
 
-    Args:
-        sop_uid: UID of the slice; may be empty.
-        z: position of the slice as the file states it, mm; NaN where it states none.
-        points: pixels of the outline, (n, 2): x (column) and y (row), counted from 0.
-        inclusion: whether it encloses nodule; otherwise it cuts a hole.
-    """
-
-    sop_uid: str
-    z: float
-    points: np.ndarray
-    inclusion: bool = True
+    sop_uid: str  # of the slice; may be empty
+    z: float  # position of the slice as the file states it, mm; NaN if it states none
+    points: np.ndarray  # pixels, (n, 2): x (column) and y (row), counted from 0
+    inclusion: bool = True  # whether it encloses nodule; otherwise it cuts a hole
 
 
 @dataclass(frozen=True)
 class Mark:
-    """One reader's outline of one nodule of 3 mm or more.
+    """One reader's outline of one nodule of 3 mm or more."""
 
-    Args:
-        reader: number of the reading session, from 1 on; it names no person, and no reader across scans.
-        name: the reader's own name for the nodule.
-        ratings: characteristic to rating, without those that are missing.
-        contours: the outlines, slice by slice.
-    """
-
-    reader: int
-    name: str
-    ratings: dict[str, int]
-    contours: tuple[Contour, ...]
+    reader: int  # number of the reading session, from 1 on; it names no person, and no reader across scans
+    name: str  # the reader's own name for the nodule
+    ratings: dict[str, int]  # characteristic to rating, without those that are missing
+    contours: tuple[Contour, ...]  # slice by slice
 
     def __str__(self) -> str:
         return f"nodule '{self.name}' of reader {self.reader}"
@@ -70,20 +49,12 @@ class Mark:
 
 @dataclass(frozen=True)
 class Reading:
-    """One file.
-
-    Args:
-        file: the file.
-        series_uid: the CT series that was read.
-        readers: number of reading sessions.
-        marks: nodules of 3 mm or more, of all readers.
-        small: marks of nodules below 3 mm: one point and no rating.
-        other: marks of what is not a nodule.
+    """One file: the CT series that was read, the nodules of 3 mm or more that all readers marked, and how many marks
+    are ``small``, of nodules below 3 mm (one point and no rating), or of ``other`` things than nodules.
     """
 
     file: Path
     series_uid: str
-    readers: int
     marks: tuple[Mark, ...]
     small: int
     other: int
@@ -117,11 +88,7 @@ def is_lidc(folder: str | os.PathLike) -> bool:
 
 
 def parse_reading(path: str | os.PathLike) -> Reading | None:
-    """Read one file; None for readings of chest X-rays and for XML of another kind.
-
-    Raises:
-        InputError: the file is damaged or contradicts the schema.
-    """
+    """Read one file; None for readings of chest X-rays and for XML of another kind."""
     path = Path(path)
     try:
         root = ElementTree.parse(path).getroot()
@@ -129,25 +96,20 @@ def parse_reading(path: str | os.PathLike) -> Reading | None:
         raise InputError(f"'{path}' cannot be read as XML ({error}); restore the file.") from error
     if _local(root) != _CT:
         return None
-    uid = next((_text(each) for each in root.iter() if _local(each).lower() == "seriesinstanceuid"), "")
-    if not uid:
+    uid = next((each.text for each in root.iter() if _local(each).lower() == "seriesinstanceuid"), "") or ""
+    if not uid.strip():
         raise InputError(f"'{path}' names no series (SeriesInstanceUid); restore the file.")
-    sessions = _children(root, "readingSession")
-    nodules = [
-        (number, each) for number, one in enumerate(sessions, 1) for each in _children(one, "unblindedReadNodule")
-    ]
-    found = [_mark(path, reader, each) for reader, each in nodules]
-    marks = tuple(mark for mark in found if not _is_small(mark))
-    other = sum(len(_children(session, "nonNodule")) for session in sessions)
-    return Reading(path, uid, len(sessions), marks, len(found) - len(marks), other)
+    found, other = [], 0
+    for reader, session in enumerate(root.findall("{*}readingSession"), 1):
+        found += [_mark(path, reader, each) for each in session.findall("{*}unblindedReadNodule")]
+        other += len(session.findall("{*}nonNodule"))
+    # The schema marks a nodule below 3 mm by one point; some of them state ratings all the same.
+    marks = tuple(mark for mark in found if sum(len(contour.points) for contour in mark.contours) > 1)
+    return Reading(path, uid.strip(), marks, len(found) - len(marks), other)
 
 
 def check_malignancy(mark: Mark) -> None:
-    """Refuse a mark that a classifier cannot learn from.
-
-    Raises:
-        InputError: malignancy is not rated, or not from 1 to 5.
-    """
+    """Refuse a mark that a classifier cannot learn from."""
     rating = mark.ratings.get("malignancy")
     if rating is None:
         raise InputError(f"{mark} has no rating of malignancy; add it or remove the mark.")
@@ -155,39 +117,34 @@ def check_malignancy(mark: Mark) -> None:
         raise InputError(f"{mark} has the malignancy {rating}; ratings must be from 1 to 5: correct it.")
 
 
-def _is_small(mark: Mark) -> bool:
-    """The schema marks a nodule below 3 mm by one point; some of them state ratings all the same."""
-    return sum(len(contour.points) for contour in mark.contours) <= 1
-
-
 def _mark(path: Path, reader: int, element: ElementTree.Element) -> Mark:
-    name = _child_text(element, "noduleID") or "?"
+    name = _text_of(element, "noduleID") or "?"
     where = f"'{path}', nodule '{name}' of reader {reader},"
     ratings: dict[str, int] = {}
-    for block in _children(element, "characteristics"):
-        for each in block:
-            text = _text(each)
-            if _local(each) in CHARACTERISTICS and text:
-                if not text.lstrip("-").isdigit():
-                    raise InputError(f"{where} states '{text}' as {_local(each)}, which must be a number; correct it.")
-                ratings[_local(each)] = int(text)
-    return Mark(reader, name, ratings, tuple(_contour(where, roi) for roi in _children(element, "roi")))
-
-
-def _contour(where: str, roi: ElementTree.Element) -> Contour:
-    inclusion = (_child_text(roi, "inclusion") or "TRUE").upper()
-    if inclusion not in ("TRUE", "FALSE"):
-        raise InputError(f"{where} states '{inclusion}' as inclusion, which must be TRUE or FALSE; correct it.")
-    points = [[_number(where, edge, axis) for axis in ("xCoord", "yCoord")] for edge in _children(roi, "edgeMap")]
-    if any(not value.is_integer() for point in points for value in point):
-        raise InputError(f"{where} has an outline off the pixels; xCoord and yCoord must be whole numbers: correct it.")
-    z = _number(where, roi, "imageZposition") if _child_text(roi, "imageZposition") else math.nan
-    pixels = np.array(points, dtype=int).reshape(-1, 2)
-    return Contour(_child_text(roi, "imageSOP_UID"), z, pixels, inclusion == "TRUE")
+    for each in element.findall("{*}characteristics/*"):
+        text = (each.text or "").strip()
+        if _local(each) in CHARACTERISTICS and text:
+            if not text.lstrip("-").isdigit():
+                raise InputError(f"{where} states '{text}' as {_local(each)}, which must be a number; correct it.")
+            ratings[_local(each)] = int(text)
+    contours = []
+    for roi in element.findall("{*}roi"):
+        inclusion = (_text_of(roi, "inclusion") or "TRUE").upper()
+        if inclusion not in ("TRUE", "FALSE"):
+            raise InputError(f"{where} states '{inclusion}' as inclusion, which must be TRUE or FALSE; correct it.")
+        points = [[_number(where, edge, axis) for axis in ("xCoord", "yCoord")] for edge in roi.findall("{*}edgeMap")]
+        if any(not value.is_integer() for point in points for value in point):
+            raise InputError(
+                f"{where} has an outline off the pixels; xCoord and yCoord must be whole numbers: correct it."
+            )
+        z = _number(where, roi, "imageZposition") if _text_of(roi, "imageZposition") else math.nan
+        pixels = np.array(points, dtype=int).reshape(-1, 2)
+        contours.append(Contour(_text_of(roi, "imageSOP_UID"), z, pixels, inclusion == "TRUE"))
+    return Mark(reader, name, ratings, tuple(contours))
 
 
 def _number(where: str, element: ElementTree.Element, name: str) -> float:
-    text = _child_text(element, name)
+    text = _text_of(element, name)
     try:
         value = float(text)
     except ValueError:
@@ -202,13 +159,5 @@ def _local(element: ElementTree.Element) -> str:
     return element.tag.rpartition("}")[2]
 
 
-def _children(element: ElementTree.Element, name: str) -> list[ElementTree.Element]:
-    return [child for child in element if _local(child) == name]
-
-
-def _child_text(element: ElementTree.Element, name: str) -> str:
-    return next((_text(child) for child in _children(element, name)), "")
-
-
-def _text(element: ElementTree.Element) -> str:
-    return (element.text or "").strip()
+def _text_of(element: ElementTree.Element, name: str) -> str:
+    return element.findtext("{*}" + name, "").strip()

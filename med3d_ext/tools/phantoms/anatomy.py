@@ -3,18 +3,20 @@
 In each the target shares its signal with something else in the scan, so place and shape have to be learned. The torso's
 right and left differ (liver and its dome on the right; heart apex, stomach and spleen on the left), so a pipeline that
 mirrors a scan cannot pass for a correct one. No anatomy text or atlas stands behind the numbers: they are plausible.
+Points are float32 in mm with the axes first (3 x ...): x to the patient's right, y to the front, z to the head.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from med3d_ext.tools.phantoms.shapes import INFINITE, Space, common, union
-
+Point = Sequence[float]
+INFINITE = float("inf")
 REGIONS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("tissues.json").read_text())
 """Region to its tissues, in the order of their numbers, and their values; an MR region also has its labels and grid."""
 
@@ -28,6 +30,71 @@ _HEPATIC_VEINS = (
     ([(24, -24, 44), (42, 24, 28), (52, 46, -2)], (6, 5, 3)),
     ([(24, -24, 44), (6, 14, 34), (-16, 36, 28)], (6, 5, 3)),
 )
+
+
+class Space:
+    """Points (3 x ... in mm) in a random patient, and implicit shapes there: every one is negative inside and grows by
+    about 1 per mm outwards. Nothing here knows a grid, so one anatomy fits every spacing and orientation.
+    """
+
+    def __init__(self, points: np.ndarray, rng: np.random.Generator) -> None:
+        self.points, self.rng = points, rng
+
+    def near(self, values: Point, spread: float) -> Point:
+        """The numbers, each moved by up to ``spread`` (mm); a spread of 0 leaves them, and ``rng``, alone."""
+        return (np.asarray(values) + self.rng.uniform(-spread, spread, len(values))).tolist() if spread else values
+
+    def field(self, wavelength: float, waves: int = 5) -> np.ndarray:
+        """A smooth random field of mean 0 and standard deviation 1: sinusoids with periods near ``wavelength`` (mm)."""
+        total = np.zeros(self.points.shape[1:], np.float32)
+        for _ in range(waves):
+            direction = self.rng.normal(size=3)
+            direction *= 2 * np.pi / (np.linalg.norm(direction) * wavelength * self.rng.uniform(0.7, 1.3))
+            phase = np.tensordot(direction.astype(np.float32), self.points, 1)
+            total += np.sin(phase + np.float32(self.rng.uniform(0, 2 * np.pi)))
+        return total * np.float32(np.sqrt(2 / waves))
+
+    def warp(self, wavelength: float, amplitude: float) -> None:
+        """Move the points by a smooth random displacement of ``amplitude`` mm (standard deviation per axis)."""
+        self.points = self.points + np.float32(amplitude) * np.stack([self.field(wavelength) for _ in range(3)])
+
+    def ellipsoid(self, center: Point, radii: Point, moved: float = 0, resized: float = 0) -> np.ndarray:
+        """An ellipsoid with axes along x, y, z; a radius of infinity makes it a cylinder.
+
+        ``moved`` and ``resized`` say by how many mm center and radii may differ from those given, along each axis.
+        """
+        center, radii = self.near(center, moved), self.near(radii, resized)
+        finite = [radius for radius in radii if np.isfinite(radius)]
+        total = np.zeros(self.points.shape[1:], np.float32)
+        for axis, middle, radius in zip(self.points, center, radii):
+            if np.isfinite(radius):
+                total += np.square((axis - np.float32(middle)) / np.float32(radius))
+        return (np.sqrt(total) - 1) * np.float32(sum(finite) / len(finite))
+
+    def tube(self, path: Sequence[Point], radii: Point, moved: float = 0) -> np.ndarray:
+        """A round tube along a polyline with one radius per corner, linear in between; corners may move as centers."""
+        corners = [np.asarray(self.near(corner, moved)) for corner in path]
+        closest = np.full(self.points.shape[1:], np.inf, np.float32)
+        for start, end, first, last in zip(corners[:-1], corners[1:], radii[:-1], radii[1:]):
+            direction = end - start
+            square = direction @ direction
+            share = np.tensordot((direction / square).astype(np.float32), self.points, 1)
+            share = np.clip(share - np.float32(direction @ start / square), 0, 1)  # of the way from start to end
+            steps = zip(self.points, start.astype(np.float32), direction.astype(np.float32))
+            distance = np.sqrt(sum(np.square(axis - origin - share * step) for axis, origin, step in steps))
+            closest = np.minimum(closest, distance - (np.float32(first) + share * np.float32(last - first)))
+        return closest
+
+
+def union(first: np.ndarray, second: np.ndarray, blend: float) -> np.ndarray:
+    """The two shapes as one, the seam between them filled over about ``blend`` mm."""
+    overlap = np.clip(np.float32(blend) - np.abs(first - second), 0, None) / np.float32(blend)
+    return np.minimum(first, second) - overlap * overlap * np.float32(blend / 4)
+
+
+def common(first: np.ndarray, second: np.ndarray, blend: float) -> np.ndarray:
+    """What lies in both shapes, the edge between them rounded over about ``blend`` mm."""
+    return -union(-first, -second, blend)
 
 
 class Body(Space):
@@ -51,16 +118,11 @@ class Body(Space):
 
 
 def torso(space: Space, lesions: int = 0, thin_scale: float = 1.0, table: bool = False) -> np.ndarray:
-    """Tissue of every point of one random patient, from lower chest to kidneys.
+    """Tissue (uint8 numbers) of every point of one random patient, from lower chest to kidneys.
 
-    Args:
-        space: points 3 x X x Y x Z, the origin near the middle of the upper abdomen.
-        lesions: number of round lesions in the liver.
-        thin_scale: thickness of pancreas and liver vessels relative to the usual one (coarse grids need thicker ones).
-        table: whether the patient lies on a visible table.
-
-    Returns:
-        uint8 array X x Y x Z of the tissues' numbers.
+    The origin is near the middle of the upper abdomen. ``lesions`` are round and in the liver; ``thin_scale`` is the
+    thickness of pancreas and liver vessels relative to the usual one (coarse grids need thicker ones); ``table`` shows
+    the one that the patient lies on.
     """
     body, rng = Body("torso", space, "air"), space.rng
     if table:

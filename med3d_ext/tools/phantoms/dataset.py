@@ -1,7 +1,7 @@
 """The embedded data: phantom patients made on the spot, so that every bundle runs on a fresh machine.
 
-Phantoms teach a network nothing about patients. They show that a pipeline works: shapes, contrast, spacing and
-orientation differ from case to case, and no threshold finds an organ. Each kind has the layout of its real set.
+They teach a network nothing about patients, but show that a pipeline works: shapes, contrast, spacing and orientation
+differ from case to case, and no threshold finds an organ. Each kind has the layout of its real set.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ import numpy as np
 
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import scratch_folder
-from med3d_ext.tools.phantoms.anatomy import REGIONS, brain, hippocampus, left_atrium, prostate, torso
+from med3d_ext.tools.phantoms.anatomy import REGIONS, Space, brain, hippocampus, left_atrium, prostate, torso
 from med3d_ext.tools.phantoms.images import Grid, ct_image, mr_image, nodule
-from med3d_ext.tools.phantoms.shapes import Space
 
 VERSION = 4  # raised whenever the voxels of a seed change, so that old caches are left alone
 MARK = "phantoms.json"
@@ -45,15 +44,10 @@ def write_decathlon(
     cases: Iterable[Case],
     modality: Sequence[str] = ("CT",),
 ) -> None:
-    """Write cases as the Medical Segmentation Decathlon has them.
+    """Write cases of a region's tissues as the Medical Segmentation Decathlon has them.
 
-    Args:
-        folder: where to write.
-        name: what the data set is called.
-        region: key of ``REGIONS``, whose tissues the cases hold.
-        labels: class to its tissues, in the order of the label values from 1 on.
-        cases: the cases.
-        modality: names of the channels.
+    ``labels`` are the classes with their tissues, in the order of the label values from 1 on; ``modality`` names the
+    channels.
     """
     for part in ("imagesTr", "labelsTr"):
         (folder / part).mkdir(parents=True)
@@ -84,10 +78,9 @@ def write_decathlon(
 
 
 def _scan_grid(rng: np.random.Generator, index: int, reach: tuple[float, float], middle: float) -> Grid:
-    """A grid as scanners give them: 300-360 mm wide, thick slices, every fourth one oblique.
+    """A grid as scanners give them: 300-360 mm wide, thick slices, every fourth one oblique, all orientations in turn.
 
-    The case's number picks the orientation, so that few cases already show several. ``reach`` is the least and greatest
-    extent towards the head and ``middle`` the grid's middle there, in mm.
+    ``reach`` is the least and greatest extent towards the head and ``middle`` the grid's middle there, in mm.
     """
     width, slice_spacing = rng.uniform(300, 360), rng.uniform(3, 4.5)
     columns = int(rng.integers(96, 150))
@@ -218,12 +211,6 @@ def phantom_dataset(kind: str, folder: str | None = None, cases: int | None = No
             data: $MED3D_CACHE/phantoms, where MED3D_CACHE defaults to ~/.cache/med3d_ext.
         cases: number of cases, for 3dseg8 in each domain. Defaults to 12, 6, 12 and 160 in the order of the kinds.
         seed: the same seed gives the same voxels, and case number i is the same whatever the number of cases.
-
-    Returns:
-        the folder.
-
-    Raises:
-        InputError: an argument is out of range, or ``folder`` holds something else or cannot be written.
     """
     if kind not in KINDS:
         raise InputError(f"phantoms: KIND must be one of {', '.join(KINDS)}, got '{kind}'.")

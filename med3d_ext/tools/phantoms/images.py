@@ -12,8 +12,7 @@ from nibabel import orientations
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from med3d_ext.tools.phantoms.anatomy import REGIONS
-from med3d_ext.tools.phantoms.shapes import Space
+from med3d_ext.tools.phantoms.anatomy import REGIONS, Space
 
 TORSO = list(REGIONS["torso"]["tissues"])
 LUNG_HU, SOLID_HU, WALL_HU = -850.0, 30.0, 45.0  # around a nodule, in it, and of vessels and chest wall
@@ -56,13 +55,7 @@ class Grid:
 
 
 def ct_image(tissues: np.ndarray, space: Space, phase: float) -> np.ndarray:
-    """CT of a torso as int16 HU, with every tissue a little uneven.
-
-    Args:
-        tissues: map of the torso's tissues.
-        space: where its voxels are.
-        phase: 0 without contrast agent, 1 in the late portal phase.
-    """
+    """CT of a torso as int16 HU, every tissue a little uneven; ``phase`` is 0 without contrast, 1 late portal."""
     rng = space.rng
     base, rise, spread = np.array(list(REGIONS["torso"]["tissues"].values())).T[:3]
     values = base + phase * rise + rng.normal(0, spread)
@@ -95,9 +88,6 @@ def nodule(space: Space, radius: float, severity: float) -> tuple[np.ndarray, np
         space: points around the nodule, 3 x X x Y x Z.
         radius: radius in mm of the ball that has the nodule's volume.
         severity: 0 (round, smooth, even, at times calcified) to 1 (lobulated, spiculated, uneven, with a soft rim).
-
-    Returns:
-        CT as int16 HU and the nodule's mask as uint8.
     """
     rng = space.rng
     center = np.array(space.near((0, 0, 0), 2), np.float32).reshape(3, 1, 1, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from med3d_ext.tools.phantoms.shapes import Space, common, union
+from med3d_ext.tools.phantoms.anatomy import Space, common, union
 
 
 def at(*points: tuple[float, float, float]) -> Space:
@@ -25,11 +25,6 @@ def test_a_ball_gives_distances_in_mm():
 def test_an_ellipsoid_has_its_volume():
     inside = cube().ellipsoid((1, -2, 0), (15, 10, 6)) < 0
     assert inside.sum() == pytest.approx(4 / 3 * np.pi * 15 * 10 * 6, rel=0.02)
-
-
-def test_a_cylinder_ignores_its_axis():
-    values = at((3, 0, 0), (3, 0, 500)).ellipsoid((0, 0, 0), (4, 4, np.inf))
-    np.testing.assert_allclose(values, -1, atol=1e-5)
 
 
 def test_a_tube_measures_from_its_polyline_and_narrows_linearly():
@@ -59,11 +54,3 @@ def test_a_smooth_field_has_unit_variance_and_varies_slowly():
     assert abs(field.mean()) < 0.15
     assert field.std() == pytest.approx(1, abs=0.15)
     assert np.diff(field, axis=0).std() < 0.6 < np.diff(fine, axis=0).std()
-
-
-def test_warp_moves_points_by_about_its_amplitude():
-    still, moved, before = cube(300, 31), cube(300, 31, seed=1), cube(300, 31).points
-    still.warp(60, 0)
-    moved.warp(60, 3)
-    np.testing.assert_array_equal(still.points, before)
-    assert (moved.points - before).std() == pytest.approx(3, rel=0.2)
