@@ -25,8 +25,7 @@ def slow_batches(seconds: float, count: int = 4):
 def test_steps_and_waits_are_timed_apart_and_the_first_does_not_count():
     slow_first = iter([0.5, *[0.2] * 9])
     engine = Engine(lambda engine, batch: time.sleep(next(slow_first)))
-    timer = StepTimer(4)
-    timer.attach(engine)
+    timer = StepTimer(4, engine)
     engine.run(slow_batches(0.02, 9), max_epochs=1, epoch_length=9)
     step, wait = timer.figures()
     assert len(timer.steps) == 4  # and no more: the training ends

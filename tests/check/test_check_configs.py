@@ -6,8 +6,17 @@ import json
 
 import pytest
 
-from med3d_ext.tools.check.binding import expressions, lost_references, unknown_names, wrong_components
-from med3d_ext.tools.check.configs import COMMANDS, check_classes, check_files, check_ids, check_options
+from med3d_ext.tools.check.configs import (
+    COMMANDS,
+    check_classes,
+    check_files,
+    check_ids,
+    check_options,
+    expressions,
+    lost_references,
+    unknown_names,
+    wrong_components,
+)
 
 every_command = pytest.mark.parametrize("command", list(COMMANDS))
 

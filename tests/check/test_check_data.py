@@ -17,10 +17,9 @@ from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.networks import Segmenter
 from med3d_ext.tools.bundle_folder import Bundle
 from med3d_ext.tools.check import resources
-from med3d_ext.tools.check.data import _check_domain, check_data
-from med3d_ext.tools.check.findings import gather
+from med3d_ext.tools.check.inputs import check_data, check_domain
 from med3d_ext.tools.check.resources import check_resources, training_shape
-from med3d_ext.tools.check.verb import check_bundle
+from med3d_ext.tools.check.verb import check_bundle, gather
 
 GIB = 2**30
 
@@ -63,10 +62,10 @@ def test_a_class_that_no_label_holds_is_told(run, tmp_path):
 @pytest.mark.parametrize("values", [{"3": 2}, {"1": 1, "3": 1}, {"2": 2}])
 def test_classes_are_counted_by_the_values_that_they_become(values):
     cases = [{"label": "x.nii", "split": "training", "labels": {"0": 9, **dict.fromkeys(values, 5)}}]
-    data = SimpleNamespace(items=lambda split: [{"domain": "x"}], cases={"x": cases})
     facts = {"classes": {"0": "background", "1": "a", "2": "b"}, "label_map": {"0": 0, **values}}
+    data = SimpleNamespace(items=lambda split: [{"domain": "x"}], cases={"x": cases}, domains={"x": facts})
     missing = {"1", "2"} - {str(value) for value in values.values()}
-    assert sum("no training case holds" in line for line in texts(_check_domain(data, "x", facts))) == len(missing)
+    assert sum("no training case holds" in line for line in texts(check_domain(data, "x"))) == len(missing)
 
 
 def test_a_fault_of_the_data_is_one_line_with_the_files_name(run, tmp_path):

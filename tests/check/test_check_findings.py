@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from med3d_ext.errors import InputError
-from med3d_ext.tools.check.findings import error, gather, ok, summary, warning
+from med3d_ext.tools.check import error, ok, warning
+from med3d_ext.tools.check.verb import counts, gather
 
 
 def test_a_finding_is_one_line_with_its_level_and_topic_in_columns():
@@ -13,8 +14,8 @@ def test_a_finding_is_one_line_with_its_level_and_topic_in_columns():
 
 def test_the_last_line_counts():
     lines = [ok("a", "x"), ok("a", "y"), warning("b", "z"), error("c", "w")]
-    assert summary(lines).splitlines()[-1] == "2 ok, 1 warning, 1 error"
-    assert summary([]) == "0 ok, 0 warnings, 0 errors"
+    assert counts(lines) == "2 ok, 1 warning, 1 error"
+    assert counts([]) == "0 ok, 0 warnings, 0 errors"
 
 
 def broken(fault):

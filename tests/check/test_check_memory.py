@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from med3d_ext.networks import Classifier, Segmenter
-from med3d_ext.tools.check.memory import PeakBytes, inference_bytes, parameter_bytes, state_bytes, training_bytes
+from med3d_ext.tools.check.resources import PeakBytes, peak_bytes, tensor_bytes
 
 FLOAT = 4
 
@@ -33,22 +33,22 @@ def test_a_forward_pass_by_hand():
     with torch.device("meta"):
         network = nn.Sequential(nn.Conv3d(1, 8, 3, padding=1, bias=False), nn.Conv3d(8, 2, 1, bias=False))
     image, hidden, output = (channels * 10**3 * FLOAT for channels in (1, 8, 2))
-    assert inference_bytes(network, (1, 1, 10, 10, 10)) == image + hidden + output
-    assert parameter_bytes(network) == state_bytes(network) == (8 * 27 + 16) * FLOAT
+    assert peak_bytes(network, (1, 1, 10, 10, 10)) == image + hidden + output
+    assert tensor_bytes(network.parameters()) == tensor_bytes(network.state_dict().values()) == (8 * 27 + 16) * FLOAT
 
 
 def test_buffers_are_part_of_the_state_and_not_of_the_gradients():
     with torch.device("meta"):
         network = nn.BatchNorm3d(8)
-    assert parameter_bytes(network) == 16 * FLOAT
-    assert state_bytes(network) == 32 * FLOAT + 8
+    assert tensor_bytes(network.parameters()) == 16 * FLOAT
+    assert tensor_bytes(network.state_dict().values()) == 32 * FLOAT + 8
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_training_step_takes_as_much_as_one_with_real_numbers(checkpointing):
     arguments = ("resnet10", 1, 2, 8, None, checkpointing)
     with torch.device("meta"):
-        measured = training_bytes(Segmenter(*arguments), (2, 1, 32, 32, 24))
+        measured = peak_bytes(Segmenter(*arguments), (2, 1, 32, 32, 24), training=True)
     network = Segmenter(*arguments)
     image, label = torch.zeros(2, 1, 32, 32, 24), torch.zeros(2, 32, 32, 24, dtype=torch.long)
     with PeakBytes(list(network.state_dict().values())) as counter:
@@ -59,7 +59,7 @@ def test_a_training_step_takes_as_much_as_one_with_real_numbers(checkpointing):
 def test_training_takes_more_than_inference_and_a_larger_grid_more_than_a_smaller():
     with torch.device("meta"):
         network = Classifier("resnet10")
-    small, large = (training_bytes(network, (1, 1, size, size, size)) for size in (32, 64))
-    assert inference_bytes(network, (1, 1, 64, 64, 64)) < large
+    small, large = (peak_bytes(network, (1, 1, size, size, size), training=True) for size in (32, 64))
+    assert peak_bytes(network, (1, 1, 64, 64, 64)) < large
     assert small < large
-    assert small > parameter_bytes(network)
+    assert small > tensor_bytes(network.parameters())

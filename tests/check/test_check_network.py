@@ -9,13 +9,13 @@ import torch
 
 from med3d_ext.networks import Segmenter
 from med3d_ext.networks.resnet import ResNetEncoder
-from med3d_ext.tools.check.findings import gather
-from med3d_ext.tools.check.network import (
+from med3d_ext.tools.check.inputs import (
     build_network,
     check_initial_weights,
     check_shapes,
     check_weights,
 )
+from med3d_ext.tools.check.verb import gather
 from med3d_ext.weights.files import fit
 
 

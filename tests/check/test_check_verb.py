@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from med3d_ext.tools.bundle_folder import Bundle
-from med3d_ext.tools.check.findings import ERROR
+from med3d_ext.tools.check import ERROR
 from med3d_ext.tools.check.verb import check_bundle
 from med3d_ext.tools.cli import main
 

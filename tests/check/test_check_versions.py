@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from med3d_ext.tools.check import versions
-from med3d_ext.tools.check.versions import check_versions
+from med3d_ext.tools.check import configs as module
+from med3d_ext.tools.check.configs import check_versions
 
 
 @pytest.fixture
 def installed(monkeypatch):
     """Pretend that other versions are installed."""
-    real = versions.version
+    real = module.version
 
     def pretend(**faked):
-        monkeypatch.setattr(versions, "version", lambda name: faked.get(name) or real(name))
+        monkeypatch.setattr(module, "version", lambda name: faked.get(name) or real(name))
 
     return pretend
 

@@ -296,7 +296,8 @@ def test_a_bundle_or_a_device_that_does_not_exist_is_named(images, tmp_path, cap
     assert "the nearest is 'lits_coarse'" in capsys.readouterr().err
     for device in ("gpu", "cuda:77"):
         assert cli.main(["predict", str(LITS), str(images), *out, "--device", device]) == 2
-        assert f"--device must be a device of this machine, as cpu or cuda:0, got '{device}'" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert "device must be cpu, or cuda" in error and f"got '{device}'" in error
 
 
 def test_the_images_folder_is_no_place_for_results(predict, images, capsys):

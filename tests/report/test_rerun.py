@@ -12,7 +12,7 @@ import pytest
 
 from med3d_ext.errors import InputError
 from med3d_ext.run.provenance import git_state, versions
-from med3d_ext.tools.report.rerun import rerun, without
+from med3d_ext.tools.rerun import rerun, without
 
 COMMAND = (
     "python -m monai.bundle run --config_file ../bundles/lits_coarse/configs/train.json --output_dir old --epochs 2 "
@@ -54,8 +54,8 @@ def trainings(monkeypatch):
         return SimpleNamespace(returncode=seen.code)
 
     monkeypatch.setattr(subprocess, "run", run)
-    monkeypatch.setattr("med3d_ext.tools.report.rerun.git_state", lambda: {"revision": "now", "dirty": False})
-    monkeypatch.setattr("med3d_ext.tools.report.rerun.checkout", lambda: CHECKOUT)
+    monkeypatch.setattr("med3d_ext.tools.rerun.git_state", lambda: {"revision": "now", "dirty": False})
+    monkeypatch.setattr("med3d_ext.tools.rerun.checkout", lambda: CHECKOUT)
     return seen
 
 

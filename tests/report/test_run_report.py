@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from med3d_ext.errors import InputError
-from med3d_ext.tools.report.verb import report
+from med3d_ext.tools.report import report
 
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

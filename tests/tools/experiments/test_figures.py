@@ -8,9 +8,9 @@ from experiment_stubs import arm_result
 
 from med3d_ext.errors import InputError
 from med3d_ext.metrics.intervals import describe_metric
-from med3d_ext.tools.evaluate.paired import paired_test
+from med3d_ext.tools.evaluate import paired_test
+from med3d_ext.tools.experiments.engine import ArmResult
 from med3d_ext.tools.experiments.figures import arm_figures, is_small_good
-from med3d_ext.tools.experiments.results import ArmResult
 
 GENERATOR = np.random.default_rng(0)
 CASES = [("liver", f"case_{number}.nii") for number in range(8)]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from experiment_stubs import arm_result
 
+from med3d_ext.tools.experiments.engine import ArmResult
 from med3d_ext.tools.experiments.figures import Curve
 from med3d_ext.tools.experiments.report import draw_curves, draw_overlays
-from med3d_ext.tools.experiments.results import ArmResult
 
 pyplot = pytest.importorskip("matplotlib.pyplot")
 

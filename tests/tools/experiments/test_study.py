@@ -230,14 +230,14 @@ def test_an_evaluation_that_lacks_cases_is_refused(make, runner, tmp_path) -> No
 @pytest.mark.parametrize(
     ("option", "values", "changes", "message"),
     [
-        ("share", (0.5, 1.5), {}, "share must be above 0"),
+        ("share", (0.5, 1.5), {}, "share must be a number above 0"),
         ("share", ("half",), {}, "share must be a number"),
         ("domains", (1, 4), {}, "domains must be 1 to 3"),
         ("network_name", ("resnet10", "resnet11"), {}, "resnet11"),
         ("share", (), {}, "values of study 'share' must be one or more"),
         ("share", (0.5, 0.5), {}, "values of study 'share' must be one or more different"),
         ("share", (0.5,), {"seeds": [1, 1]}, "seeds of study"),
-        ("share", (0.5,), {"seeds": ["a"]}, "integers >= 0"),
+        ("share", (0.5,), {"seeds": ["a"]}, "seeds must be a list of whole numbers"),
         ("share", (0.5,), {"overrides": {"share": 0.1}}, "--share is what study 'share' varies"),
         ("share", (0.5,), {"config_files": []}, "needs its base config"),
         ("train::lr", (0.5,), {"overrides": {"train#lr": 0.1}}, "is what study 'train::lr' varies"),
