@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, PackageLoader
 from scipy.stats import wilcoxon
 
 from med3d_ext.errors import Faults, FaultyCases, InputError
@@ -73,7 +74,13 @@ def evaluate(
         for run, name in zip(runs, ("cases.csv", "cases_compare.csv")):
             _write_cases(Path(output) / name, run, names, tolerances)
         write_json(Path(output) / "summary.json", summary)
-    return _table(summary)
+    templates = Environment(loader=PackageLoader("med3d_ext.tools"))
+    templates.filters |= {
+        "number": lambda value: f"{'-':>9}" if value is None else f"{value:9.4f}",
+        "interval": lambda ends: f"{'-':>22}" if ends is None else f"[{ends[0]:9.4f}, {ends[1]:9.4f}]",
+    }
+    table = templates.get_template("evaluation.txt")
+    return table.render(**summary, outcomes=OUTCOMES, width=max(map(len, names))).rstrip()
 
 
 def parse_classes(text: str) -> Classes:
@@ -219,43 +226,3 @@ def _write_cases(path: Path, run: Run, names: list[str], tolerances: Sequence[fl
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _table(summary: dict[str, Any]) -> str:
-    width = max(len(name) for name in summary["classes"])
-    lines = [f"{summary['n']} cases; surface Dice at {summary['tolerance_mm']:g} mm; {PENALTIES}"]
-    for name, facts in summary["classes"].items():
-        counts = ", ".join(f"{facts[outcome]} {outcome.replace('_', ' ')}" for outcome in OUTCOMES)
-        lines += ["", f"{name:<{width}}  {counts}", f"  {'global_dice':<21}  {_number(facts['global_dice'])}"]
-        for measure, one in facts.items():
-            if isinstance(one, dict):
-                lines.append(f"  {measure:<21}  {_number(one['mean'])}  {_interval(one['interval_95'])}  n={one['n']}")
-    for value, merged in summary["merged_label_values"].items():
-        lines += ["", f"values {', '.join(map(str, merged))} of the labels count as {value}, as in the training"]
-    for what in ("unmatched_predictions", "unmatched_labels"):
-        if summary[what]:
-            lines += ["", f"{what.replace('_', ' ')}, not counted: {', '.join(summary[what])}"]
-    if summary["left_out"]:
-        lines += ["", "faulty, not counted:", *(f"  {sentence}" for sentence in summary["left_out"])]
-    if comparison := summary.get("comparison"):
-        lines += ["", f"minus {comparison['other']}, {comparison['n']} common cases"]
-        if comparison["in_one_run_only"]:
-            lines.append(f"in one run only, not compared: {', '.join(comparison['in_one_run_only'])}")
-        for name, tests in comparison["classes"].items():
-            lines.append(name)
-            for measure, test in tests.items():
-                note = f"  ({test['note']})" if test["note"] else ""
-                excluded = f", {test['excluded']} excluded" if test["excluded"] else ""
-                lines.append(
-                    f"  {measure:<21}  {_number(test['mean_difference'])}  {_interval(test['interval_95'])}"
-                    f"  n={test['n']}{excluded}  Wilcoxon p={_number(test['p_value']).strip()}{note}"
-                )
-    return "\n".join(lines)
-
-
-def _number(value: float | None) -> str:
-    return f"{'-':>9}" if value is None else f"{value:9.4f}"
-
-
-def _interval(interval: list[float] | None) -> str:
-    return f"{'-':>22}" if interval is None else f"[{interval[0]:9.4f}, {interval[1]:9.4f}]"

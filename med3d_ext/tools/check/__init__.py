@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,3 +22,9 @@ class Finding:
 
 
 ok, warning, error = partial(Finding, OK), partial(Finding, WARNING), partial(Finding, ERROR)
+
+
+def judge(topic: str, faults: Iterable[str], fine: str) -> Iterator[Finding]:
+    """An error for each fault, or a line that says what is right."""
+    found = [error(topic, fault) for fault in faults]
+    yield from found or [ok(topic, fine)]

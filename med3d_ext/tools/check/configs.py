@@ -21,7 +21,7 @@ from med3d_ext.run import options
 from med3d_ext.run.moved import refuse_moved
 from med3d_ext.run.overrides import texts, walk
 from med3d_ext.tools.bundle_folder import COMMANDS, Bundle, fault_of
-from med3d_ext.tools.check import Finding, error, ok, warning
+from med3d_ext.tools.check import Finding, error, judge, ok, warning
 
 NEEDED = ("configs/metadata.json", "configs/train.json", "configs/evaluate.json", "configs/inference.json")
 WANTED = ("LICENSE", "configs/multi_gpu_train.json", "configs/logging.conf", "docs/README.md", "docs/data_license.txt")
@@ -70,43 +70,34 @@ def check_options(bundle: Bundle) -> Iterator[Finding]:
 def check_ids(bundle: Bundle, command: str) -> Iterator[Finding]:
     """References, and the ids that MONAI's tools look for: what its ``check_properties`` finds by building them."""
     config, parser = bundle.merged(command), bundle.config(command)
-    lost = lost_references(config)
-    for name, reference in lost.items():
-        yield error("ids", f"{command}: '{name}' refers to '{reference}', which is not in the config; correct it.")
-    missing = []
+    faults = [
+        f"{command}: '{name}' refers to '{reference}', which is not in the config; correct it."
+        for name, reference in lost_references(config).items()
+    ]
     for name, facts in (InferProperties if command == "inference" else TrainProperties).items():
         key, referring = facts[BundlePropertyConfig.ID], facts.get(BundlePropertyConfig.REF_ID)
         used = parser.get(referring) if referring else None
         is_renamed = isinstance(used, str) and used.startswith("@") and used != f"@{key}"
         if is_renamed or (facts[BundleProperty.REQUIRED] and key not in parser):
-            missing.append(name)
-    for name in missing:
-        yield error("ids", f"{command}: MONAI's property '{name}' is missing or has another id; name it as MONAI does.")
-    if not lost and not missing:
-        yield ok("ids", f"{command}: {sum(1 for _ in walk(config))} ids, every reference and property found")
+            faults.append(f"{command}: MONAI's property '{name}' is missing or has another id; name it as MONAI does.")
+    count = sum(1 for _ in walk(config))
+    yield from judge("ids", faults, f"{command}: {count} ids, every reference and property found")
 
 
 def check_classes(bundle: Bundle, command: str) -> Iterator[Finding]:
     """Every ``_target_`` with its arguments, every expression with its names."""
     config = bundle.merged(command)
-    try:
-        refuse_moved(config, command)
-    except InputError as moved:
-        yield error("classes", str(moved))
-        return
-    wrong = wrong_components(config)
-    for name, fault in wrong.items():
-        yield error("classes", f"{command}: '{name}' is {fault}; correct the name or the arguments.")
+    refuse_moved(config, command)
+    wrong = wrong_components(config).items()
+    faults = [f"{command}: '{name}' is {fault}; correct the name or the arguments." for name, fault in wrong]
+    count = 0
     try:
         count = len(list(expressions(config)))
+        for name, unknown in unknown_names(config).items():
+            faults.append(f"{command}: '{name}' uses {', '.join(sorted(unknown))}; add it to 'imports'.")
     except SyntaxError as fault:
-        yield error("classes", f"{command}: the expression {fault.text!r} is not Python ({fault.msg}); correct it.")
-        return
-    names = unknown_names(config)
-    for name, unknown in names.items():
-        yield error("classes", f"{command}: '{name}' uses {', '.join(sorted(unknown))}; add it to 'imports'.")
-    if not wrong and not names:
-        yield ok("classes", f"{command}: {len(components(config))} components and {count} expressions fit")
+        faults.append(f"{command}: the expression {fault.text!r} is not Python ({fault.msg}); correct it.")
+    yield from judge("classes", faults, f"{command}: {len(components(config))} components and {count} expressions fit")
 
 
 def check_versions(bundle: Bundle) -> Iterator[Finding]:
