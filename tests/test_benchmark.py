@@ -103,9 +103,3 @@ def test_the_authors_code_is_refused_in_a_sentence_where_it_is_not(tmp_path):
     (tmp_path / "models" / "resnet.py").write_text(AUTHORS)
     with pytest.raises(InputError, match="has no resnet50"):
         measure_authors(tmp_path, ours, 3)
-
-
-def test_a_process_of_its_own_gives_the_answer_and_the_error():
-    assert module._apart(int, "3") == 3
-    with pytest.raises(ValueError, match="invalid literal"):
-        module._apart(int, "three")

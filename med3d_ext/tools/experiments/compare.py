@@ -180,17 +180,23 @@ class Comparison:
         """No arm in the output folder was run with other settings; the message names the first difference."""
         wanted = {arm.folder / engine.MARK: arm for arm in self.arms()}
         some = next(iter(wanted.values()))
+        others = {
+            "config": "the bundle's train.json has changed",
+            "data": "other data",
+            "facts": "other initial weights",
+        }
         for path in sorted((self.output / "arms").glob(f"*/{engine.MARK}")):
             before, now = read_json(path), self.experiment.mark(wanted.get(path, some))
-            if path not in wanted:  # the part that all arms share
-                for mark in (before, now):
-                    mark["arguments"] = {k: value for k, value in mark["arguments"].items() if k not in _PER_ARM}
-                    mark["data"] = mark["facts"] = None
-            difference = _difference(before, now)
-            if difference:
+            old, new = before["arguments"], now["arguments"]
+            # of an arm that is not asked for now, only what all arms share is compared
+            own, keys = ((), others) if path in wanted else (_PER_ARM, ("config",))
+            names = [name for name in {**new, **old} if name not in own and old.get(name) != new.get(name)]
+            words = [f"{name} {old.get(name, 'not given')}, now {new.get(name, 'not given')}" for name in names]
+            words += [others[key] for key in keys if before.get(key) != now.get(key)]
+            if words:
                 raise InputError(
-                    f"'{path.parent}' was run with other settings ({difference}); give another --output, or remove "
-                    "that folder."
+                    f"'{path.parent}' was run with other settings ({words[0]}); give another --output, or remove that "
+                    "folder."
                 )
 
     def run(self) -> dict[str, Any]:
@@ -238,7 +244,15 @@ class Comparison:
             "results": arm_figures(results, metric, frozenset(self.excluded)),
             "smoothing_iterations": window,
             "iterations_to_reach": reaches,
-            "runs": [_run(result) for result in results],
+            "runs": [
+                {
+                    **{key: result.facts[key] for key in ("start", "share", "fold", "seed")},
+                    **{"iterations": result.record["iterations"], "training_cases": len(result.training)},
+                    **result.effort,
+                    **{key: result.record[key] for key in ("best",) if key in result.record},
+                }
+                for result in results
+            ],
         }
         write_json(self.output / "comparison.json", record)
         with write_atomically(self.output / "table.md", "w") as file:
@@ -265,26 +279,8 @@ class Comparison:
         return metric
 
 
-def _run(result: ArmResult) -> dict[str, Any]:
-    """Facts of one arm."""
-    facts = {key: result.facts[key] for key in ("start", "share", "fold", "seed")}
-    work = {"iterations": result.record["iterations"], "training_cases": len(result.training), **result.effort}
-    best = {key: result.record[key] for key in ("best",) if key in result.record}
-    return {**facts, **work, **best}
-
-
 def snapshot_epochs(epochs: int, interval: int) -> list[int]:
     """A few of the epochs that are validated: the last, and those that halve it, when a training still moves."""
     validated = [*range(interval, epochs + 1, interval), epochs]
     wanted = [epochs / 2**power for power in range(SNAPSHOTS)]
     return sorted({min(validated, key=lambda epoch: abs(epoch - one)) for one in wanted})
-
-
-def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first difference of two marks in words."""
-    old, new = before["arguments"], now["arguments"]
-    for name in dict.fromkeys([*new, *old]):
-        if old.get(name) != new.get(name):
-            return f"{name} {old.get(name, 'not given')}, now {new.get(name, 'not given')}"
-    words = {"config": "the bundle's train.json has changed", "data": "other data", "facts": "other initial weights"}
-    return next((text for key, text in words.items() if before.get(key) != now.get(key)), None)

@@ -83,14 +83,15 @@ def draw_curves(path: Path, rows: Sequence[Sequence[Panel]]) -> None:
 def draw_overlays(path: Path, results: Sequence[ArmResult]) -> bool:
     """Draw one validation case at the same epochs of all arms: a column per arm, a row per epoch.
 
-    Args:
-        path: the PNG to write.
-        results: one result per arm, all of one share, fold and seed.
-
-    Returns:
-        whether all arms have snapshots of the same case; else nothing is drawn.
+    ``results`` are one per arm, all of one share, fold and seed. Returns whether all have snapshots of the same case;
+    else nothing is drawn.
     """
-    shots = {result.facts["start"]: _snapshots(result.folder / "snapshots") for result in results}
+    shots: dict[str, dict[int, dict[str, np.ndarray]]] = {}  # by arm and epoch
+    for result in results:
+        found = shots.setdefault(result.facts["start"], {})
+        for file in sorted((result.folder / "snapshots").glob("epoch_*.npz")):
+            with np.load(file, allow_pickle=False) as content:
+                found[int(file.stem.rpartition("_")[2])] = dict(content)
     epochs = sorted(set.intersection(*map(set, shots.values())))
     if not epochs or len({str(shot["case"]) for found in shots.values() for shot in found.values()}) != 1:
         return False
@@ -100,33 +101,20 @@ def draw_overlays(path: Path, results: Sequence[ArmResult]) -> bool:
     grid = figure.subplots(len(epochs), len(shots), squeeze=False)
     for row, epoch in zip(grid, epochs):
         for axes, (name, found) in zip(row, shots.items()):
-            _draw_slice(axes, found[epoch])
+            shot = found[epoch]
+            image = shot["image"].astype(np.float32)
+            low, high = np.percentile(image, (1, 99))
+            axes.imshow(image, cmap="gray", origin="lower", aspect=float(shot["aspect"]), vmin=low, vmax=high)
+            for key, color in (("label", "lime"), ("prediction", "red")):
+                for value in np.unique(shot[key][shot[key] > 0]):
+                    if not (shot[key] == value).all():
+                        axes.contour(shot[key] == value, levels=[0.5], colors=color, linewidths=1)
+            axes.set_axis_off()
             axes.set_title(f"{name}, epoch {epoch}", fontsize="small")
     where = f"validation case {first['case']}, seed {results[0].facts['seed']}"
     figure.suptitle(f"{where}: prediction red, label green", fontsize="small")
     _save(figure, path)
     return True
-
-
-def _snapshots(folder: Path) -> dict[int, dict[str, np.ndarray]]:
-    """Epoch to arrays."""
-    found = {}
-    for path in sorted(folder.glob("epoch_*.npz")):
-        with np.load(path, allow_pickle=False) as content:
-            found[int(path.stem.rpartition("_")[2])] = dict(content)
-    return found
-
-
-def _draw_slice(axes: Any, shot: Mapping[str, np.ndarray]) -> None:
-    image = shot["image"].astype(np.float32)
-    low, high = np.percentile(image, (1, 99))
-    axes.imshow(image, cmap="gray", origin="lower", aspect=float(shot["aspect"]), vmin=low, vmax=high)
-    for key, color in (("label", "lime"), ("prediction", "red")):
-        for value in np.unique(shot[key][shot[key] > 0]):
-            mask = shot[key] == value
-            if not mask.all():
-                axes.contour(mask, levels=[0.5], colors=color, linewidths=1)
-    axes.set_axis_off()
 
 
 def draw_study(record: Mapping[str, Any], metric: str, path: Path) -> None:

@@ -110,9 +110,16 @@ class Study:
         rows: list[dict[str, Any]] = []
         record: dict[str, Any] = {}
         path = self.folder / f"study_{self.name}.json"
+        test: dict[str, list[dict[str, Any]]] = {}
+        for item in self.data.test:
+            test.setdefault(item["domain"], []).append(item)
+        own = {"dataset_dir", "output_dir", "ckpt_dir", "seed", self.option}
+        settings = {key: value for key, value in self.arguments.items() if key not in own}
+        facts = {"study": self.name, "option": self.option, "values": self.values, "seeds": self.seeds}
+        facts |= {**engine.origin(self.data, test), "settings": settings}
         for number, arm in enumerate(self.experiment.run(arms), start=1):
             rows += self._rows(engine.read_result(arm))
-            record = {**self._facts(), "complete": number == len(arms), "rows": rows}
+            record = {**facts, "complete": number == len(arms), "rows": rows}
             write_json(path, record)
             if self.metric not in rows[-1]:
                 names = ", ".join(name for name in rows[-1] if name.startswith(METRIC))
@@ -127,16 +134,6 @@ class Study:
         folder = self.folder / self.name / f"{self.option.replace('::', '.')}_{words}_seed{seed}"
         own = {CACHE: str(self.folder / self.name / "cache"), self.option: value}
         return Arm(folder, self.data, {**self.arguments, **own}, {"value": value, "seed": seed})
-
-    def _facts(self) -> dict[str, Any]:
-        """The study's JSON without its rows: what was asked for and where the figures come from."""
-        test: dict[str, list[dict[str, Any]]] = {}
-        for item in self.data.test:
-            test.setdefault(item["domain"], []).append(item)
-        own = {"dataset_dir", "output_dir", "ckpt_dir", "seed", self.option}
-        settings = {key: value for key, value in self.arguments.items() if key not in own}
-        facts = {"study": self.name, "option": self.option, "values": self.values, "seeds": self.seeds}
-        return {**facts, **engine.origin(self.data, test), "settings": settings}
 
     def _rows(self, result: ArmResult) -> list[dict[str, Any]]:
         """One row per domain of a finished arm: value, seed, domain, training cases, metrics, epochs, seconds."""

@@ -59,14 +59,6 @@ def test_overlays_belong_to_the_training_and_a_finished_arm_keeps_its_weights_an
     assert steps == [["train.json", "overlay.json"], ["train.json", "evaluate.json"]]
 
 
-def test_an_arm_may_be_moved_and_its_settings_may_not_change(tmp_path, experiment) -> None:
-    mark = experiment.mark(arm(tmp_path / "a"))
-    assert mark == experiment.mark(arm(tmp_path / "b", data="/elsewhere"))
-    assert mark != experiment.mark(arm(tmp_path / "a", epochs=4))
-    Path(experiment.train[0]).write_text('{"epochs": 4}')
-    assert mark != experiment.mark(arm(tmp_path / "a"))
-
-
 def test_a_training_of_other_settings_does_not_pass_for_this_one_after_a_kill(tmp_path, experiment, steps) -> None:
     experiment.run_arm(arm(tmp_path / "a"))
     steps.clear()
