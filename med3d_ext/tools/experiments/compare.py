@@ -247,7 +247,8 @@ class Comparison:
             "runs": [
                 {
                     **{key: result.facts[key] for key in ("start", "share", "fold", "seed")},
-                    **{"iterations": result.record["iterations"], "training_cases": len(result.training)},
+                    "iterations": result.record["iterations"],
+                    "training_cases": len(result.training),
                     **result.effort,
                     **{key: result.record[key] for key in ("best",) if key in result.record},
                 }
