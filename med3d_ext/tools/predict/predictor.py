@@ -89,8 +89,16 @@ class BundlePredictor:
         evaluator.logger.setLevel(logging.CRITICAL)  # the caller reports errors
         try:
             evaluator.run()
-            found = _label_map(evaluator.state.output[0]["pred"], evaluator.state.batch[0]["image"].meta)
-            return LabelMap(self._values(found.labels), found.affine)
+            pred, source = evaluator.state.output[0]["pred"], evaluator.state.batch[0]["image"].meta
+            if pred.ndim != 4 or pred.shape[0] != 1:
+                raise RuntimeError(f"postprocessing must end with a label map (1, X, Y, Z), got {tuple(pred.shape)}")
+            affine, own = (np.asarray(each, dtype=float) for each in (source["original_affine"], pred.affine.cpu()))
+            found, shape = tuple(pred.shape[1:]), tuple(int(size) for size in source["spatial_shape"])
+            if found != shape or not np.allclose(affine, own, atol=1e-3):
+                raise RuntimeError(f"postprocessing must lead back to the image's grid {shape}, got {found}")
+            labels = pred.as_tensor()[0].cpu().numpy()
+            # One byte for each voxel: a whole-body CT has 200 million.
+            return LabelMap(self._values(labels.astype(smallest_type(labels.max()), copy=False)), affine)
         finally:
             # The engine and its handlers refer to each other and would keep the volumes until the next collection.
             evaluator.state.batch = evaluator.state.output = None
@@ -146,16 +154,3 @@ def _parser(bundle: Bundle, device: str | None) -> ConfigParser:
         saves = [target.rpartition(".")[2] in ("SaveImaged", "SaveImage") for target in targets]
         parser.update({post: [each for each, is_saved in zip(parser[post], saves) if not is_saved]})
     return parser
-
-
-def _label_map(pred: Any, source: Mapping[str, Any]) -> LabelMap:
-    """The label map of a prediction; ``source`` is what the image's metadata say of its grid."""
-    if pred.ndim != 4 or pred.shape[0] != 1:
-        raise RuntimeError(f"postprocessing must end with a label map (1, X, Y, Z), got {tuple(pred.shape)}")
-    affine, original = (np.asarray(each, dtype=float) for each in (pred.affine.cpu(), source["original_affine"]))
-    shape = tuple(int(size) for size in source["spatial_shape"])
-    if tuple(pred.shape[1:]) != shape or not np.allclose(affine, original, atol=1e-3):
-        raise RuntimeError(f"postprocessing must lead back to the image's grid {shape}, got {tuple(pred.shape[1:])}")
-    labels = pred.as_tensor()[0].cpu().numpy()
-    # One byte for each voxel: a whole-body CT has 200 million.
-    return LabelMap(labels.astype(smallest_type(labels.max()), copy=False), original)

@@ -60,7 +60,13 @@ def predict(
         need_highdicom()
     items, without = named_images(inputs, "INPUT")
     cases = [Case(item["case"], item["image"]) for item in items]
-    folder = _output_folder(output, cases)
+    folder = Path(output).expanduser()
+    if any(Path(case.image).parent == folder.resolve() for case in cases):
+        raise InputError(f"--output must be another folder than that of the images, got '{output}'.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output '{output}' cannot be made ({error.strerror}); give another folder.") from error
     # All words arrive as text, because INPUT is text.
     options = {name: DefaultParseValue(value) if isinstance(value, str) else value for name, value in options.items()}
     found = find_bundle(bundle)
@@ -205,17 +211,6 @@ class Run:
 
     def _wants_dicom(self, case: Case) -> bool:
         return self.dicom_seg and is_dicom_input(case.image)
-
-
-def _output_folder(output: str, cases: Sequence[Case]) -> Path:
-    folder = Path(output).expanduser()
-    if any(Path(case.image).parent == folder.resolve() for case in cases):
-        raise InputError(f"--output must be another folder than that of the images, got '{output}'.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--output '{output}' cannot be made ({error.strerror}); give another folder.") from error
-    return folder
 
 
 def _progress(cases: Sequence[Case]) -> Iterator[Case]:
