@@ -180,7 +180,7 @@ def tensor_bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def peak_bytes(network: nn.Module, shape: Sequence[int], training: bool = False) -> int:
-    """Most bytes that one forward pass keeps besides the network; a training's also with its gradients.
+    """Most bytes that one forward pass keeps in addition to the network; a training's also with its gradients.
 
     Args:
         network: on the meta device.

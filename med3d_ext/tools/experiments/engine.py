@@ -38,7 +38,7 @@ class Arm:
 
     folder: Path  # where it is written; its name is the arm's
     data: PreparedData
-    overrides: Mapping[str, Any]  # of its training and of its evaluation, besides folders and seed
+    overrides: Mapping[str, Any]  # of its training and of its evaluation, apart from folders and seed
     facts: dict[str, Any]  # what distinguishes it from the experiment's other arms, its ``seed`` among them
 
     @property
