@@ -25,8 +25,7 @@ def slow_batches(seconds: float, count: int = 4):
 def test_steps_and_waits_are_timed_apart_and_the_first_does_not_count():
     slow_first = iter([0.5, *[0.2] * 9])
     engine = Engine(lambda engine, batch: time.sleep(next(slow_first)))
-    timer = StepTimer(4)
-    timer.attach(engine)
+    timer = StepTimer(4, engine)
     engine.run(slow_batches(0.02, 9), max_epochs=1, epoch_length=9)
     step, wait = timer.figures()
     assert len(timer.steps) == 4  # and no more: the training ends
@@ -104,9 +103,3 @@ def test_the_authors_code_is_refused_in_a_sentence_where_it_is_not(tmp_path):
     (tmp_path / "models" / "resnet.py").write_text(AUTHORS)
     with pytest.raises(InputError, match="has no resnet50"):
         measure_authors(tmp_path, ours, 3)
-
-
-def test_a_process_of_its_own_gives_the_answer_and_the_error():
-    assert module._apart(int, "3") == 3
-    with pytest.raises(ValueError, match="invalid literal"):
-        module._apart(int, "three")

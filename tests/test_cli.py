@@ -83,12 +83,9 @@ def test_a_mistake_is_one_line_and_nothing_runs(words, named, calls, capsys):
 
 
 @pytest.mark.parametrize("file", ["wrong", "wrapped"])
-def test_an_input_error_is_the_message_alone(file, calls, capsys):
+def test_an_input_error_is_the_message_alone_and_another_keeps_its_traceback(file, calls, capsys):
     assert cli.main(["some", "verb", file]) == 2
     assert capsys.readouterr() == ("", f"'{file}' is wrong; give another.\n")
-
-
-def test_another_error_keeps_its_traceback(calls):
     with pytest.raises(RuntimeError, match="broken"):
         cli.main(["some", "verb", "broken"])
 
@@ -102,18 +99,14 @@ def test_help_of_a_verb_comes_from_its_docstring(word, calls, capsys):
     assert calls == []
 
 
-def test_help_lists_every_verb(capsys):
+def test_help_lists_every_verb_and_a_group_alone_its_own(calls, capsys):
     for words in ([], ["--help"]):
         assert cli.main(words) == 0
         text = capsys.readouterr().out
         assert all(f"  {name} " in text for name in cli.VERBS)
-
-
-def test_a_group_alone_lists_its_verbs(calls, capsys):
     assert cli.main(["weights"]) == 0
     text = capsys.readouterr().out
-    assert "weights inspect" in text
-    assert "some verb" not in text
+    assert "weights inspect" in text and "some verb" not in text
 
 
 @pytest.mark.parametrize(

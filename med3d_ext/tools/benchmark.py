@@ -7,7 +7,7 @@ import logging
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -30,31 +30,19 @@ FEWEST = 3
 
 
 class StepTimer:
-    """Times the steps of a trainer and its waiting for data, and ends it after some.
+    """Times some steps of a trainer, its waiting for a batch before each, and ends it."""
 
-    Args:
-        iterations: number of steps; the first, in which kernels are chosen, does not count.
-
-    Attributes:
-        steps: seconds of each step.
-        waits: seconds of each wait for a batch.
-    """
-
-    def __init__(self, iterations: int) -> None:
+    def __init__(self, iterations: int, engine: Engine) -> None:
         self.iterations = iterations
         self.steps: list[float] = []
         self.waits: list[float] = []
         self._begin = 0.0
-
-    def attach(self, engine: Engine) -> None:
-        """Register with a trainer."""
         for begin, end, times in (
             (Events.GET_BATCH_STARTED, Events.GET_BATCH_COMPLETED, self.waits),
             (Events.ITERATION_STARTED, Events.ITERATION_COMPLETED, self.steps),
         ):
             engine.add_event_handler(begin, self._start)
             engine.add_event_handler(end, self._stop, times)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._end)
 
     def _start(self, engine: Engine) -> None:
         self._begin = time.perf_counter()
@@ -63,40 +51,26 @@ class StepTimer:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         times.append(time.perf_counter() - self._begin)
-
-    def _end(self, engine: Engine) -> None:
         if len(self.steps) >= self.iterations:
             engine.terminate()
 
     def figures(self) -> tuple[float, float]:
-        """Median seconds of a step and of a wait."""
+        """Median seconds of a step and of a wait, without the first, in which kernels are chosen."""
         return median(self.steps[1:]), median(self.waits[1 : len(self.steps)])
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What some steps of a training took.
-
-    Args:
-        network_name: the depth.
-        shape: the input, N x C x D x H x W.
-        device: where, in words.
-        precision: "bfloat16" or "float32".
-        step: median seconds of a step.
-        wait: median seconds of waiting for a batch before it.
-        memory: bytes at the most: of the GPU, or of this process.
-        length: steps of an epoch.
-        epochs: epochs of the training.
-    """
+    """What some steps of a training took."""
 
     network_name: str
-    shape: Sequence[int]
-    device: str
+    shape: list[int]  # of the input, N x C x D x H x W
+    device: str  # in words
     precision: str
-    step: float
-    wait: float
-    memory: float
-    length: int
+    step: float  # median seconds
+    wait: float  # median seconds of waiting for a batch before it
+    memory: float  # bytes at the most: of the GPU, or of this process
+    length: int  # steps of an epoch
     epochs: int
 
     def row(self) -> list[str]:
@@ -136,17 +110,16 @@ def benchmark(
         raise InputError(f"benchmark: --iterations must be at least {FEWEST}, got {iterations}.")
     asked = Bundle.find(bundle, overrides)
     asked.refuse_unknown("train")
-    names = [None] if network_name is None else [name.strip(" '\"") for name in network_name.strip("[]()").split(",")]
-    for name in names:
-        check_options({} if name is None else {"network_name": name})
+    depths = network_name.strip("[]()").split(",") if network_name is not None else []
+    chosen = [{"network_name": name.strip(" '\"")} for name in depths] or [{}]
+    for each in chosen:
+        check_options(each)
     if against is not None:
-        authors_module(Path(against))  # refused before anything is timed
-    rows: list[list[str]] = []
-    found: list[Measured] = []
-    for name in names:
-        chosen = overrides if name is None else {**overrides, "network_name": name}
-        task = measure, asked.folder, iterations, chosen
-        found.append(measure(*task[1:]) if len(names) == 1 else _apart(*task))
+        _authors_module(Path(against))  # refused before anything is timed
+    rows, found = [HEADS], []
+    for each in chosen:
+        task = asked.folder, iterations, {**overrides, **each}
+        found.append(measure(*task) if len(chosen) == 1 else _apart(measure, *task))
         rows.append(found[-1].row())
         if against is not None:
             theirs = _apart(measure_authors, Path(against), found[-1], iterations, str(overrides.get("device", "")))
@@ -154,26 +127,28 @@ def benchmark(
             rows.append([f"{theirs.network_name}, authors' float32", step, volumes, "", memory, "", ""])
     first = found[0]
     head = [" x ".join(map(str, first.shape)), first.device, first.precision, f"an epoch of {first.length} steps"]
-    return "\n".join([", ".join([*head, f"{first.epochs} epochs"]), *_table([HEADS, *rows])])
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return "\n".join([", ".join([*head, f"{first.epochs} epochs"]), *table])
 
 
 def measure(folder: Path, iterations: int, overrides: Mapping[str, Any]) -> Measured:
     """Time some steps of a bundle's training."""
-    found = Bundle(folder, overrides)
-    handlers = [each for each in found.merged("train")["train"]["handlers"] if each["_target_"] == SEED_HANDLER]
+    handlers = Bundle(folder, overrides).merged("train")["train"]["handlers"]
     with tempfile.TemporaryDirectory() as scratch:
-        places = {"output_dir": str(Path(scratch) / "eval"), "ckpt_dir": str(Path(scratch) / "models")}
-        timed = Bundle(found.folder, {**overrides, **places, "train::handlers": handlers})
+        own = {"output_dir": str(Path(scratch) / "eval"), "ckpt_dir": str(Path(scratch) / "models")}
+        own["train::handlers"] = [each for each in handlers if each["_target_"] == SEED_HANDLER]
+        timed = Bundle(folder, {**overrides, **own})
         trainer = timed.value("train", "train::trainer")
         trainer.logger.setLevel(logging.WARNING)
-        timer = StepTimer(iterations)
-        timer.attach(trainer)
+        timer = StepTimer(iterations, trainer)
         trainer.run()
         device = torch.device(trainer.state.device)
+        is_gpu = device.type == "cuda"
         return Measured(
             str(timed.merged("train")["network_name"]),
             training_shape(timed),
-            _words(device),
+            torch.cuda.get_device_name(device) if is_gpu else f"CPU, {torch.get_num_threads()} threads",
             "bfloat16" if trainer.amp and computes_bfloat16(device) else "float32",
             *timer.figures(),
             _peak(device),
@@ -182,12 +157,8 @@ def measure(folder: Path, iterations: int, overrides: Mapping[str, Any]) -> Meas
         )
 
 
-def authors_module(folder: Path) -> Any:
-    """The module of the authors' networks, from the folder where the user has it; nothing of it is in this package.
-
-    Raises:
-        InputError: it is not there, or cannot be imported.
-    """
+def _authors_module(folder: Path) -> Any:
+    """The module of the authors' networks, from the folder where the user has it; nothing of it is in this package."""
     path = folder.expanduser() / "models" / "resnet.py"
     if not path.is_file():
         raise InputError(f"--against '{folder}' has no models/resnet.py; give the folder of the authors' MedicalNet.")
@@ -201,52 +172,35 @@ def authors_module(folder: Path) -> Any:
 
 
 def measure_authors(folder: Path, ours: Measured, iterations: int, device: str = "") -> Measured:
-    """Time the authors' network on the input that one of ours was timed on: a training step in float32.
-
-    Raises:
-        InputError: their code has no such network.
-    """
-    module = authors_module(folder)
+    """Time the authors' network on the input that one of ours was timed on: a training step in float32."""
+    module = _authors_module(folder)
     if not hasattr(module, ours.network_name):
         raise InputError(f"'{folder}' has no {ours.network_name}; leave it out of --network_name.")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     batch, channels, *size = ours.shape
     arguments: dict[str, Any] = dict(zip(("sample_input_D", "sample_input_H", "sample_input_W"), size))
     arguments |= {"shortcut_type": ARCHITECTURES[ours.network_name].shortcut, "num_seg_classes": 2}
-    network = getattr(module, ours.network_name)(**arguments, no_cuda=place.type == "cpu")
-    network = network.to(place).train()
+    network = getattr(module, ours.network_name)(**arguments, no_cuda=place.type == "cpu").to(place).train()
     optimizer = torch.optim.SGD(network.parameters(), 0.001, momentum=0.9)
     image = torch.randn(batch, channels, *size, device=place)
-    seconds = []
-    for _ in range(iterations):
-        begin = time.perf_counter()
+
+    def step(engine: Engine, _: Any) -> None:
         optimizer.zero_grad()
         logits = network(image)
         target = torch.zeros((batch, *logits.shape[2:]), dtype=torch.long, device=place)
         torch.nn.functional.cross_entropy(logits, target).backward()
         optimizer.step()
-        if place.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - begin)
-    step = median(seconds[1:])
-    return replace(ours, precision="float32", step=step, wait=0.0, memory=_peak(place))
+
+    engine = Engine(step)
+    timer = StepTimer(iterations, engine)
+    engine.run(range(iterations))
+    return replace(ours, precision="float32", step=timer.figures()[0], wait=0.0, memory=_peak(place))
 
 
 def _apart(function: Callable[..., Measured], *arguments: Any) -> Measured:
     """In a process of its own, whose memory is that of one network."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
-
-
-def _words(device: torch.device) -> str:
-    if device.type == "cuda":
-        return str(torch.cuda.get_device_name(device))
-    return f"CPU, {torch.get_num_threads()} threads"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
 
 
 def _peak(device: torch.device) -> float:

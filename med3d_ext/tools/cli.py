@@ -65,8 +65,8 @@ VERBS = {
     "prepare": Verb("med3d_ext.tools.layouts.prepare:prepare", "read, check and split a data set"),
     "phantoms": Verb("med3d_ext.tools.phantoms.dataset:phantom_dataset", "generate patients to try things on"),
     "new-bundle": Verb("med3d_ext.tools.new_bundle:new_bundle", "write a bundle for your own labeled volumes"),
-    "report": Verb("med3d_ext.tools.report.verb:report", "put a run on one page: figures, curves, overlays, origin"),
-    "rerun": Verb("med3d_ext.tools.report.rerun:rerun", "repeat a recorded training and compare the two"),
+    "report": Verb("med3d_ext.tools.report:report", "put a run on one page: figures, curves, overlays, origin"),
+    "rerun": Verb("med3d_ext.tools.rerun:rerun", "repeat a recorded training and compare the two"),
     "check": Verb("med3d_ext.tools.check.verb:check", "what would go wrong in a run, before it begins"),
     "benchmark": Verb("med3d_ext.tools.benchmark:benchmark", "estimate how long a training takes on this machine"),
     "leakage": Verb("med3d_ext.data.leakage:leakage", "list the cases of a datalist that weights have seen"),
@@ -75,7 +75,7 @@ VERBS = {
     ),
     "predict": Verb("med3d_ext.tools.predict.verb:predict", "turn images into label maps and volumes", lean=True),
     "export": Verb("med3d_ext.tools.export:export", "write network and weights as TorchScript or ONNX"),
-    "evaluate": Verb("med3d_ext.tools.evaluate.verb:evaluate", "compare label maps with the truth"),
+    "evaluate": Verb("med3d_ext.tools.evaluate:evaluate", "compare label maps with the truth"),
     "weights inspect": Verb("med3d_ext.tools.weights:inspect", "show what a weights file contains"),
     "weights join": Verb("med3d_ext.tools.weights:join", "write both networks of the LiTS cascade to one file"),
     "weights convert": Verb("med3d_ext.tools.weights:convert", "turn any known weights file into a flat encoder"),
@@ -103,12 +103,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
     debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
     try:
-        if not words or words[0] in ("-h", "--help", "help"):
-            print(_overview(VERBS))
-            return _flushed(0)
-        return _flushed(_run(words))
+        _run([word for word in words if word != "--debug"])
+        sys.stdout.flush()  # at the process's end a closed pipe could no longer be told from a fault
+        return 0
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
@@ -123,43 +121,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1 if isinstance(error, FaultyCases) else 2
 
 
-def _flushed(code: int) -> int:
-    """The code, once all is written: at the process's end a closed pipe could no longer be told from a fault."""
-    sys.stdout.flush()
-    return code
-
-
-def _run(words: list[str]) -> int:
-    name = _find(words)
-    if name not in VERBS:
-        print(_overview({verb: VERBS[verb] for verb in VERBS if verb.startswith(f"{name} ")}))
-        return 0
-    function = VERBS[name].load()
-    call = _parse(function, name, words[len(name.split()) :])
-    if call is None:
-        return 0
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    result = function(*call[0], **call[1])
-    if result is not None:
-        print(result)
-    return 0
-
-
-def _find(words: list[str]) -> str:
-    """The verb that ``words`` start with, or a group of verbs whose help is asked for.
-
-    Raises:
-        InputError: there is no such verb.
-    """
-    for length in (2, 1):
-        if " ".join(words[:length]) in VERBS:
-            return " ".join(words[:length])
+def _run(words: list[str]) -> None:
+    """Run the verb that the words start with, or print the help that they ask for."""
     groups = {verb.split()[0] for verb in VERBS if " " in verb}
-    if words[0] in groups and (len(words) == 1 or words[1] in ("-h", "--help")):
-        return words[0]
-    typed = " ".join(words[: 2 if words[0] in groups else 1])
-    nearest = difflib.get_close_matches(typed, VERBS, n=1, cutoff=0.0)
-    raise InputError(f"There is no verb '{typed}'; the nearest is '{nearest[0]}', `{PROGRAM} --help` lists all.")
+    name = next((name for name in (" ".join(words[:2]), *words[:1]) if name in VERBS), None)
+    if name is not None:
+        function = VERBS[name].load()
+        call = _parse(function, name, words[len(name.split()) :])
+        if call is not None:
+            logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+            result = function(*call[0], **call[1])
+            if result is not None:
+                print(result)
+    elif not words or words[0] in ("-h", "--help", "help"):
+        _overview(VERBS)
+    elif words[0] in groups and (len(words) == 1 or words[1] in ("-h", "--help")):
+        _overview({verb: VERBS[verb] for verb in VERBS if verb.startswith(f"{words[0]} ")})
+    else:
+        typed = " ".join(words[: 2 if words[0] in groups else 1])
+        nearest = difflib.get_close_matches(typed, VERBS, n=1, cutoff=0.0)
+        raise InputError(f"There is no verb '{typed}'; the nearest is '{nearest[0]}', `{PROGRAM} --help` lists all.")
+
+
+def _overview(verbs: dict[str, Verb]) -> None:
+    width = max(map(len, verbs))
+    lines = [f"  {name:<{width}}  {verb.summary}" for name, verb in verbs.items()]
+    hint = f"`{PROGRAM} VERB --help` shows a verb's arguments."
+    print("\n".join([f"{PROGRAM} VERB [ARGUMENTS]", "", *lines, "", hint]))
 
 
 def _parse(function: Callable[..., Any], name: str, words: list[str]) -> tuple[tuple, dict] | None:
@@ -171,73 +159,55 @@ def _parse(function: Callable[..., Any], name: str, words: list[str]) -> tuple[t
         InputError: a word fits no argument, or one is missing.
     """
     import fire
+    import fire.decorators
     import fire.helptext
+    import fire.parser
     import fire.trace
 
+    if "-h" in words or "--help" in words:
+        text = fire.helptext.HelpText(function, trace=fire.trace.FireTrace(function, name="@VERB"))
+        print(text.replace("@VERB", f"{PROGRAM} {name}"))
+        return None
     calls: list[tuple[tuple, dict]] = []
 
     @wraps(function)
     def record(*args: Any, **kwargs: Any) -> None:
         calls.append((args, kwargs))
 
-    _keep_text(record)
-    if "-h" in words or "--help" in words:
-        text = fire.helptext.HelpText(function, trace=fire.trace.FireTrace(function, name="@VERB"))
-        print(text.replace("@VERB", f"{PROGRAM} {name}"))
-        return None
+    hints, signature = typing.get_type_hints(function), inspect.signature(function)
+    for argument, parameter in signature.parameters.items():
+        # Text stays as typed where an argument is annotated so: fire would make a number of ``2024``.
+        is_text = hints.get(argument) in (str, str | None)
+        if parameter.kind is not parameter.VAR_POSITIONAL:
+            fire.decorators.SetParseFn(str if is_text else fire.parser.DefaultParseValue, argument)(record)
+        elif is_text:
+            fire.decorators.SetParseFn(str)(record)
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # fire would print its usage below each mistake
-            fire.Fire(record, command=_close_switches(function, words), name=name)
+            fire.Fire(record, command=_close_switches(signature, words), name=name)
     except fire.core.FireExit as end:
         reason = end.trace.elements[-1].ErrorAsStr() if end.trace.HasError() else "the arguments do not fit"
         raise InputError(f"{name}: {reason}; `{PROGRAM} {name} --help` shows the arguments.") from None
     args, kwargs = calls[0]
-    _check_kinds(function, name, args, kwargs)
-    # `--output=~/x` reaches a program as it is typed; a shell expands the word `~/x` alone.
-    return tuple(map(_expanded, args)), {argument: _expanded(value) for argument, value in kwargs.items()}
-
-
-def _expanded(value: Any) -> Any:
-    return os.path.expanduser(os.path.expandvars(value)) if str(value).startswith(("~", "$HOME")) else value
-
-
-def _keep_text(record: Callable[..., Any]) -> None:
-    """Text stays as typed where an argument is annotated so: fire would make a number of ``2024``."""
-    import fire.decorators
-    import fire.parser
-
-    hints = typing.get_type_hints(record)
-    for name, parameter in inspect.signature(record).parameters.items():
-        text = hints.get(name) in (str, str | None)
-        if parameter.kind is not parameter.VAR_POSITIONAL:
-            fire.decorators.SetParseFn(str if text else fire.parser.DefaultParseValue, name)(record)
-        elif text:
-            fire.decorators.SetParseFn(str)(record)
-
-
-def _check_kinds(function: Callable[..., Any], name: str, args: tuple, kwargs: dict) -> None:
-    """A second positional word would fill the switch ``json``; ``--epochs ten`` would arrive as text."""
-    hints = typing.get_type_hints(function)
-    for argument, value in inspect.signature(function).bind(*args, **kwargs).arguments.items():
+    # A second positional word would fill the switch ``json``; ``--epochs ten`` would arrive as text.
+    for argument, value in signature.bind(*args, **kwargs).arguments.items():
         rule, allowed = KINDS.get(hints.get(argument), ("", ()))
         if allowed and type(value) not in allowed:
             raise InputError(f"{name}: --{argument} must be {rule}, got {value!r}.")
+    return tuple(map(_expanded, args)), {argument: _expanded(value) for argument, value in kwargs.items()}
 
 
-def _close_switches(function: Callable[..., Any], words: list[str]) -> list[str]:
+def _close_switches(signature: inspect.Signature, words: list[str]) -> list[str]:
     """``--json FILE`` would give FILE to the switch ``json``: write it as ``--json=True FILE``."""
-    parameters = inspect.signature(function).parameters
-    initials = [name[0] for name in parameters]
+    initials = [name[0] for name in signature.parameters]
     switches: dict[str, str] = {}
-    for name in (name for name, parameter in parameters.items() if isinstance(parameter.default, bool)):
+    for name in (name for name, parameter in signature.parameters.items() if isinstance(parameter.default, bool)):
         switches |= {f"--{name}": name, f"--{name.replace('_', '-')}": name}
         if initials.count(name[0]) == 1:
             switches[f"-{name[0]}"] = name
     return [f"--{switches[word]}=True" if word in switches else word for word in words]
 
 
-def _overview(verbs: dict[str, Verb]) -> str:
-    width = max(map(len, verbs))
-    lines = [f"  {name:<{width}}  {verb.summary}" for name, verb in verbs.items()]
-    hint = f"`{PROGRAM} VERB --help` shows a verb's arguments."
-    return "\n".join([f"{PROGRAM} VERB [ARGUMENTS]", "", *lines, "", hint])
+def _expanded(value: Any) -> Any:
+    """``--output=~/x`` reaches a program as it is typed; a shell expands the word ``~/x`` alone."""
+    return os.path.expanduser(os.path.expandvars(value)) if str(value).startswith(("~", "$HOME")) else value

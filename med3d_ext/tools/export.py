@@ -18,8 +18,8 @@ from med3d_ext.io.files import scratch_folder
 from med3d_ext.networks.med3d import PADDING_LOGIT
 from med3d_ext.run.overrides import split_id
 from med3d_ext.tools.bundle_folder import Bundle, quiet
+from med3d_ext.tools.check import ERROR
 from med3d_ext.tools.check.configs import check_options
-from med3d_ext.tools.check.findings import ERROR
 from med3d_ext.weights.initial import load_network
 
 TOLERANCE = 1e-3

@@ -11,7 +11,7 @@ from bundle_files import BUNDLES, COMBINATIONS, config_files, merged
 from monai.bundle import ReferenceResolver
 
 from med3d_ext.run.overrides import texts, walk
-from med3d_ext.tools.check.binding import (
+from med3d_ext.tools.check.configs import (
     components,
     expressions,
     lost_references,

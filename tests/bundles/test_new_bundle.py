@@ -15,7 +15,7 @@ from med3d_ext.errors import InputError
 from med3d_ext.tools.check.verb import check
 from med3d_ext.tools.new_bundle import new_bundle
 from med3d_ext.tools.predict.verb import predict
-from med3d_ext.tools.report.verb import report
+from med3d_ext.tools.report import report
 from med3d_ext.tools.zoo.pack import pack
 from med3d_ext.weights.initial import initial_weights_path
 

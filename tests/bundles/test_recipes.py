@@ -8,7 +8,7 @@ from bundle_files import BUNDLES, config_files, merged, workflow
 from ignite.engine import Events
 from monai.bundle import ConfigParser
 
-from med3d_ext.tools.check.binding import wrong_components
+from med3d_ext.tools.check.configs import wrong_components
 
 PRETRAINING = next(bundle for bundle in BUNDLES if bundle.name == "pretrain_3dseg8")
 OVERLAYS = ("dice_ce", "adamw", "intensity", "contrast")

@@ -1,99 +1,82 @@
-"""Files, options, ids and classes: what is wrong is named, what is right is one line."""
+"""Files, options, ids, classes and versions: what is wrong is named, what is right is one line."""
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from med3d_ext.tools.check.binding import expressions, lost_references, unknown_names, wrong_components
-from med3d_ext.tools.check.configs import COMMANDS, check_classes, check_files, check_ids, check_options
+from med3d_ext.tools.check import configs as module
+from med3d_ext.tools.check.configs import (
+    COMMANDS,
+    check_classes,
+    check_files,
+    check_ids,
+    check_options,
+    check_versions,
+    expressions,
+    lost_references,
+    unknown_names,
+    wrong_components,
+)
 
-every_command = pytest.mark.parametrize("command", list(COMMANDS))
+
+def lines(findings) -> list[str]:
+    return [f"{finding.level} {finding.text}" for finding in findings]
 
 
-def levels(findings):
-    return [finding.level for finding in findings]
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_a_whole_bundle_is_one_line_a_topic(command, configs):
+    for check, arguments in ((check_files, ()), (check_ids, (command,)), (check_classes, (command,))):
+        (line,) = lines(check(configs(), *arguments))
+        assert line.startswith("ok ")
 
 
-def test_a_whole_bundle_has_all_files(configs):
-    (finding,) = check_files(configs())
-    assert finding.level == "ok"
-    assert finding.text.endswith("version 0.1.0")
-
-
-def test_a_missing_file_is_an_error_or_a_warning(configs, bundle):
+def test_missing_files_and_a_version_without_a_line_in_the_changelog_are_named(configs, bundle, edit):
     (bundle / "configs" / "inference.json").unlink()
     (bundle / "LICENSE").unlink()
-    found = list(check_files(configs()))
-    assert levels(found) == ["error", "warning"]
-    assert "inference.json' is missing" in found[0].text
-
-
-def test_a_version_without_a_line_in_the_changelog_is_told(configs, edit):
     edit("metadata", lambda content: content.update(version="0.9.0"))
-    assert levels(check_files(configs())) == ["warning", "ok"]
-
-
-def test_options_are_told_with_the_commands_that_they_change(configs):
-    (finding,) = check_options(configs(epochs=3, dataset_dir="x"))
-    assert finding.text == "with effect: epochs (train, evaluate), dataset_dir (train, evaluate, inference)"
-
-
-def test_an_option_without_effect_names_the_nearest(configs):
-    first, second = check_options(configs(epoch=3, epochs=3))
-    assert (first.level, second.level) == ("error", "ok")
-    assert first.text.endswith("did you mean 'epochs'?")
-
-
-def test_options_of_one_command_do_not_disturb_the_others(configs):
-    made = configs(epochs=3, **{"train::trainer::max_epochs": 4})
-    assert made.merged("train")["train"]["trainer"]["max_epochs"] == 4
-    assert "epochs" not in made.merged("inference")
-
-
-@every_command
-def test_the_ids_and_classes_of_a_bundle_are_right(command, configs):
-    assert levels(check_ids(configs(), command)) == ["ok"]
-    assert levels(check_classes(configs(), command)) == ["ok"]
-
-
-def test_a_lost_reference_and_a_missing_property_are_told(configs, edit):
-    edit("train", lambda content: content.update(extra="@nothing"))
-    edit("train", lambda content: content["train"].pop("inferer"))
-    texts = [finding.text for finding in check_ids(configs(), "train") if finding.level == "error"]
-    assert any("'extra' refers to 'nothing'" in text for text in texts)
-    assert any("property 'train_inferer'" in text for text in texts)
-
-
-def test_a_renamed_property_is_told(configs, edit):
-    edit("train", lambda content: content["validate"]["evaluator"].update(key_val_metric="@validate::metric"))
-    edit("train", lambda content: content["validate"].update(metric=content["validate"].pop("key_metric")))
-    texts = [finding.text for finding in check_ids(configs(), "train")]
-    assert any("'val_key_metric'" in text for text in texts)
-
-
-def test_a_wrong_class_argument_or_name_is_told(configs, edit):
-    edit("inference", lambda content: content["inferer"].update(_target_="SimpleInfererer"))
-    edit("inference", lambda content: content["evaluator"].update(devise="cpu"))
-    edit("inference", lambda content: content.update(extra="$math.pi"))
-    texts = [finding.text for finding in check_classes(configs(), "inference")]
-    assert len(texts) == 3
-    assert "SimpleInfererer: no such class" in texts[0]
-    assert "devise" in texts[1]
-    assert "'extra' uses math" in texts[2]
-
-
-def test_an_expression_that_is_no_python_is_told(configs, edit):
-    edit("inference", lambda content: content.update(extra="$1 +"))
-    (finding,) = check_classes(configs(), "inference")
-    assert (finding.level, "is not Python" in finding.text) == ("error", True)
-
-
-def test_a_file_that_is_no_json_is_named(configs, bundle):
+    missing, unshared, version = lines(check_files(configs()))
+    assert missing.startswith("error") and "inference.json' is missing" in missing
+    assert unshared.startswith("warning") and version.startswith("warning version 0.9.0 has no line")
     (bundle / "configs" / "train.json").write_text("{")
     with pytest.raises(ValueError, match=r"train\.json' is not valid JSON"):
         list(check_files(configs()))
+
+
+def test_options_are_told_with_the_commands_that_they_change_or_with_what_is_wrong(configs):
+    (found,) = lines(check_options(configs(epochs=3, dataset_dir="x")))
+    assert found == "ok with effect: epochs (train, evaluate), dataset_dir (train, evaluate, inference)"
+    unknown, accepted = lines(check_options(configs(epoch=3, epochs=3)))
+    assert unknown.startswith("error") and unknown.endswith("did you mean 'epochs'?") and accepted.startswith("ok")
+    out_of_range = lines(check_options(configs(epochs=0)))
+    assert out_of_range == ["error epochs must be a whole number of at least 1, got 0."]
+    made = configs(epochs=3, **{"train::trainer::max_epochs": 4})
+    assert made.merged("train")["train"]["trainer"]["max_epochs"] == 4 and "epochs" not in made.merged("inference")
+
+
+@pytest.mark.parametrize(
+    ("check", "file", "change", "named"),
+    [
+        (check_ids, "train", lambda c: c.update(extra="@nothing"), "'extra' refers to 'nothing'"),
+        (check_ids, "train", lambda c: c["train"].pop("inferer"), "property 'train_inferer' is missing"),
+        (
+            check_ids,
+            "train",
+            lambda c: c["validate"].update(
+                metric=c["validate"].pop("key_metric"),
+                evaluator={**c["validate"]["evaluator"], "key_val_metric": "@validate::metric"},
+            ),
+            "property 'val_key_metric'",
+        ),
+        (check_classes, "inference", lambda c: c["inferer"].update(_target_="Simple"), "Simple: no such class"),
+        (check_classes, "inference", lambda c: c["evaluator"].update(devise="cpu"), "devise"),
+        (check_classes, "inference", lambda c: c.update(extra="$math.pi"), "'extra' uses math"),
+        (check_classes, "inference", lambda c: c.update(extra="$1 +"), "is not Python"),
+    ],
+)
+def test_what_is_wrong_in_a_config_is_named(configs, edit, check, file, change, named):
+    edit(file, change)
+    errors = [line for line in lines(check(configs(), file)) if line.startswith("error")]
+    assert any(named in line for line in errors), errors
 
 
 def test_bindings_by_hand():
@@ -104,12 +87,29 @@ def test_bindings_by_hand():
         "c": "%d",
         "e": {"_target_": "slice", "_args_": "none"},
     }
-    assert set(wrong_components(json.loads(json.dumps(config)))) == {"a"}
+    assert set(wrong_components(config)) == {"a"}
     assert lost_references(config) == {"c": "%d"}
     assert unknown_names(config) == {"b": {"sys"}}
     assert [name for name, _, _ in expressions(config)] == ["imports::0", "b"]
 
 
-def test_a_value_out_of_range_is_an_error_as_it_is_at_the_door_of_a_run(configs):
-    (finding,) = check_options(configs(epochs=0))
-    assert (finding.level, finding.text) == ("error", "epochs must be a whole number of at least 1, got 0.")
+@pytest.mark.parametrize(
+    ("package", "have", "level", "named"),
+    [
+        ("torch", "2.7.1", "error", "got 2.7.1"),
+        ("monai", "1.5.0", "error", "got 1.5.0"),
+        ("monai", "1.7.0", "error", "got 1.7.0"),
+        ("numpy", "1.26.4", "warning", "numpy 1.26.4 is older"),
+        ("scipy", "99.0", "ok", "monai "),
+    ],
+)
+def test_versions_are_compared_with_the_range_and_the_tested_ones(configs, monkeypatch, package, have, level, named):
+    real = module.version
+    monkeypatch.setattr(module, "version", lambda name: have if name == package else real(name))
+    first, *rest = lines(check_versions(configs()))
+    assert first.startswith(level) and named in first and len(rest) == (level != "ok")
+
+
+def test_a_missing_package_is_an_error_with_the_command_that_installs_it(configs, edit):
+    edit("metadata", lambda content: content["required_packages_version"].update({"no-such-package": "1.2.3"}))
+    assert "`pip install no-such-package==1.2.3`" in lines(check_versions(configs()))[0]

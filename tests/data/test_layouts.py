@@ -18,7 +18,7 @@ from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.data.splits import SPLITS
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import stem
-from med3d_ext.tools.evaluate.label_files import pair_cases
+from med3d_ext.tools.label_files import pair_cases
 from med3d_ext.tools.layouts.prepare import PREPARE
 from med3d_ext.tools.layouts.table import one_channel, read_source
 from med3d_ext.transforms import LoadVolumed

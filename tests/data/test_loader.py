@@ -103,6 +103,7 @@ def test_the_cache_keeps_type_geometry_and_name_loads_safely_and_is_memory_mappe
         assert torch.load(path, weights_only=True)["entry"]["image"]["x"].dtype == torch.float16
         assert kinds == [str(path)] * number
         spy = lambda *args, **kwargs: kinds.append(args[0]) or real(*args, **kwargs)  # noqa: E731
+        monkeypatch.setattr(torch.UntypedStorage, "from_file", spy)
 
 
 @pytest.mark.parametrize("foreground", [True, False])
@@ -110,8 +111,6 @@ def test_the_box_of_a_label_is_known_with_its_item(foreground, tmp_path):
     for _ in range(2):
         item = SeededDataset(DATA, Compose([Make("image"), MakeLabel("label", foreground)]), str(tmp_path))[0]
         assert item["target_box"] == ([[1, 2, 5], [3, 3, 6]] if foreground else [[0, 0, 0], [0, 0, 0]])
-
-        monkeypatch.setattr(torch.UntypedStorage, "from_file", spy)
 
 
 def test_what_a_random_transform_changes_is_not_written_into_the_cache(tmp_path):

@@ -12,9 +12,8 @@ import pytest
 
 from med3d_ext.errors import InputError
 from med3d_ext.tools import cli
-from med3d_ext.tools.evaluate.label_files import case_name, pair_cases, read_pair
-from med3d_ext.tools.evaluate.paired import paired_test
-from med3d_ext.tools.evaluate.verb import evaluate, parse_classes
+from med3d_ext.tools.evaluate import evaluate, paired_test, parse_classes
+from med3d_ext.tools.label_files import case_name, pair_cases, read_pair
 
 AFFINE = np.diag([1.0, 2.0, 5.0, 1.0])
 SHAPE = (6, 6, 8)

@@ -19,7 +19,7 @@ from scipy.stats import wilcoxon
 
 from med3d_ext.metrics.intervals import bootstrap_interval
 from med3d_ext.metrics.segmentation import ClassMeasures, global_dice, measure_class
-from med3d_ext.tools.evaluate.paired import paired_test
+from med3d_ext.tools.evaluate import paired_test
 
 EMPTY = np.zeros((6, 6, 8), dtype=bool)
 

@@ -17,7 +17,7 @@ from perfect import PerfectNetwork, random_weights, segmentation_bundles, with_n
 from med3d_ext.data import PreparedData, label_values
 from med3d_ext.data.domains import label_map_of
 from med3d_ext.io.label_maps import LabelMapWriter, read_label_names, read_label_sources
-from med3d_ext.tools.evaluate.verb import evaluate
+from med3d_ext.tools.evaluate import evaluate
 from med3d_ext.tools.predict import BundlePredictor
 from med3d_ext.transforms import LoadVolumed, MergeLabelsd
 

@@ -95,12 +95,20 @@ def bad_images(folder: Path, nifti) -> dict[str, tuple[str, ...]]:
     nifti(folder / "slice.nii.gz", scan(20, 18, 1)[..., 0])
     nifti(folder / "time.nii.gz", np.stack([scan()] * 3, axis=-1))
     os.symlink(folder / "gone.nii.gz", folder / "link.nii.gz")
+    write_series = pytest.importorskip("dicom_files").write_series
+    write_series(folder / "two", scan(), uid="1.1", names="a{}.dcm")
+    write_series(folder / "two", scan(), uid="1.2", names="b{}.dcm")
+    write_series(folder / "gap", scan(), uid="1.3", skip=[7])
+    write_series(folder / "one", scan(), uid="1.4", skip=range(1, 16))
     return {
         "torn": ("torn.nii.gz", "cannot be read"),
         "text": ("text.nrrd", "cannot be read"),
         "slice": ("slice.nii.gz", "not a 3D volume", "20x18"),
         "time": ("time.nii.gz", "not a 3D volume", "20x18x16x3"),
         "link": ("link.nii.gz", "does not exist"),
+        "two": ("holds 2 DICOM series",),
+        "gap": ("misses 1 slice",),
+        "one": ("single slice",),
     }
 
 
@@ -117,50 +125,21 @@ def test_bad_images_are_named_with_a_sentence_and_the_others_are_done(
         assert all(word in failed[case] for word in words), failed[case]
         assert failed[case].endswith(".") and "\n" not in failed[case]
     printed = capsys.readouterr()
-    assert "1 done, 0 skipped, 6 failed" in printed.out and "Traceback" not in printed.out + printed.err
+    assert "1 done, 0 skipped, 9 failed" in printed.out and "Traceback" not in printed.out + printed.err
 
 
-def test_dicom_folders_that_are_no_single_whole_series_are_named(predict, images, tmp_path):
-    write_series = pytest.importorskip("dicom_files").write_series
-    write_series(tmp_path / "dicom" / "two", scan(), uid="1.1", names="a{}.dcm")
-    write_series(tmp_path / "dicom" / "two", scan(), uid="1.2", names="b{}.dcm")
-    write_series(tmp_path / "dicom" / "gap", scan(), uid="1.3", skip=[7])
-    write_series(tmp_path / "dicom" / "one", scan(), uid="1.4", skip=range(1, 16))
-    assert predict(images, tmp_path / "dicom") == 1
-    report = summary(tmp_path)
-    assert [each["case"] for each in report["done"]] == ["good"]
-    reasons = {each["case"]: each["reason"] for each in report["failed"]}
-    assert reasons.keys() == {"two", "gap", "one"}
-    assert "holds 2 DICOM series" in reasons["two"]
-    assert "misses 1 slice" in reasons["gap"]
-    assert "single slice" in reasons["one"]
-
-
-def test_an_image_without_anything_to_find_gives_an_empty_map_and_a_warning(predict, tmp_path, nifti, capsys):
-    path = nifti(tmp_path / "head.nii.gz", np.full((20, 18, 16), 40, np.int16), AFFINE)
-    assert predict(path) == 0
-    assert not np.asarray(nibabel.load(tmp_path / "out" / "head_seg.nii.gz").dataobj).any()
-    (done,) = summary(tmp_path)["done"]
-    assert done["labels"]["1"]["volume_ml"] == 0
-    assert len(done["warnings"]) == 1 and "Nothing was found" in done["warnings"][0]
+def test_an_empty_result_and_a_header_without_spacing_are_warnings_of_their_case(predict, tmp_path, nifti, capsys):
+    head = nifti(tmp_path / "head.nii.gz", np.full((20, 18, 16), 40, np.int16), AFFINE)
+    bare = nifti(tmp_path / "bare.nii.gz", scan(), pixdim=(0.0, 1.0, 1.0))
+    assert predict(head, bare) == 0
+    empty, scaleless = summary(tmp_path)["done"]
+    maps = [np.asarray(nibabel.load(tmp_path / "out" / f"{name}_seg.nii.gz").dataobj) for name in ("head", "bare")]
+    np.testing.assert_array_equal(maps, [np.zeros_like(maps[0]), scan() > 0])
+    assert empty["labels"]["1"]["volume_ml"] == 0
+    assert len(empty["warnings"]) == 1 and "Nothing was found" in empty["warnings"][0]
     assert "Nothing was found" in capsys.readouterr().out
-
-
-def test_an_image_without_spacing_is_segmented_with_a_warning_and_has_no_volume(predict, tmp_path, nifti):
-    path = nifti(tmp_path / "bare.nii.gz", scan(), pixdim=(0.0, 1.0, 1.0))
-    assert predict(path) == 0
-    (done,) = summary(tmp_path)["done"]
-    assert "no usable voxel spacing" in done["warnings"][0] and str(path) in done["warnings"][0]
-    assert done["labels"]["1"]["volume_ml"] is None and done["labels"]["1"]["voxels"] == 5 * 5 * 4
-    np.testing.assert_array_equal(np.asarray(nibabel.load(tmp_path / "out" / "bare_seg.nii.gz").dataobj), scan() > 0)
-
-
-def test_ten_slices_are_enough(predict, tmp_path, nifti):
-    path = nifti(tmp_path / "thin.nii.gz", scan(20, 18, 10), AFFINE)
-    assert predict(path) == 0
-    np.testing.assert_array_equal(
-        np.asarray(nibabel.load(tmp_path / "out" / "thin_seg.nii.gz").dataobj), scan(20, 18, 10) > 0
-    )
+    assert "no usable voxel spacing" in scaleless["warnings"][0] and str(bare) in scaleless["warnings"][0]
+    assert scaleless["labels"]["1"] == {"name": "liver", "voxels": 5 * 5 * 4, "volume_ml": None}
 
 
 def test_an_error_that_nobody_foresaw_costs_one_case(predict, images, nifti, monkeypatch, tmp_path, left_behind):
@@ -272,38 +251,27 @@ def test_a_terminal_gets_a_bar(predict, images, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        ([], ["predict: INPUT is missing"]),
-        (["nowhere"], ["INPUT 'nowhere' does not exist"]),
-        (["{images}", "--devise", "cpu"], ["'devise'", "did you mean 'device'"]),
-        (["{images}", "--output_dir", "x"], ["--output_dir", "--output"]),
-        (["{images}", "--network_name", "resnet18"], ["model.pt", "do not fit inference.json", "--network_name"]),
-        (["{images}", "--ckpt_dir", "nowhere"], ["There is neither 'nowhere", "released"]),
+        ([LITS], ["predict: INPUT is missing"]),
+        ([LITS, "nowhere"], ["INPUT 'nowhere' does not exist"]),
+        ([LITS, "{images}", "--devise", "cpu"], ["'devise'", "did you mean 'device'"]),
+        ([LITS, "{images}", "--output_dir", "x"], ["--output_dir", "--output"]),
+        ([LITS, "{images}", "--network_name", "resnet18"], ["model.pt", "do not fit inference.json", "--network_name"]),
+        ([LITS, "{images}", "--ckpt_dir", "nowhere"], ["There is neither 'nowhere", "released"]),
+        (["lits_corse", "{images}"], ["the nearest is 'lits_coarse'"]),
+        ([LITS, "{images}", "--device", "gpu"], ["device must be cpu, or cuda", "got 'gpu'"]),
+        ([LITS, "{images}", "--device", "cuda:77"], ["device must be cpu, or cuda", "got 'cuda:77'"]),
+        ([LITS, "{images}", "--output", "{images}"], ["--output must be another folder"]),
+        ([LITS, "{images}", "--output", "{images}/good.nii.gz/out"], ["cannot be made"]),
     ],
 )
 def test_a_wrong_command_is_one_sentence_and_writes_nothing(words, named, images, weights, tmp_path, capsys):
-    words = [word.format(images=images) for word in words]
+    words = [str(word).format(images=images) for word in words]
     own = [] if "--ckpt_dir" in words else ["--ckpt_dir", str(weights)]
-    command = ["predict", str(LITS), *words, "--output", str(tmp_path / "out"), *own]
-    assert cli.main(command) == 2
+    own += [] if "--output" in words else ["--output", str(tmp_path / "out")]
+    assert cli.main(["predict", *words, *own]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert all(word in error for word in named), error
     assert not (tmp_path / "out").exists() or not os.listdir(tmp_path / "out")
-
-
-def test_a_bundle_or_a_device_that_does_not_exist_is_named(images, tmp_path, capsys):
-    out = ["--output", str(tmp_path / "out")]
-    assert cli.main(["predict", "lits_corse", str(images), *out]) == 2
-    assert "the nearest is 'lits_coarse'" in capsys.readouterr().err
-    for device in ("gpu", "cuda:77"):
-        assert cli.main(["predict", str(LITS), str(images), *out, "--device", device]) == 2
-        assert f"--device must be a device of this machine, as cpu or cuda:0, got '{device}'" in capsys.readouterr().err
-
-
-def test_the_images_folder_is_no_place_for_results(predict, images, capsys):
-    assert predict(images, output=images) == 2
-    assert "--output must be another folder" in capsys.readouterr().err
-    assert predict(images, output=images / "good.nii.gz" / "out") == 2
-    assert "cannot be made" in capsys.readouterr().err
     assert os.listdir(images) == ["good.nii.gz"]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from med3d_ext.errors import InputError
-from med3d_ext.tools.report.verb import report
+from med3d_ext.tools.report import report
 
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -144,27 +144,28 @@ def test_a_bundle_means_its_eval_folder_and_a_training_that_has_just_begun_has_a
     assert ["best epoch", "not known yet"] in Page((folder / "report.html").read_text()).rows
 
 
-def test_the_initial_weights_are_named_with_what_was_loaded(tmp_path):
-    folder = write_run(tmp_path / "eval")
-    (folder / "initial_weights.json").write_text(json.dumps({"file": "encoder.pt", "share": 0.987}))
-    assert ["initial weights", "encoder.pt: 98.7% of the encoder's parameters loaded"] in page_of(folder).rows
-
-
 def test_a_folder_without_a_run_is_refused_in_a_sentence(tmp_path):
     with pytest.raises(InputError, match="has no run.json; give the output_dir of a training, or a bundle"):
         report(str(tmp_path))
 
 
-def test_a_device_is_said_for_people_and_one_case_has_no_interval(tmp_path):
-    folder = write_run(tmp_path / "eval", device={"type": "cpu", "name": "AMD EPYC", "threads": 2, "processes": 1})
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [
+        ({"type": "cpu", "name": "AMD EPYC", "threads": 2, "processes": 1}, "2 CPU threads, AMD EPYC"),
+        ({"type": "cuda", "name": "NVIDIA A100", "threads": 8, "processes": 4}, "4 x NVIDIA A100"),
+    ],
+)
+def test_device_initial_weights_and_one_case_are_said_for_people(tmp_path, device, words):
+    folder = write_run(tmp_path / "eval", device=device)
+    (folder / "initial_weights.json").write_text(json.dumps({"file": "encoder.pt", "share": 0.987}))
     summary = json.loads((folder / "test" / "summary.json").read_text())
     summary["domains"]["Kidneys"]["val_mean_dice"] |= {"n": 1, "interval_95": None}
     (folder / "test" / "summary.json").write_text(json.dumps(summary))
     rows = page_of(folder).rows
-    assert ["device", "2 CPU threads, AMD EPYC"] in rows
+    assert ["device", words] in rows
+    assert ["initial weights", "encoder.pt: 98.7% of the encoder's parameters loaded"] in rows
     assert ["Kidneys", "val_mean_dice", "1", "0.912", "-", "0.700"] in rows
-    gpus = write_run(tmp_path / "gpu", device={"type": "cuda", "name": "NVIDIA A100", "threads": 8, "processes": 4})
-    assert ["device", "4 x NVIDIA A100"] in page_of(gpus).rows
 
 
 def test_the_sanity_sheet_is_on_the_page_with_its_lines(tmp_path):
@@ -172,4 +173,4 @@ def test_the_sanity_sheet_is_on_the_page_with_its_lines(tmp_path):
     (folder / "sanity.png").write_bytes(PIXEL)
     (folder / "sanity.json").write_text(json.dumps({"cases": ["a"], "oddities": ["a: the label <b> is odd"]}))
     assert "sanity" in page_of(folder).pictures
-    assert "<li>a: the label &lt;b&gt; is odd</li>" in Path(report(str(folder))).read_text()
+    assert "<li>a: the label &lt;b&gt; is odd</li>" in (folder / "report.html").read_text()

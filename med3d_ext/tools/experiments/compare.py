@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from med3d_ext.data.prepared_data import PreparedData
-from med3d_ext.data.splits import nested_share
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import case_name, read_json, write_atomically, write_json
+from med3d_ext.run.options import check_options
 from med3d_ext.run.provenance import portable
-from med3d_ext.tools.bundle_folder import find_bundle
-from med3d_ext.tools.experiments.engine import CACHE, MARK, PLACES, Arm, Experiment, need_one_process, origin
+from med3d_ext.tools.bundle_folder import Bundle, find_bundle
+from med3d_ext.tools.experiments import engine
+from med3d_ext.tools.experiments.engine import CACHE, METRIC, PLACES, Arm, ArmResult, Experiment
 from med3d_ext.tools.experiments.figures import LOSS, arm_figures, iterations_to_reach, loss_curves, metric_curves
 from med3d_ext.tools.experiments.report import comparison_table, draw_curves, draw_overlays, share_words
-from med3d_ext.tools.experiments.results import METRIC, ArmResult, check_budgets, read_result
-from med3d_ext.tools.experiments.starts import ComparedBundle, parse_starts
+from med3d_ext.tools.experiments.starts import check_bundle, parse_starts
 
 T = TypeVar("T")
 logger = logging.getLogger("med3d_ext.experiments")
@@ -77,11 +77,7 @@ def compare(
 
 
 def parse_list(name: str, text: str, kind: Callable[[str], T]) -> list[T]:
-    """Values as typed: ``0``, ``0,1,2``, ``[0,1,2]`` or ``(0, 1, 2)``.
-
-    Raises:
-        InputError: one is empty or of another kind.
-    """
+    """Values as typed: ``0``, ``0,1,2``, ``[0,1,2]`` or ``(0, 1, 2)``."""
     parts = [part.strip().strip("'\"") for part in text.strip().strip("[]()").rstrip(",").split(",")]
     try:
         if not all(parts):
@@ -101,9 +97,6 @@ class Comparison:
     same command resumes a comparison; more seeds, shares or initial weights add to it.
 
     Arguments as of :func:`compare`; ``options`` are overrides of every arm.
-
-    Raises:
-        InputError: an argument is out of range, or ``output`` holds arms of other settings.
     """
 
     def __init__(
@@ -118,23 +111,21 @@ class Comparison:
         metric: str | None = None,
         keep_weights: bool = True,
     ) -> None:
-        _check_numbers(seeds, shares, folds)
+        engine.check_plan("a comparison", seeds=seeds, **({} if shares is None else {"shares": shares}))
+        for numbers in ({"seeds": list(seeds), "folds": folds}, *({"share": share} for share in shares or [])):
+            check_options(numbers)
         self.output, self.seeds, self.metric = output, list(seeds), metric
         self.shares: list[float | None] = list(shares) if shares else [None]
         self.folds: list[int | None] = list(range(folds)) if folds else [None]
-        self.config = ComparedBundle(bundle, options or {})
-        if shares:
-            self.config.require("--shares", "share")
-        if folds:
-            self.config.require("--folds", "folds", "fold")
-            self.config.overrides["folds"] = folds
-        epochs = self.config.whole_number("epochs")
-        self.starts = parse_starts(inits, bundle, *self.config.rates())
+        self.bundle = Bundle(bundle, {**(options or {}), **({"folds": folds} if folds else {})})
+        check_bundle(self.bundle, options or {}, [*["share"] * bool(shares), *["folds", "fold"] * bool(folds)])
+        periods = {name: self.bundle.value("train", name, default=1) for name in ("epochs", "val_interval")}
+        check_options(periods)
+        self.starts = parse_starts(inits, self.bundle)
         self.data = self._prepare()
-        test = [item for data in self.data.values() for item in data.test]
         for start in self.starts:
-            if start.weights is not None:
-                self.config.check_weights(start.weights, self.data[self.folds[0]], output)
+            start.check(self.bundle, self.data[self.folds[0]], output)
+        test = [item for data in self.data.values() for item in data.test]
         self.facts = {start.name: start.facts(test) for start in self.starts}
         seen = [item for start in self.starts for item in start.seen(test) or []]
         self.excluded = {item["sha256"]: case_name(item["image"]) for item in seen}
@@ -143,14 +134,14 @@ class Comparison:
         handler = {
             "_target_": "med3d_ext.handlers.overlay.ValidationSnapshots",
             "output_dir": "$@output_dir + '/snapshots'",
-            "epochs": snapshot_epochs(epochs, self.config.whole_number("val_interval")),
+            "epochs": snapshot_epochs(*periods.values()),
         }
         overlay = output / "snapshots.json"
         write_json(overlay, {"+validate::handlers": [handler]})
         self.experiment = Experiment(
             title="the comparison",
-            train=self.config.files("train"),
-            evaluate=self.config.files("evaluate")[1],
+            train=self.bundle.files("train"),
+            evaluate=self.bundle.files("evaluate")[1],
             overlays=[str(overlay)],
             keep_weights=keep_weights,
             places=(*PLACES, "init"),
@@ -162,7 +153,7 @@ class Comparison:
         prepared = {}
         for fold in self.folds:
             folder, own = (self.output, {}) if fold is None else (self.output / f"fold{fold}", {"fold": fold})
-            prepared[fold] = self.config.value("train", "data", output_dir=str(folder), **own)
+            prepared[fold] = self.bundle.value("train", "data", output_dir=str(folder), **own)
         # a folder that is prepared already keeps its split, whatever fold is asked for
         folds = [{(item["domain"], item["sha256"]) for item in data.test} for data in prepared.values()]
         if len(set().union(*folds)) < sum(map(len, folds)):
@@ -176,46 +167,46 @@ class Comparison:
         """All arms, seed by seed."""
         for seed, share, fold, start in product(self.seeds, self.shares, self.folds, self.starts):
             given = {key: value for key, value in (("share", share), ("fold", fold)) if value is not None}
-            words = [] if share is None else [f"share{share:.12g}"]
-            words += [] if fold is None else [f"fold{fold}"]
-            folder = self.output / "arms" / "_".join([start.name, *words, f"seed{seed}"])
-            own = {"bundle_root": str(self.config.folder), "init": start.init, "learning_rate": start.learning_rate}
-            if "cache_dir" in self.config.as_written("train").get("train", {}).get("dataset", {}):
+            words = [start.name, *(f"{key}{value:.12g}" for key, value in given.items()), f"seed{seed}"]
+            own = {"bundle_root": str(self.bundle.folder), "init": start.init, "learning_rate": start.learning_rate}
+            if "cache_dir" in self.bundle.as_written("train").get("train", {}).get("dataset", {}):
                 own[CACHE] = str(self.output / "cache")
             weights = self.facts[start.name].get("sha256")
             facts = {"start": start.name, "share": share, "fold": fold, "seed": seed, "weights": weights}
-            yield Arm(folder, self.data[fold], {**self.config.overrides, **own, **given}, facts)
+            folder = self.output / "arms" / "_".join(words)
+            yield Arm(folder, self.data[fold], {**self.bundle.overrides, **own, **given}, facts)
 
     def _check_unmixed(self) -> None:
         """No arm in the output folder was run with other settings; the message names the first difference."""
-        wanted = {arm.folder / MARK: arm for arm in self.arms()}
+        wanted = {arm.folder / engine.MARK: arm for arm in self.arms()}
         some = next(iter(wanted.values()))
-        for path in sorted((self.output / "arms").glob(f"*/{MARK}")):
+        others = {
+            "config": "the bundle's train.json has changed",
+            "data": "other data",
+            "facts": "other initial weights",
+        }
+        for path in sorted((self.output / "arms").glob(f"*/{engine.MARK}")):
             before, now = read_json(path), self.experiment.mark(wanted.get(path, some))
-            if path not in wanted:
-                before, now = _common(before), _common(now)
-            difference = _difference(before, now)
-            if difference:
+            old, new = before["arguments"], now["arguments"]
+            # of an arm that is not asked for now, only what all arms share is compared
+            own, keys = ((), others) if path in wanted else (_PER_ARM, ("config",))
+            names = [name for name in {**new, **old} if name not in own and old.get(name) != new.get(name)]
+            words = [f"{name} {old.get(name, 'not given')}, now {new.get(name, 'not given')}" for name in names]
+            words += [others[key] for key in keys if before.get(key) != now.get(key)]
+            if words:
                 raise InputError(
-                    f"'{path.parent}' was run with other settings ({difference}); give another --output, or remove "
-                    "that folder."
+                    f"'{path.parent}' was run with other settings ({words[0]}); give another --output, or remove that "
+                    "folder."
                 )
 
     def run(self) -> dict[str, Any]:
-        """Run what is left and write the report.
-
-        Returns:
-            the content of ``comparison.json``.
-
-        Raises:
-            InputError: an arm failed, or budgets differ.
-        """
+        """Run what is left and write the report; its ``comparison.json``."""
         arms = list(self.arms())
         results: list[ArmResult] = []
         record: dict[str, Any] = {}
         for number, arm in enumerate(self.experiment.run(arms), start=1):
-            results.append(read_result(arm))
-            check_budgets(results)  # now, not after hours
+            results.append(engine.read_result(arm))
+            engine.check_budgets(results)  # now, not after hours
             if number % (len(arms) // len(self.seeds)) == 0:
                 record = self.write_report(results, complete=number == len(arms))
         return record
@@ -223,15 +214,7 @@ class Comparison:
     def write_report(self, results: Sequence[ArmResult], complete: bool) -> dict[str, Any]:
         """Write ``comparison.json``, ``table.md``, ``curves.png`` and, if there are snapshots, ``overlays.png``.
 
-        Args:
-            results: every arm of the seeds that are complete.
-            complete: whether these are all seeds.
-
-        Returns:
-            the content of ``comparison.json``.
-
-        Raises:
-            InputError: no arm knows the metric.
+        ``results`` are every arm of the first seeds, or of all of them: then it is ``complete``.
         """
         metric = self._known_metric(results)
         reaches, panels, window = [], [], {}
@@ -240,29 +223,37 @@ class Comparison:
             members = [result for result in results if result.facts["share"] == share]
             losses, window[words] = loss_curves(members)
             smooth, scores = f"{LOSS}, mean of {window[words]} iterations", metric_curves(members, metric)
-            row = []
+            panels.append([])
             for curves, quantity, label in ((losses, LOSS, smooth), (scores, metric, f"{metric} (validation)")):
                 reach = iterations_to_reach(curves, quantity)
                 reaches.append({"share": share, **reach})
-                row.append((words, label, curves, reach))
-            panels.append(row)
+                panels[-1].append((words, label, curves, reach))
         test = {"test" if fold is None else f"fold {fold}": data.test for fold, data in self.data.items()}
         record = {
-            "bundle": self.config.folder.resolve().name,
-            **origin(self.data[self.folds[0]], test),
-            "options": portable(self.config.overrides),
+            "bundle": self.bundle.folder.resolve().name,
+            **engine.origin(self.data[self.folds[0]], test),
+            "options": portable(self.bundle.overrides),
             "shares": self.shares,
             "folds": None if self.folds == [None] else len(self.folds),
             "starts": self.facts,
             "complete": complete,
             "seeds": list(dict.fromkeys(result.facts["seed"] for result in results)),
-            "budgets": check_budgets(results),
+            "budgets": engine.check_budgets(results),
             "excluded_test_cases": sorted(self.excluded.values()),
             "metric": metric,
             "results": arm_figures(results, metric, frozenset(self.excluded)),
             "smoothing_iterations": window,
             "iterations_to_reach": reaches,
-            "runs": [_run(result) for result in results],
+            "runs": [
+                {
+                    **{key: result.facts[key] for key in ("start", "share", "fold", "seed")},
+                    "iterations": result.record["iterations"],
+                    "training_cases": len(result.training),
+                    **result.effort,
+                    **{key: result.record[key] for key in ("best",) if key in result.record},
+                }
+                for result in results
+            ],
         }
         write_json(self.output / "comparison.json", record)
         with write_atomically(self.output / "table.md", "w") as file:
@@ -289,45 +280,8 @@ class Comparison:
         return metric
 
 
-def _run(result: ArmResult) -> dict[str, Any]:
-    """Facts of one arm."""
-    facts = {key: result.facts[key] for key in ("start", "share", "fold", "seed")}
-    work = {"iterations": result.record["iterations"], "training_cases": len(result.training), **result.effort}
-    best = {key: result.record[key] for key in ("best",) if key in result.record}
-    return {**facts, **work, **best}
-
-
 def snapshot_epochs(epochs: int, interval: int) -> list[int]:
     """A few of the epochs that are validated: the last, and those that halve it, when a training still moves."""
     validated = [*range(interval, epochs + 1, interval), epochs]
     wanted = [epochs / 2**power for power in range(SNAPSHOTS)]
     return sorted({min(validated, key=lambda epoch: abs(epoch - one)) for one in wanted})
-
-
-def _check_numbers(seeds: Sequence[int], shares: Sequence[float] | None, folds: int | None) -> None:
-    need_one_process("a comparison")
-    if not seeds or len(set(seeds)) < len(seeds) or any(type(seed) is not int or seed < 0 for seed in seeds):
-        raise InputError(f"seeds must be one or more different integers >= 0, got {list(seeds)}.")
-    if shares is not None:
-        for share in shares:
-            nested_share([], share)
-        if not shares or len(set(shares)) < len(shares):
-            raise InputError(f"shares must be one or more different numbers, got {list(shares)}.")
-    if folds is not None and folds < 2:
-        raise InputError(f"folds must be at least 2, got {folds}.")
-
-
-def _common(mark: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a mark that all arms of a comparison share."""
-    arguments = {key: value for key, value in mark["arguments"].items() if key not in _PER_ARM}
-    return {"arguments": arguments, "config": mark["config"]}
-
-
-def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first difference of two marks in words."""
-    old, new = before["arguments"], now["arguments"]
-    for name in dict.fromkeys([*new, *old]):
-        if old.get(name) != new.get(name):
-            return f"{name} {old.get(name, 'not given')}, now {new.get(name, 'not given')}"
-    words = {"config": "the bundle's train.json has changed", "data": "other data", "facts": "other initial weights"}
-    return next((text for key, text in words.items() if before.get(key) != now.get(key)), None)

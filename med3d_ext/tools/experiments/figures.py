@@ -13,8 +13,8 @@ from scipy.stats import norm
 
 from med3d_ext.errors import InputError
 from med3d_ext.metrics.intervals import describe_metric
-from med3d_ext.tools.evaluate.paired import paired_test
-from med3d_ext.tools.experiments.results import METRIC, ArmResult
+from med3d_ext.tools.evaluate import paired_test
+from med3d_ext.tools.experiments.engine import METRIC, ArmResult
 
 AUC = "auc"  # of all test cases together, if an evaluation leaves labels and probabilities
 ALL = "all"
@@ -39,9 +39,6 @@ def arm_figures(results: Sequence[ArmResult], metric: str, excluded: frozenset[s
         metric: what picks the reference, the better arm from scratch: by its mean over all test cases of the share.
             If the test cases do not have it: the AUC if there is one, else the first of their metrics.
         excluded: SHA-256 of the images of cases that count in no arm.
-
-    Raises:
-        InputError: the test cases have no metric.
     """
     entries = []
     for share in dict.fromkeys(result.facts["share"] for result in results):
@@ -56,18 +53,17 @@ def arm_figures(results: Sequence[ArmResult], metric: str, excluded: frozenset[s
         cases = cases[~cases["sha256"].isin(excluded)]
         chosen = metric if metric in names else AUC if AUC in names else names[0]
         sign = -1 if is_small_good(chosen) else 1
-        means = {
-            name: _mean(arm, chosen) * sign for name, arm in cases.groupby("start", sort=False) if _is_scratch(name)
-        }
+        arms = cases.groupby("start", sort=False)
+        means = {name: sign * _mean(_scores(arm, chosen)) for name, arm in arms if _is_scratch(name)}
         domains = list(cases["domain"].unique())
         for domain in [*domains, *([ALL] if len(domains) > 1 else [])]:
             reference = max(means, key=lambda name: -math.inf if math.isnan(means[name]) else means[name])
             counted = cases if domain == ALL else cases[cases["domain"] == domain]
             for name in names:
-                arms = _describe(counted, name, reference)
-                if any(arm["n"] for arm in arms.values()):
-                    entry = {"share": share, "domain": domain, "metric": name, "reference": reference, "arms": arms}
-                    entries.append(entry)
+                figures = _describe(counted, name, reference)
+                if any(arm["n"] for arm in figures.values()):
+                    place = {"share": share, "domain": domain, "metric": name, "reference": reference}
+                    entries.append({**place, "arms": figures})
     return entries
 
 
@@ -80,41 +76,33 @@ def _by_seed(arm: pd.DataFrame, name: str) -> pd.DataFrame:
     return arm.set_index(["domain", "case", "sha256", "seed"])[name].unstack("seed")[arm["seed"].unique()].sort_index()
 
 
-def _pairs(arm: pd.DataFrame, seeds: Sequence[int] | None = None) -> np.ndarray:
-    """:func:`pair_scores` of an arm's cases and all or some of its seeds."""
-    probabilities = _by_seed(arm, "probability")
-    return pair_scores(_by_seed(arm, "label").max(axis=1), (probabilities[seeds] if seeds else probabilities).T)
+def _scores(arm: pd.DataFrame, name: str, seeds: Sequence[int] | None = None) -> Any:
+    """Each case's mean over all or some seeds; of the AUC :func:`pair_scores`. Their mean is the metric's."""
+    values = _by_seed(arm, "probability" if name == AUC else name)
+    values = values if seeds is None else values[seeds]
+    return pair_scores(_by_seed(arm, "label").max(axis=1), values.T) if name == AUC else values.mean(axis=1)
 
 
-def _mean(arm: pd.DataFrame, name: str, seeds: Sequence[int] | None = None) -> float:
-    """An arm's mean of a metric over cases, NaN if there is none."""
-    if name == AUC:
-        pairs = _pairs(arm, seeds)
-        return float(pairs.mean()) if pairs.size else math.nan
-    values = _by_seed(arm, name)
-    return float((values[seeds] if seeds else values).mean(axis=1).mean())
+def _mean(scores: Any) -> float:
+    return float(pd.Series(np.ravel(scores), dtype=float).mean())  # NaN if there are none
 
 
 def _describe(cases: pd.DataFrame, name: str, reference: str) -> dict[str, dict[str, Any]]:
     """Every arm's figures of one metric, with its difference to the reference."""
     arms = dict(list(cases.groupby("start", sort=False)))
+    base = _scores(arms[reference], name)
     figures: dict[str, dict[str, Any]] = {}
     for start, arm in arms.items():
-        per_seed = _plain({str(seed): _mean(arm, name, [seed]) for seed in arm["seed"].unique()})
+        values = _scores(arm, name)
+        per_seed = _plain({str(seed): _mean(_scores(arm, name, [seed])) for seed in arm["seed"].unique()})
         if name == AUC:
-            values, base = _pairs(arm), _pairs(arms[reference])
             figures[start] = {**describe_auc(values), "per_seed": per_seed}
             test = {"test": "DeLong", **paired_auc_test(values, base)}
         else:
-            values, base = (_by_seed(one, name).mean(axis=1) for one in (arm, arms[reference]))
-            known = values.index.get_level_values("case")
-            twice = known.duplicated(keep=False)  # two images of one name, in folders of their own
+            twice = values.index.get_level_values("case").duplicated(keep=False)  # images of one name in two folders
             labels = [f"{case} ({sha[:8]})" if two else case for (_, case, sha), two in zip(values.index, twice)]
-            figures[start] = {
-                **describe_metric(values),
-                "per_seed": per_seed,
-                "cases": _plain(dict(zip(labels, values))),
-            }
+            by_case = _plain(dict(zip(labels, values)))
+            figures[start] = {**describe_metric(values), "per_seed": per_seed, "cases": by_case}
             test = {"test": "Wilcoxon signed-rank", **paired_test(values, base)}
         if start != reference:
             figures[start]["against_reference"] = test
@@ -124,11 +112,8 @@ def _describe(cases: pd.DataFrame, name: str, reference: str) -> dict[str, dict[
 def pair_scores(labels: Sequence[float], probabilities: Sequence[Sequence[float]]) -> np.ndarray:
     """How often a positive case comes before a negative one, (positives, negatives): 1, 0, or a half for equal ones.
 
-    The mean of all entries is the AUC.
-
-    Args:
-        labels: 0 or 1 per case.
-        probabilities: per training (seed) the probability of each case; the result is the mean over the trainings.
+    The mean of all entries is the AUC. ``labels`` are 0 or 1 per case, ``probabilities`` (trainings, cases); the result
+    is the mean over the trainings.
     """
     truth, scores = np.asarray(labels) > 0, np.atleast_2d(np.asarray(probabilities, dtype=float))
     gaps = scores[:, truth][:, :, None] - scores[:, ~truth][:, None, :]
@@ -147,17 +132,8 @@ def describe_auc(pairs: np.ndarray) -> dict[str, Any]:
 def paired_auc_test(pairs: np.ndarray, others: np.ndarray, resamples: int = RESAMPLES) -> dict[str, Any]:
     """DeLong's test (Biometrics 44, 1988) of two AUCs on the same cases, and the bootstrap interval of the difference.
 
-    Args:
-        pairs: of :func:`pair_scores`.
-        others: the other run's, of the same cases in the same order.
-        resamples: number of bootstrap samples.
-
-    Returns:
-        the keys of :func:`~med3d_ext.tools.evaluate.paired.paired_test`; ``p_value`` (two-sided) is None if a class
-        has fewer than two cases.
-
-    Raises:
-        ValueError: when the shapes differ.
+    Takes :func:`pair_scores` of two runs on the same cases in the same order; returns the keys of
+    :func:`~med3d_ext.tools.evaluate.paired_test`, ``p_value`` None if a class has fewer than two cases.
     """
     if pairs.shape != others.shape:
         raise ValueError(f"others must have the shape {pairs.shape}, got {others.shape}.")
@@ -171,7 +147,7 @@ def paired_auc_test(pairs: np.ndarray, others: np.ndarray, resamples: int = RESA
     return {
         "n": sum(pairs.shape),
         "excluded": 0,
-        "differing": int((differences != 0).any(axis=1).sum() + (differences != 0).any(axis=0).sum()),
+        "differing": int(sum((differences != 0).any(axis=axis).sum() for axis in (0, 1))),
         "mean_difference": float(differences.mean()) if known else None,
         "interval_95": list(_auc_interval(differences, resamples)) if known else None,
         "p_value": p_value,
@@ -194,17 +170,11 @@ def _draws(count: int, resamples: int, generator: np.random.Generator) -> np.nda
 
 @dataclass(frozen=True)
 class Curve:
-    """A quantity over the iterations, of every training of an arm.
+    """A quantity over the iterations, of every training of an arm."""
 
-    Args:
-        iterations: where it was measured (points,).
-        seeds: the seeds.
-        values: (seeds, folds, points).
-    """
-
-    iterations: np.ndarray
+    iterations: np.ndarray  # where it was measured (points,)
     seeds: Sequence[int]
-    values: np.ndarray
+    values: np.ndarray  # (seeds, folds, points)
 
     @property
     def per_seed(self) -> np.ndarray:
@@ -216,14 +186,8 @@ class Curve:
         """Mean over all trainings (points,)."""
         return self.per_seed.mean(axis=0)
 
-    @property
-    def final(self) -> float:
-        """What the mean ends at."""
-        return float(self.mean[-1]) if self.iterations.size else math.nan
-
-    def reaches(self, level: float, small_is_good: bool, values: np.ndarray | None = None) -> float | None:
-        """The first iteration at which the mean, or other values at the same points, is as good as ``level``."""
-        values = self.mean if values is None else values
+    def reaches(self, level: float, small_is_good: bool, values: np.ndarray) -> float | None:
+        """The first iteration at which values at the same points are as good as ``level``."""
         good = values <= level if small_is_good else values >= level
         return float(self.iterations[good.argmax()]) if good.any() else None
 
@@ -248,15 +212,14 @@ def metric_curves(results: Sequence[ArmResult], metric: str) -> dict[str, Curve]
 
 def _by_arm(results: Sequence[ArmResult], points: Sequence[np.ndarray]) -> dict[str, Curve]:
     """One curve per arm of points (iteration, value); folds of different length go as far as the shortest."""
+    members: dict[str, dict[int, list[np.ndarray]]] = {}
+    for result, one in zip(results, points):
+        members.setdefault(result.facts["start"], {}).setdefault(result.facts["seed"], []).append(one)
     curves = {}
-    for start in dict.fromkeys(result.facts["start"] for result in results):
-        members = [
-            (result.facts["seed"], one) for result, one in zip(results, points) if result.facts["start"] == start
-        ]
-        size = min(len(one) for _, one in members)
-        seeds = list(dict.fromkeys(seed for seed, _ in members))
-        grid = np.array([[one[:size] for seed, one in members if seed == wanted] for wanted in seeds])
-        curves[start] = Curve(grid[..., 0].mean(axis=(0, 1)), seeds, grid[..., 1])
+    for start, seeds in members.items():
+        size = min(len(one) for folds in seeds.values() for one in folds)
+        grid = np.array([[one[:size] for one in folds] for folds in seeds.values()])
+        curves[start] = Curve(grid[..., 0].mean(axis=(0, 1)), list(seeds), grid[..., 1])
     return curves
 
 
@@ -269,34 +232,30 @@ def iterations_to_reach(curves: Mapping[str, Curve], quantity: str) -> dict[str,
     is None if the level was never reached.
 
     Args:
-        curves: of :func:`loss_curves` or :func:`metric_curves`; those from scratch have names that say so.
+        curves: by name of the arm; those from scratch have names that say so.
         quantity: the metric's name, which says whether small values are the good ones.
-
-    Returns:
-        ``quantity``, ``level``, ``reference`` and per arm ``iteration`` (None: never) and ``times_faster``, each with
-        its interval, ``final`` and the iteration of each seed alone; all None if the quantity was never measured.
     """
     small = quantity == LOSS or is_small_good(quantity)
-    finals = {name: curve.final for name, curve in curves.items() if _is_scratch(name)}
-    known = {name: final for name, final in finals.items() if math.isfinite(final)}
+    finals = {name: float(curve.mean[-1]) if curve.iterations.size else math.nan for name, curve in curves.items()}
+    known = {name: final for name, final in finals.items() if _is_scratch(name) and math.isfinite(final)}
     if not known:
         return {"quantity": quantity, "level": None, "reference": None, "arms": {}}
     reference = (min if small else max)(known, key=lambda name: known[name])
     level = known[reference]
-    base = curves[reference].reaches(level, small)
+    first = {name: curve.reaches(level, small, curve.mean) for name, curve in curves.items()}
+    base = first[reference]
     drawn = _drawn_reaches(curves, reference, small)
     arms = {}
     for name, curve in curves.items():
-        iteration = curve.reaches(level, small)
-        seeds = zip(curve.seeds, curve.per_seed, strict=True)
+        iteration = first[name]
         arms[name] = {
             "iteration": iteration,
             "iteration_95": _interval(drawn[name]),
             "of": float(curve.iterations[-1]) if curve.iterations.size else None,
             "times_faster": None if iteration is None or base is None else round(base / iteration, 2),
             "times_faster_95": _interval(drawn[reference] / drawn[name]),
-            "final": round(curve.final, 4) if math.isfinite(curve.final) else None,
-            "per_seed": {str(seed): curve.reaches(level, small, values) for seed, values in seeds},
+            "final": round(finals[name], 4) if math.isfinite(finals[name]) else None,
+            "per_seed": {str(seed): curve.reaches(level, small, one) for seed, one in zip(curve.seeds, curve.per_seed)},
         }
     return {"quantity": quantity, "level": round(level, 4), "reference": reference, "arms": arms}
 

@@ -1,4 +1,4 @@
-"""What a comparison asks of a bundle's configs, and what its arms start from."""
+"""What a comparison asks of a bundle, and what its arms start from."""
 
 from __future__ import annotations
 
@@ -36,76 +36,35 @@ NEEDED = ("init", "learning_rate", "seed", "epochs", "output_dir", "ckpt_dir", "
 RATES = {"initial_weights::scratch_learning_rate": 0.01, "initial_weights::pretrained_learning_rate": 0.001}
 
 
-class ComparedBundle(Bundle):
-    """A bundle with the options of a comparison.
-
-    Args:
-        folder: the bundle's folder.
-        options: overrides by id.
-
-    Raises:
-        InputError: an option matches no id or is set by the comparison itself; or the bundle lacks an id that a
-            comparison needs.
-    """
-
-    def __init__(self, folder: Path, options: Mapping[str, Any]) -> None:
-        super().__init__(folder, options)
-        for file in self.files("evaluate"):
-            if not Path(file).is_file():
-                raise InputError(f"bundle '{folder}' has no '{file}', without which nothing can be compared.")
-        for option in ("::".join(split_id(name)) for name in options):
-            if option in OWN:
-                raise InputError(f"a comparison sets {option} of each arm itself; give {OWN[option]}.")
-        self.require("a comparison", *NEEDED)
-        self.refuse_unknown("train")
-
-    def require(self, what: str, *names: str) -> None:
-        """Stop if the top of ``train.json`` lacks one of these ids."""
-        for name in names:
-            if name not in self.as_written("train"):
-                raise InputError(
-                    f"bundle '{self.folder.name}' has no '{name}' at the top of its train.json; {what} needs it."
-                )
-
-    def whole_number(self, name: str) -> int:
-        """The value of ``epochs`` or ``val_interval``, 1 if the bundle has no such id."""
-        value = self.value("train", name, default=1)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{name} must be a whole number above 0, got {value!r}.")
-        return value
-
-    def rates(self) -> list[float]:
-        """The learning rates from scratch and for pretrained weights."""
-        rates = {name: self.value("train", name, default) for name, default in RATES.items()}
-        for name, rate in rates.items():
-            if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
-                raise InputError(f"{name} of bundle '{self.folder.name}' must be a number above 0, got {rate!r}.")
-        return [float(rate) for rate in rates.values()]
-
-    def check_weights(self, weights: Path, data: PreparedData, output_dir: Path) -> None:
-        """Load weights once, so that those of another network stop the comparison before its first arm."""
-        places = {"output_dir": str(output_dir), "dataset_dir": str(data.folder)}
-        share = self.value("train", "initial_weights::minimum_share", None, **places)
-        load_encoder(
-            self.value("train", "network_def", **places), weights, **({} if share is None else {"minimum_share": share})
-        )
+def check_bundle(bundle: Bundle, options: Mapping[str, Any], more: Sequence[str]) -> None:
+    """Stop if ``train.json`` lacks an id of ``NEEDED`` or ``more``, or an option is one that the comparison sets."""
+    bundle.as_written("evaluate")  # refused now if it is missing
+    for option in ("::".join(split_id(name)) for name in options):
+        if option in OWN:
+            raise InputError(f"a comparison sets {option} of each arm itself; give {OWN[option]}.")
+    for name in (*NEEDED, *more):
+        if name not in bundle.as_written("train"):
+            raise InputError(
+                f"bundle '{bundle.folder.name}' has no '{name}' at the top of its train.json; this comparison needs it."
+            )
+    bundle.refuse_unknown("train")
 
 
 @dataclass(frozen=True)
 class Start:
-    """Initial weights and the learning rate that goes with them.
+    """Initial weights and the learning rate that goes with them."""
 
-    Args:
-        name: the arm's name, a part of its folder's.
-        init: what the training gets as ``init``.
-        learning_rate: what it gets as ``learning_rate``.
-        weights: the file behind ``init``; None from scratch.
-    """
-
-    name: str
-    init: str
+    name: str  # a part of the arm's folder's
+    init: str  # what the training gets, as ``learning_rate``
     learning_rate: float
-    weights: Path | None = None
+    weights: Path | None = None  # the file behind ``init``; None from scratch
+
+    def check(self, bundle: Bundle, data: PreparedData, output: Path) -> None:
+        """Load the weights once, so that those of another network stop the comparison before its first arm."""
+        if self.weights is not None:
+            places = {"output_dir": str(output), "dataset_dir": str(data.folder)}
+            share = bundle.value("train", "initial_weights::minimum_share", 0.95, **places)
+            load_encoder(bundle.value("train", "network_def", **places), self.weights, share)
 
     def seen(self, test: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]] | None:
         """The test cases that the weights have seen, by the card next to them; None without a card."""
@@ -120,27 +79,23 @@ class Start:
         if self.weights is None:
             return {"init": SCRATCH, "learning_rate": self.learning_rate}
         seen = self.seen(test)
-        return {
-            "init": self.name,
-            "learning_rate": self.learning_rate,
-            "weights": self.weights.name,
-            "sha256": sha256(self.weights),
-            "seen_test_cases": None if seen is None else sorted({case_name(item["image"]) for item in seen}),
-        }
+        names = None if seen is None else sorted({case_name(item["image"]) for item in seen})
+        file = {"weights": self.weights.name, "sha256": sha256(self.weights)}
+        return {"init": self.name, "learning_rate": self.learning_rate, **file, "seen_test_cases": names}
 
 
-def parse_starts(inits: Sequence[str], bundle: Path, scratch_rate: float, pretrained_rate: float) -> list[Start]:
+def parse_starts(inits: Sequence[str], bundle: Bundle) -> list[Start]:
     """The arms of a comparison: from scratch at both rates, so that the rate alone explains no gain, then the others.
 
     Args:
         inits: ``scratch``, ``med3d``, the path of a weights file, or ``NAME=PATH``.
-        bundle: the bundle's folder; the released encoder is looked for next to it.
-        scratch_rate: the bundle's learning rate from scratch.
-        pretrained_rate: its learning rate for pretrained weights.
-
-    Raises:
-        InputError: ``scratch`` is missing, a name comes twice, or a file does not exist.
+        bundle: the bundle, with its rates; the released encoder is looked for next to it.
     """
+    rates = {name: bundle.value("train", name, default) for name, default in RATES.items()}
+    for name, rate in rates.items():
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
+            raise InputError(f"{name} of bundle '{bundle.folder.name}' must be a number above 0, got {rate!r}.")
+    scratch_rate, pretrained_rate = map(float, rates.values())
     if SCRATCH not in inits:
         raise InputError(f"inits must include scratch, which the others are compared with, got {','.join(inits)}.")
     starts = [Start(f"{SCRATCH}_{rate:g}", SCRATCH, rate) for rate in dict.fromkeys([scratch_rate, pretrained_rate])]
@@ -150,7 +105,7 @@ def parse_starts(inits: Sequence[str], bundle: Path, scratch_rate: float, pretra
             name, value = ("med3d", "med3d") if text == "med3d" else (Path(text).name.split(".")[0], text)
         if not name.replace("_", "").replace("-", "").isalnum() or name.startswith(SCRATCH):
             raise InputError(f"inits must name weights as NAME=PATH, the name of letters and digits, got '{text}'.")
-        path = initial_weights_path(value, bundle)
+        path = initial_weights_path(value, bundle.folder)
         if path is None:
             raise InputError(f"inits must give weights as NAME=PATH, got '{text}'.")
         starts.append(Start(name, "med3d" if value == "med3d" else str(path.resolve()), pretrained_rate, path))

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from monai.bundle import ConfigParser
 
 from med3d_ext.data.domains import choose_domains
 from med3d_ext.data.prepared_data import PreparedData
-from med3d_ext.data.splits import nested_share
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import write_json
 from med3d_ext.metrics.intervals import describe_metric
-from med3d_ext.networks import ResNetEncoder
+from med3d_ext.run.options import check_options
 from med3d_ext.run.overrides import split_id
 from med3d_ext.run.start import run_arguments
-from med3d_ext.tools.experiments.engine import CACHE, Arm, Experiment, need_one_process, origin
+from med3d_ext.tools.experiments import engine
+from med3d_ext.tools.experiments.engine import CACHE, METRIC, Arm, ArmResult, Experiment
 from med3d_ext.tools.experiments.report import draw_study, value_words
-from med3d_ext.tools.experiments.results import METRIC, ArmResult, read_result
 
 logger = logging.getLogger("med3d_ext.experiments")
 STUDY = "study"  # the id that makes a config file a study's overlay
@@ -76,40 +74,34 @@ class Study:
         self.seeds: list[int] = list(seeds) if isinstance(seeds, Sequence) else [seeds]
         self.folder, self.data = Path(output_dir), data
         files, typed = run_arguments()
-        contents = ConfigParser.load_config_file
-        loaded = {file: contents(file) for file in (files if config_files is None else config_files)}
+        typed = typed if overrides is None else dict(overrides)
+        loaded = {file: ConfigParser.load_config_file(file) for file in config_files or files}
         base = {file: content for file, content in loaded.items() if STUDY not in content}
         ids = {key for content in base.values() for key in content}
-        typed = typed if overrides is None else dict(overrides)
         self.arguments = {key: value for key, value in typed.items() if split_id(key)[0] in ids} | dict(settings or {})
-        self._check(base, typed)
-        self.experiment = Experiment(f"study '{name}'", list(base), str(evaluation))
-
-    def _check(self, base: Mapping[str, Any], typed: Mapping[str, Any]) -> None:
-        need_one_process("a study")
         if not base:
             raise InputError(
                 "a study needs its base config; run it as --config_file \"['train.json','study_share.json']\"."
             )
-        for key, given in (("values", self.values), ("seeds", self.seeds)):
-            if not given or len(set(map(str, given))) < len(given):
-                raise InputError(f"{key} of study '{self.name}' must be one or more different ones, got {given}.")
-        if any(not isinstance(seed, int) or seed < 0 for seed in self.seeds):
-            raise InputError(f"seeds of study '{self.name}' must be integers >= 0, got {self.seeds}.")
-        ids = {"::".join(split_id(name)) for name in typed}
-        if "::".join(split_id(self.option)) in ids:
+        self._check({"::".join(split_id(name)) for name in typed})
+        self.experiment = Experiment(f"study '{name}'", list(base), str(evaluation))
+
+    def _check(self, typed: set[str]) -> None:
+        """What a wrong value would only show hours later, when its arm begins."""
+        engine.check_plan(f"study '{self.name}'", values=self.values, seeds=self.seeds)
+        check_options({"seeds": self.seeds})
+        if "::".join(split_id(self.option)) in typed:
             raise InputError(f"--{self.option} is what study '{self.name}' varies; give its values with --values.")
-        for name in ids & {"ckpt_dir", CACHE}:
+        for name in typed & {"ckpt_dir", CACHE}:
             raise InputError(f"study '{self.name}' sets {name} of each arm itself, below output_dir; remove --{name}.")
         for value in self.values:
-            _CHECKS.get(self.option, lambda *_: None)(value, self.data)
+            check_options({self.option: value})
+            if self.option == "domains":
+                choose_domains(self.data.domains, value)
         _ = self.data.test  # refused now if there is none
 
     def run(self) -> dict[str, Any]:
-        """Run what is left of the study.
-
-        Returns:
-            the content of ``study_<name>.json``.
+        """Run what is left of the study; the content of ``study_<name>.json``.
 
         Raises:
             InputError: when an arm fails; the message names its log.
@@ -118,9 +110,16 @@ class Study:
         rows: list[dict[str, Any]] = []
         record: dict[str, Any] = {}
         path = self.folder / f"study_{self.name}.json"
+        test: dict[str, list[dict[str, Any]]] = {}
+        for item in self.data.test:
+            test.setdefault(item["domain"], []).append(item)
+        own = {"dataset_dir", "output_dir", "ckpt_dir", "seed", self.option}
+        settings = {key: value for key, value in self.arguments.items() if key not in own}
+        facts = {"study": self.name, "option": self.option, "values": self.values, "seeds": self.seeds}
+        facts |= {**engine.origin(self.data, test), "settings": settings}
         for number, arm in enumerate(self.experiment.run(arms), start=1):
-            rows += self._rows(read_result(arm))
-            record = {**self._facts(), "complete": number == len(arms), "rows": rows}
+            rows += self._rows(engine.read_result(arm))
+            record = {**facts, "complete": number == len(arms), "rows": rows}
             write_json(path, record)
             if self.metric not in rows[-1]:
                 names = ", ".join(name for name in rows[-1] if name.startswith(METRIC))
@@ -136,16 +135,6 @@ class Study:
         own = {CACHE: str(self.folder / self.name / "cache"), self.option: value}
         return Arm(folder, self.data, {**self.arguments, **own}, {"value": value, "seed": seed})
 
-    def _facts(self) -> dict[str, Any]:
-        """The study's JSON without its rows: what was asked for and where the figures come from."""
-        test: dict[str, list[dict[str, Any]]] = {}
-        for item in self.data.test:
-            test.setdefault(item["domain"], []).append(item)
-        own = {"dataset_dir", "output_dir", "ckpt_dir", "seed", self.option}
-        settings = {key: value for key, value in self.arguments.items() if key not in own}
-        facts = {"study": self.name, "option": self.option, "values": self.values, "seeds": self.seeds}
-        return {**facts, **origin(self.data, test), "settings": settings}
-
     def _rows(self, result: ArmResult) -> list[dict[str, Any]]:
         """One row per domain of a finished arm: value, seed, domain, training cases, metrics, epochs, seconds."""
         rows = []
@@ -156,22 +145,3 @@ class Study:
             figures = {name: {key: one[key] for key in ("n", "mean", "interval_95")} for name, one in described.items()}
             rows.append({**result.facts, **place, "training_cases": trained, **figures, **result.effort})
         return rows
-
-
-def _check_share(share: Any, _: Any) -> None:
-    if isinstance(share, bool) or not isinstance(share, int | float):
-        raise InputError(f"share must be a number above 0 and at most 1, got {share!r}.")
-    nested_share([], share)
-
-
-def _check_network(name: str, _: Any) -> None:
-    with torch.device("meta"):
-        ResNetEncoder(name)
-
-
-# What a wrong value would only show hours later, when its arm begins.
-_CHECKS: dict[str, Callable[[Any, PreparedData], Any]] = {
-    "share": _check_share,
-    "domains": lambda value, data: choose_domains(data.domains, value),
-    "network_name": _check_network,
-}

@@ -18,8 +18,8 @@ from med3d_ext.data.datalists import Source, existing_file
 from med3d_ext.errors import Faults, InputError
 from med3d_ext.io.files import file_stamp, write_atomically
 from med3d_ext.io.grids import Grid, copy_geometry, grid_of_file, on_image_grid
-from med3d_ext.transforms.values import whole_values
 from med3d_ext.transforms.load import load_volume
+from med3d_ext.transforms.values import whole_values
 
 logger = logging.getLogger("med3d_ext.prepare")
 RIGHT, LEFT, EITHER = 1, 2, 3

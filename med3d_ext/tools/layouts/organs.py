@@ -16,7 +16,7 @@ from med3d_ext.data.datalists import Source, existing_file
 from med3d_ext.data.splits import SPLITS
 from med3d_ext.errors import Faults, InputError
 from med3d_ext.io.files import SUFFIXES, is_image_name, read_json, stem
-from med3d_ext.tools.evaluate.label_files import case_name
+from med3d_ext.tools.label_files import case_name
 from med3d_ext.transforms.load import load_volume
 from med3d_ext.transforms.values import whole_values
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from med3d_ext.errors import InputError
-from med3d_ext.io.dicom_files import DicomSeries
 from med3d_ext.io.dicom_series import single_series
 from med3d_ext.io.label_maps import look_up
 
@@ -34,11 +33,7 @@ _MAY_BE_EMPTY = (
 
 
 def need_highdicom() -> Any:
-    """The package highdicom.
-
-    Raises:
-        InputError: it is not installed.
-    """
+    """The package highdicom; an InputError if it is not installed."""
     logging.getLogger("highdicom").setLevel(logging.WARNING)
     try:
         return importlib.import_module("highdicom")
@@ -68,20 +63,46 @@ def write_dicom_seg(
         InputError: highdicom is missing, or the series lacks what a segmentation must refer to.
     """
     highdicom = need_highdicom()
+    import pydicom
+    from pydicom.sr.codedict import codes
+
     series = single_series(folder)
-    slices = _headers(series)
+    slices = [pydicom.dcmread(file, stop_before_pixels=True, force=True) for file in series.files]
+    for header in slices:
+        if not header.get("SliceThickness"):
+            header.SliceThickness = round(series.spacing[2], 6)
+        for keyword in _MAY_BE_EMPTY:  # by the standard
+            if keyword not in header:
+                setattr(header, keyword, None)
     values = sorted({*names, *np.unique(labels).tolist()} - {0}) or [1]
-    planes = _numbered(labels, values).transpose(2, 1, 0)
+    numbers = np.zeros(max(int(labels.max(initial=0)), *values) + 1, np.uint8)
+    numbers[values] = np.arange(1, len(values) + 1)
+    planes = look_up(numbers, labels).transpose(2, 1, 0)
     if series.slices[0].frame is not None:  # the source's order, which need not be that of the positions
         stored = np.zeros((int(slices[0].NumberOfFrames), *planes.shape[1:]), np.uint8)
         stored[[each.frame or 0 for each in series.slices]] = planes
         planes = stored
     try:
+        algorithm = highdicom.AlgorithmIdentificationSequence(
+            name=bundle, version=version, family=codes.cid7162.ArtificialIntelligence
+        )
+        segments = []
+        for number, value in enumerate(values, start=1):
+            category, kind = _codes(names.get(value, ""))
+            segment = highdicom.seg.SegmentDescription(
+                segment_number=number,
+                segment_label=names.get(value, f"label {value}"),
+                segmented_property_category=category,
+                segmented_property_type=kind,
+                algorithm_type="AUTOMATIC",
+                algorithm_identification=algorithm,
+            )
+            segments.append(segment)
         segmentation = highdicom.seg.Segmentation(
             source_images=slices,
             pixel_array=np.ascontiguousarray(planes),
             segmentation_type="BINARY",
-            segment_descriptions=_descriptions(highdicom, values, names, bundle, version),
+            segment_descriptions=segments,
             series_instance_uid=highdicom.UID(),
             series_number=1000 + int(slices[0].get("SeriesNumber") or 0),
             sop_instance_uid=highdicom.UID(),
@@ -100,63 +121,19 @@ def write_dicom_seg(
     segmentation.save_as(path)
 
 
-def _headers(series: DicomSeries) -> list[Any]:
-    """The slices' headers in order; what may be empty by the standard and was left out altogether is empty."""
-    import pydicom
-
-    headers = [pydicom.dcmread(file, stop_before_pixels=True, force=True) for file in series.files]
-    for header in headers:
-        if not header.get("SliceThickness"):
-            header.SliceThickness = round(series.spacing[2], 6)
-        for keyword in _MAY_BE_EMPTY:
-            if keyword not in header:
-                setattr(header, keyword, None)
-    return headers
-
-
-def _numbered(labels: np.ndarray, values: Sequence[int]) -> np.ndarray:
-    """Label values as numbers of segments, uint8."""
-    table = np.zeros(max(int(labels.max(initial=0)), *values) + 1, np.uint8)
-    table[list(values)] = np.arange(1, len(values) + 1)
-    return look_up(table, labels)
-
-
-def _descriptions(
-    highdicom: Any, values: Sequence[int], names: Mapping[int, str], bundle: str, version: str
-) -> list[Any]:
-    """One for each value, in their order."""
-    from pydicom.sr.codedict import codes
-
-    algorithm = highdicom.AlgorithmIdentificationSequence(
-        name=bundle, version=version, family=codes.cid7162.ArtificialIntelligence
-    )
-    return [
-        highdicom.seg.SegmentDescription(
-            segment_number=number,
-            segment_label=names.get(value, f"label {value}"),
-            segmented_property_category=category,
-            segmented_property_type=kind,
-            algorithm_type="AUTOMATIC",
-            algorithm_identification=algorithm,
-        )
-        for number, value in enumerate(values, start=1)
-        for category, kind in [_codes(names.get(value, ""))]
-    ]
-
-
 def _codes(name: str) -> tuple[Any, Any]:
     """SNOMED CT codes of a label: what kind of thing it is, and what it is."""
     from pydicom.sr.codedict import codes
     from pydicom.sr.coding import Code
 
     words = name.lower().replace("_", " ").split()
-    if _ABNORMAL & set(words):
-        return Code(_ALTERED[0], "SCT", _ALTERED[1]), Code(_NEOPLASM[0], "SCT", _NEOPLASM[1])
-    structure = _STRUCTURES.get(" ".join(words))
     keyword = "".join(word.capitalize() for word in words)
-    if structure is None and keyword and hasattr(codes.SCT, keyword):
+    category, kind = _ANATOMICAL, _STRUCTURES.get(" ".join(words))
+    if _ABNORMAL & set(words):
+        category, kind = _ALTERED, _NEOPLASM
+    elif kind is None and keyword and hasattr(codes.SCT, keyword):
         found = getattr(codes.SCT, keyword)
-        structure = found.value, found.meaning
-    if structure is None:
-        return (Code(_TISSUE[0], "SCT", _TISSUE[1]),) * 2
-    return Code(_ANATOMICAL[0], "SCT", _ANATOMICAL[1]), Code(structure[0], "SCT", structure[1])
+        kind = found.value, found.meaning
+    elif kind is None:
+        category = kind = _TISSUE
+    return Code(category[0], "SCT", category[1]), Code(kind[0], "SCT", kind[1])

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset
 from monai.handlers import CheckpointLoader
 
 from med3d_ext.errors import InputError
 from med3d_ext.io.label_maps import SourceValues, smallest_type
+from med3d_ext.run.options import check_options
 from med3d_ext.run.overrides import split_id
 from med3d_ext.tools.bundle_folder import Bundle
 from med3d_ext.transforms.load import LoadVolumed
@@ -27,15 +27,10 @@ _OWN = {"bundle_root", "dataset_dir", "output_dir", "dataset"}
 
 @dataclass(frozen=True)
 class LabelMap:
-    """A label map on its image's own grid.
+    """A label map on its image's own grid."""
 
-    Args:
-        labels: label values (X, Y, Z), uint8, or uint16 where a value needs it: those of the training's label files.
-        affine: voxel index to RAS+ mm (4, 4).
-    """
-
-    labels: np.ndarray
-    affine: np.ndarray
+    labels: np.ndarray  # values (X, Y, Z), uint8, or uint16 where one needs it: those of the training's label files
+    affine: np.ndarray  # voxel index to RAS+ mm (4, 4)
 
 
 class BundlePredictor:
@@ -62,24 +57,27 @@ class BundlePredictor:
 
     def __init__(self, bundle: Path, device: str | None = None, overrides: Mapping[str, Any] | None = None) -> None:
         self.bundle = bundle
-        self._parser = _parser(Bundle(bundle, overrides), device)
-        _refuse_classifier(bundle, self._parser["_meta_"])
+        parser = _parser(Bundle(bundle, overrides), device)
+        metadata, build = parser["_meta_"], parser.get_parsed_content
+        output = metadata.get("network_data_format", {}).get("outputs", {}).get("pred", {})
+        if output.get("format", "segmentation") != "segmentation":
+            raise InputError(
+                f"'{bundle}' gives {output['format']}, no label map; run `python -m monai.bundle run --config_file "
+                f"{(bundle / 'configs' / 'inference.json').as_posix()} --dataset_dir FOLDER` instead."
+            )
         sys.path.insert(1, str(bundle))  # as `monai.bundle run` does: a bundle may carry code of its own
-        self._parser.get_parsed_content("initialize", default=None)
-        self._make: Callable[..., Any] = self._parser.get_parsed_content("evaluator")
-        self.transform: Any = self._parser.get_parsed_content("dataset").transform
-        self.version = str(self._parser["_meta_"].get("version", ""))
-        self._values = SourceValues.of(
-            _label_names(self._parser), self._parser.get_parsed_content("label_values", default=None)
-        )
+        build("initialize", default=None)
+        self._make: Callable[..., Any] = build("evaluator")
+        self.transform: Any = build("dataset").transform
+        self.version = str(metadata.get("version", ""))
+        names = build("label_names", default=None)
+        names = output.get("channel_def", {}) if names is None else names
+        self._values = SourceValues.of(names, build("label_values", default=None))
         self.names, self.sources = self._values.names, self._values.sources
         self.weights = self._load_weights()
 
     def __call__(self, image: str) -> LabelMap:
-        """Segment one image.
-
-        Args:
-            image: a file, or the folder of a DICOM series.
+        """Segment one image: a file, or the folder of a DICOM series.
 
         Raises:
             InputError: the image is refused.
@@ -91,8 +89,16 @@ class BundlePredictor:
         evaluator.logger.setLevel(logging.CRITICAL)  # the caller reports errors
         try:
             evaluator.run()
-            found = _label_map(evaluator.state.output[0]["pred"], evaluator.state.batch[0]["image"].meta)
-            return LabelMap(self._values(found.labels), found.affine)
+            pred, source = evaluator.state.output[0]["pred"], evaluator.state.batch[0]["image"].meta
+            if pred.ndim != 4 or pred.shape[0] != 1:
+                raise RuntimeError(f"postprocessing must end with a label map (1, X, Y, Z), got {tuple(pred.shape)}")
+            affine, own = (np.asarray(each, dtype=float) for each in (source["original_affine"], pred.affine.cpu()))
+            found, shape = tuple(pred.shape[1:]), tuple(int(size) for size in source["spatial_shape"])
+            if found != shape or not np.allclose(affine, own, atol=1e-3):
+                raise RuntimeError(f"postprocessing must lead back to the image's grid {shape}, got {found}")
+            labels = pred.as_tensor()[0].cpu().numpy()
+            # One byte for each voxel: a whole-body CT has 200 million.
+            return LabelMap(self._values(labels.astype(smallest_type(labels.max()), copy=False)), affine)
         finally:
             # The engine and its handlers refer to each other and would keep the volumes until the next collection.
             evaluator.state.batch = evaluator.state.output = None
@@ -139,53 +145,12 @@ def _parser(bundle: Bundle, device: str | None) -> ConfigParser:
                 f"predict sets {split_id(name)[0]} itself; leave --{name} out and give INPUT and --output."
             )
     bundle.refuse_unknown("inference")
-    chosen = {} if device is None else {"device": f"$torch.device('{_known_device(device)}')"}
+    check_options({} if device is None else {"device": device})
+    chosen = {} if device is None else {"device": f"$torch.device('{device}')"}
     parser = bundle.config("inference", **chosen, **{"dataset::data": [], "evaluator::_mode_": "callable"})
     post = "postprocessing::transforms"
     if post in parser:
-        kept = [each for each in parser[post] if not (isinstance(each, dict) and _saves(each.get("_target_", "")))]
-        parser.update({post: kept})
+        targets = [str(each.get("_target_", "")) if isinstance(each, dict) else "" for each in parser[post]]
+        saves = [target.rpartition(".")[2] in ("SaveImaged", "SaveImage") for target in targets]
+        parser.update({post: [each for each, is_saved in zip(parser[post], saves) if not is_saved]})
     return parser
-
-
-def _known_device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device must be a device of this machine, as cpu or cuda:0, got '{name}'.") from error
-    return device
-
-
-def _saves(target: str) -> bool:
-    return target.rpartition(".")[2] in ("SaveImaged", "SaveImage")
-
-
-def _refuse_classifier(bundle: Path, metadata: Mapping[str, Any]) -> None:
-    output = metadata.get("network_data_format", {}).get("outputs", {}).get("pred", {})
-    if output.get("format", "segmentation") != "segmentation":
-        raise InputError(
-            f"'{bundle}' gives {output['format']}, no label map; run `python -m monai.bundle run --config_file "
-            f"{(bundle / 'configs' / 'inference.json').as_posix()} --dataset_dir FOLDER` instead."
-        )
-
-
-def _label_names(parser: ConfigParser) -> dict[int, str]:
-    """Class to name: the config's ``label_names``, else what the metadata calls the channels."""
-    names = parser.get_parsed_content("label_names") if "label_names" in parser else None
-    if names is None:
-        names = parser["_meta_"]["network_data_format"]["outputs"]["pred"].get("channel_def", {})
-    return {int(value): str(name) for value, name in names.items() if int(value) > 0}
-
-
-def _label_map(pred: Any, source: Mapping[str, Any]) -> LabelMap:
-    """The label map of a prediction; ``source`` is what the image's metadata say of its grid."""
-    if pred.ndim != 4 or pred.shape[0] != 1:
-        raise RuntimeError(f"postprocessing must end with a label map (1, X, Y, Z), got {tuple(pred.shape)}")
-    affine, original = (np.asarray(each, dtype=float) for each in (pred.affine.cpu(), source["original_affine"]))
-    shape = tuple(int(size) for size in source["spatial_shape"])
-    if tuple(pred.shape[1:]) != shape or not np.allclose(affine, original, atol=1e-3):
-        raise RuntimeError(f"postprocessing must lead back to the image's grid {shape}, got {tuple(pred.shape[1:])}")
-    labels = pred.as_tensor()[0].cpu().numpy()
-    # One byte for each voxel: a whole-body CT has 200 million.
-    return LabelMap(labels.astype(smallest_type(labels.max()), copy=False), original)

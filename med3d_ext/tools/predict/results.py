@@ -1,13 +1,13 @@
-"""What a case leaves behind: label map, picture and facts, all of them or none."""
+"""What a case leaves behind: label map, picture and facts, all of them or none; and what became of all cases."""
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,82 +20,58 @@ from med3d_ext.errors import InputError
 from med3d_ext.handlers.overlay import draw_overlay
 from med3d_ext.io.files import read_json, write_json
 from med3d_ext.io.label_maps import write_label_map
-from med3d_ext.tools.predict.cases import Case
+from med3d_ext.run.provenance import command_line, versions
 from med3d_ext.tools.predict.predictor import LabelMap
-from med3d_ext.transforms.load import stated_spacing, usable_spacing
 from med3d_ext.transforms.sampling import axis_spacing
 
-logger = logging.getLogger("med3d_ext.predict")
+MAP, FACTS, PICTURE, SEGMENTATION = "_seg.nii.gz", "_seg.json", "_preview.png", "_seg.dcm"
+"""How the names of a case's files end; `monai.bundle run` gives the label map the same name."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image to segment."""
+
+    name: str  # what its results are called
+    image: str  # its file, or the folder of its DICOM series
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What makes results: two of them that differ in any of these are not the same.
-
-    Args:
-        bundle: the bundle's name.
-        version: its version.
-        weights: SHA-256 of its weights.
-        options: options of the config that were given.
-    """
+    """What makes results: two of them that differ in any of these are not the same."""
 
     bundle: str
     version: str
-    weights: str
-    options: dict[str, Any]
+    weights: str  # SHA-256
+    options: dict[str, Any]  # those of the config that were given
 
     def of(self, case: Case) -> dict[str, Any]:
         """What a case's JSON says about where it comes from."""
-        return {
-            "image": case.image,
-            "bundle": self.bundle,
-            "version": self.version,
-            "weights_sha256": self.weights,
-            "options": self.options,
-        }
-
-
-def map_file(output: Path, case: Case) -> Path:
-    """Where a case's label map goes; `monai.bundle run` gives it the same name."""
-    return output / f"{case.name}_seg.nii.gz"
-
-
-def segmentation_file(output: Path, case: Case) -> Path:
-    """Where a case's DICOM segmentation goes."""
-    return output / f"{case.name}_seg.dcm"
+        facts = {"image": case.image, "bundle": self.bundle, "version": self.version}
+        return {**facts, "weights_sha256": self.weights, "options": self.options}
 
 
 def is_done(output: Path, case: Case, origin: Origin, dicom_seg: bool = False) -> bool:
-    """Whether a result of this bundle, weights and image is there.
-
-    Args:
-        output: the folder.
-        case: the case.
-        origin: what makes the result.
-        dicom_seg: whether a DICOM segmentation belongs to it.
+    """Whether the folder has a result of this bundle, weights and image, with a DICOM segmentation if one is wanted.
 
     Raises:
         InputError: another result has its place.
     """
-    path = map_file(output, case)
+    path, facts = (output / f"{case.name}{ending}" for ending in (MAP, FACTS))
     if not path.exists():
         return False
-    facts = _facts_file(path)
     found = read_json(facts) if facts.is_file() else {}
     differing = [key for key, value in origin.of(case).items() if found.get(key) != value]
     if differing:
         others = ", ".join(key.removesuffix("_sha256") for key in differing)
         raise InputError(f"'{path}' is the result of another {others}; choose another --output or give --overwrite.")
-    return not dicom_seg or segmentation_file(output, case).exists()
+    return not dicom_seg or (output / f"{case.name}{SEGMENTATION}").exists()
 
 
 def volumes(result: LabelMap, names: Mapping[int, str], is_scaled: bool = True) -> dict[str, dict[str, Any]]:
     """Name, voxels and volume (ml) of every label, by its value; a value without a name is called "label N".
 
-    Args:
-        result: the label map.
-        names: label value to name, absent labels included.
-        is_scaled: whether the affine's voxel size is the image's own; without it there is no volume (None).
+    ``is_scaled``: whether the affine's voxel size is the image's own; without it there is no volume (None).
     """
     voxels: Counter[int] = Counter()
     for plane in result.labels:  # numpy counts with 8 bytes for each voxel
@@ -112,13 +88,6 @@ def volumes(result: LabelMap, names: Mapping[int, str], is_scaled: bool = True) 
     }
 
 
-def check_result(result: LabelMap, image: MetaTensor, case: Case) -> bool:
-    """Whether the image states its voxel size; an empty result is logged as a warning."""
-    if not result.labels.any():
-        logger.warning(f"Nothing was found in '{case.image}': its label map is empty; look at the image.")
-    return usable_spacing(stated_spacing(case.image, image.affine))
-
-
 def write_results(
     output: Path,
     case: Case,
@@ -131,29 +100,26 @@ def write_results(
 ) -> None:
     """Write a case's files as temporary neighbors of their places and move them there, the label map last.
 
-    A map in its place thus says that the case is complete.
-
-    Args:
-        output: the folder.
-        case: the case.
-        result: its label map.
-        image: its image, for the picture.
-        names: label value to name.
-        facts: what its JSON holds besides shape, spacing and orientation.
-        write_segmentation: writes the DICOM segmentation to a path. Defaults to None.
-        sources: see :func:`write_label_map`.
+    A map in its place thus says that the case is complete. ``image`` is for the picture, ``facts`` for the JSON next to
+    shape, spacing and orientation; ``write_segmentation`` writes the DICOM segmentation to a path.
     """
-    target = map_file(output, case)
     scratch = output / f".{case.name}.tmp"
     shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
     scratch.mkdir(parents=True)
     try:
-        path = scratch / target.name
+        path, about, picture, segmentation = (
+            scratch / f"{case.name}{end}" for end in (MAP, FACTS, PICTURE, SEGMENTATION)
+        )
         plain = MetaTensor(image.as_tensor(), affine=torch.from_numpy(result.affine))
-        draw_overlay(scratch / f"{case.name}_preview.png", plain, torch.from_numpy(result.labels)[None])
+        draw_overlay(picture, plain, torch.from_numpy(result.labels)[None])
         if write_segmentation is not None:
-            write_segmentation(segmentation_file(scratch, case))
-        write_json(_facts_file(path), {**facts, **_grid(result)})
+            write_segmentation(segmentation)
+        grid = {
+            "shape": list(result.labels.shape),
+            "spacing": [round(float(size), 6) for size in axis_spacing(result.affine)],
+            "orientation": "".join(nibabel.aff2axcodes(result.affine)),
+        }
+        write_json(scratch / f"{case.name}{FACTS}", {**facts, **grid})
         write_label_map(path, result.labels, result.affine, names, case.image, sources)
         for file in sorted(scratch.iterdir(), key=lambda each: each == path):
             os.replace(file, output / file.name)
@@ -161,13 +127,64 @@ def write_results(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _facts_file(path: Path) -> Path:
-    return path.with_name(path.name.removesuffix(".nii.gz") + ".json")
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a case."""
+
+    case: str  # its name, or what was typed where no image was found
+    status: str  # "done", "skipped" (its result was there) or "failed"
+    reason: str = ""  # of a failure, a sentence
+    seconds: float = 0.0
+    labels: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # name, voxels and volume of each
+    warnings: tuple[str, ...] = ()  # what must be known about its result, a sentence each
+
+    def __str__(self) -> str:
+        if self.status == "failed":
+            return f"{self.case} FAILED: {self.reason}"
+        if self.status == "skipped":
+            return f"{self.case}: already has a result, skipped (--overwrite replaces it)"
+        sizes = [(each["name"], each["volume_ml"]) for each in self.labels.values()]
+        found = [f"{name} {'of unknown volume' if size is None else f'{size:.1f} ml'}" for name, size in sizes]
+        return f"{self.case}: {', '.join(found)}; {self.seconds:.1f} s"
 
 
-def _grid(result: LabelMap) -> dict[str, Any]:
-    return {
-        "shape": list(result.labels.shape),
-        "spacing": [round(float(size), 6) for size in axis_spacing(result.affine)],
-        "orientation": "".join(nibabel.aff2axcodes(result.affine)),
-    }
+class Summary:
+    """Outcomes of one run of ``total`` cases, written to ``summary.json`` after each, with where they come from."""
+
+    def __init__(self, path: Path, origin: Mapping[str, Any], total: int) -> None:
+        self.path, self.origin, self.total = path, origin, total
+        self.outcomes: list[Outcome] = []
+        self._begin = time.monotonic()
+
+    def add(self, outcome: Outcome) -> None:
+        """Note an outcome and write the file."""
+        self.outcomes.append(outcome)
+        content = {
+            **command_line(),
+            **self.origin,
+            "versions": versions(),
+            "complete": len(self.outcomes) == self.total,
+            "seconds": round(time.monotonic() - self._begin, 2),
+            "done": [
+                {key: getattr(each, key) for key in ("case", "seconds", "labels", "warnings")}
+                for each in self.of("done")
+            ],
+            "skipped": [each.case for each in self.of("skipped")],
+            "failed": [{"case": each.case, "reason": each.reason} for each in self.of("failed")],
+        }
+        write_json(self.path, content)
+
+    def of(self, status: str) -> list[Outcome]:
+        """The outcomes of one status."""
+        return [each for each in self.outcomes if each.status == status]
+
+    @property
+    def seconds_left(self) -> float:
+        """How long the other cases will take if they take as long as those so far."""
+        return (time.monotonic() - self._begin) / len(self.outcomes) * (self.total - len(self.outcomes))
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{len(self.of(status))} {status}" for status in ("done", "skipped", "failed"))
+        warned = [f"  {each.case}: {sentence}" for each in self.of("done") for sentence in each.warnings]
+        failed = [f"  {each}" for each in self.of("failed")]
+        return "\n".join([*(["warnings:", *warned] if warned else []), *failed, f"{counts}; see '{self.path}'"])

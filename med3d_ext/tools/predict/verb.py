@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fire.parser import DefaultParseValue
 
+from med3d_ext.data.datalists import named_images
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import sha256
 from med3d_ext.io.image_files import Header, is_dicom_input, read_image
 from med3d_ext.io.store import compact
 from med3d_ext.run.one_line import heard_warnings, input_error_message
 from med3d_ext.tools.bundle_folder import find_bundle
-from med3d_ext.tools.predict.cases import Case, collect_cases
 from med3d_ext.tools.predict.dicom_seg import need_highdicom, write_dicom_seg
 from med3d_ext.tools.predict.predictor import BundlePredictor, LabelMap
-from med3d_ext.tools.predict.results import Origin, check_result, is_done, volumes, write_results
-from med3d_ext.tools.predict.summary import Outcome, Summary
-from med3d_ext.transforms.load import load_volume
+from med3d_ext.tools.predict.results import Case, Origin, Outcome, Summary, is_done, volumes, write_results
+from med3d_ext.transforms.load import load_volume, stated_spacing, usable_spacing
 
 logger = logging.getLogger("med3d_ext.predict")
 
@@ -58,13 +58,22 @@ def predict(
         raise InputError("predict: INPUT is missing; give images, folders of images or folders of DICOM series.")
     if dicom_seg:
         need_highdicom()
-    cases, without = collect_cases(inputs)
-    folder = _output_folder(output, cases)
-    options = _parsed(options)
-    folder_of_bundle = find_bundle(bundle)
-    with ReadAhead() as reader:
+    items, without = named_images(inputs, "INPUT")
+    cases = [Case(item["case"], item["image"]) for item in items]
+    folder = Path(output).expanduser()
+    if any(Path(case.image).parent == folder.resolve() for case in cases):
+        raise InputError(f"--output must be another folder than that of the images, got '{output}'.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output '{output}' cannot be made ({error.strerror}); give another folder.") from error
+    # All words arrive as text, because INPUT is text.
+    options = {name: DefaultParseValue(value) if isinstance(value, str) else value for name, value in options.items()}
+    found = find_bundle(bundle)
+    with ThreadPoolExecutor(1, "reader") as thread:
+        reader = ReadAhead(thread)
         reader.begin(cases[0].image)  # while the network is loaded
-        predictor = BundlePredictor(folder_of_bundle, device, options)
+        predictor = BundlePredictor(found, device, options)
         predictor.read_with(reader)
         origin = Origin(predictor.bundle.resolve().name, predictor.version, sha256(predictor.weights), options)
         run = Run(predictor, origin, folder, overwrite, dicom_seg, reader)
@@ -90,15 +99,9 @@ class ReadAhead:
     Of the image that is next, and of the one at work, the voxels are kept in as few bytes as hold their values.
     """
 
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "reader")
+    def __init__(self, thread: ThreadPoolExecutor) -> None:
+        self._thread = thread
         self._found: dict[str, Future] = {}
-
-    def __enter__(self) -> ReadAhead:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._thread.shutdown(cancel_futures=True)
 
     def begin(self, path: str) -> None:
         """Read an image that :meth:`image` will be asked for."""
@@ -144,34 +147,27 @@ class Run:
         While the network is busy with a case, the next image is read and the last result is written: the memory is that
         of one case, the voxels of its neighbors, and no more.
         """
+
+        def finish(case: Case, found: Any) -> None:
+            report(found if isinstance(found, Outcome) else self._guarded(self._write, case, *found))
+
         with ThreadPoolExecutor(1, "writer") as writer:
-            following, last = self._begin(cases[0]), None
-            for number, case in enumerate(_progress(cases)):
-                outcome = following
-                following = self._begin(cases[number + 1]) if number + 1 < len(cases) else None
-                write = (lambda outcome=outcome: outcome) if outcome is not None else self._segmented(case)
+            following, last = self._guarded(self._begin, cases[0]), None
+            for number, case in enumerate(_progress(cases), start=1):
+                found = following
+                following = self._guarded(self._begin, cases[number]) if number < len(cases) else None
+                found = found or self._guarded(self._segment, case)
                 if last is not None:
                     last.result()
-                last = writer.submit(lambda case, write: report(self._guarded(case, write)), case, write)
+                last = writer.submit(finish, case, found)
+                del found
             if last is not None:
                 last.result()
 
-    def _begin(self, case: Case) -> Outcome | None:
-        """Have a case's image read, unless there is an outcome already."""
-
-        def look() -> Outcome | None:
-            if not self.overwrite and is_done(self.output, case, self.origin, self._is_wanted_in_dicom(case)):
-                self.reader.forget(case.image)
-                return Outcome(case.name, "skipped")
-            self.reader.begin(case.image)
-            return None
-
-        return self._guarded(case, look)
-
-    def _guarded(self, case: Case, work: Callable[[], Any]) -> Any:
+    def _guarded(self, work: Callable[..., Any], case: Case, *given: Any) -> Any:
         """What some work on a case gives, or its failure: the other cases have a right to their results."""
         try:
-            return work()
+            return work(case, *given)
         except Exception as error:
             reason = input_error_message(error)
             if reason is None:
@@ -180,64 +176,45 @@ class Run:
             self.reader.forget(case.image)
             return Outcome(case.name, "failed", reason)
 
-    def _segmented(self, case: Case) -> Callable[[], Outcome]:
-        """Segment a case now; what writes its result is returned."""
+    def _begin(self, case: Case) -> Outcome | None:
+        """Have a case's image read, unless there is an outcome already."""
+        if not self.overwrite and is_done(self.output, case, self.origin, self._wants_dicom(case)):
+            self.reader.forget(case.image)
+            return Outcome(case.name, "skipped")
+        self.reader.begin(case.image)
+        return None
+
+    def _segment(self, case: Case) -> tuple[LabelMap, float, list[str]]:
+        """A case's label map, the seconds, and what was warned of."""
         begin = time.monotonic()
-
-        def segment() -> Callable[[], Outcome]:
-            with heard_warnings(any_thread=False) as heard:
-                result = self.predictor(case.image)
-            seconds = round(time.monotonic() - begin, 2)
-            return lambda: self._write(case, result, seconds, heard)
-
-        done = self._guarded(case, segment)
-        return (lambda: done) if isinstance(done, Outcome) else done
+        with heard_warnings(any_thread=False) as heard:
+            result = self.predictor(case.image)
+        return result, round(time.monotonic() - begin, 2), heard
 
     def _write(self, case: Case, result: LabelMap, seconds: float, heard: Sequence[str]) -> Outcome:
         with heard_warnings(any_thread=False) as more:
             image = load_volume(case.image, self.predictor.channel, self.reader)
             self.reader.forget(case.image)
-            is_scaled = check_result(result, image, case)
+            if not result.labels.any():
+                logger.warning(f"Nothing was found in '{case.image}': its label map is empty; look at the image.")
         warnings = list(dict.fromkeys([*heard, *more]))
-        labels = volumes(result, self.predictor.names, is_scaled)
+        labels = volumes(result, self.predictor.names, usable_spacing(stated_spacing(case.image, image.affine)))
         names = {int(value): label["name"] for value, label in labels.items()}
         facts = {**self.origin.of(case), **self.merged, "labels": labels, "warnings": warnings, "seconds": seconds}
-        segmentation = self._segmentation(case, result, names)
-        write_results(self.output, case, result, image, names, facts, segmentation, self.predictor.sources)
+
+        def segmentation(path: Path) -> None:
+            write_dicom_seg(path, result.labels, names, case.image, self.origin.bundle, self.origin.version)
+
+        dicom = segmentation if self._wants_dicom(case) else None
+        write_results(self.output, case, result, image, names, facts, dicom, self.predictor.sources)
         return Outcome(case.name, "done", "", seconds, labels, tuple(warnings))
 
-    def _is_wanted_in_dicom(self, case: Case) -> bool:
+    def _wants_dicom(self, case: Case) -> bool:
         return self.dicom_seg and is_dicom_input(case.image)
-
-    def _segmentation(self, case: Case, result: LabelMap, names: dict[int, str]) -> Callable[[Path], None] | None:
-        """What writes the DICOM segmentation, where one is wanted."""
-        if not self._is_wanted_in_dicom(case):
-            return None
-        return lambda path: write_dicom_seg(
-            path, result.labels, names, case.image, self.origin.bundle, self.origin.version
-        )
-
-
-def _parsed(options: dict[str, Any]) -> dict[str, Any]:
-    """Options as values: all words arrive as text, because INPUT is text."""
-    from fire.parser import DefaultParseValue
-
-    return {name: DefaultParseValue(value) if isinstance(value, str) else value for name, value in options.items()}
-
-
-def _output_folder(output: str, cases: Sequence[Case]) -> Path:
-    folder = Path(output).expanduser()
-    if any(Path(case.image).parent == folder.resolve() for case in cases):
-        raise InputError(f"--output must be another folder than that of the images, got '{output}'.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--output '{output}' cannot be made ({error.strerror}); give another folder.") from error
-    return folder
 
 
 def _progress(cases: Sequence[Case]) -> Iterator[Case]:
-    """The cases; on a terminal with a bar, above which stands what is logged."""
+    """The cases; on a terminal with a bar below what is logged."""
     if not sys.stderr.isatty():
         yield from cases
         return

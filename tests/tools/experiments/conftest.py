@@ -10,9 +10,9 @@ from experiment_stubs import TRAIN, Runner, write_split
 
 import med3d_ext.tools.experiments.compare as compare
 import med3d_ext.tools.experiments.engine as engine
+import med3d_ext.tools.experiments.starts as starts
 from med3d_ext.networks.resnet import ResNetEncoder
 from med3d_ext.tools.experiments.compare import Comparison
-from med3d_ext.tools.experiments.starts import ComparedBundle
 
 
 @pytest.fixture
@@ -25,13 +25,8 @@ def real_encoder(tmp_path: Path) -> Path:
 @pytest.fixture
 def encoder(tmp_path: Path, monkeypatch) -> Path:
     """What stands for weights that fit, without a card; only ``real.pt`` is really loaded."""
-    check = ComparedBundle.check_weights
-
-    def check_real(config: ComparedBundle, weights: Path, *rest) -> None:
-        if weights.name == "real.pt":
-            check(config, weights, *rest)
-
-    monkeypatch.setattr(ComparedBundle, "check_weights", check_real)
+    load = starts.load_encoder
+    monkeypatch.setattr(starts, "load_encoder", lambda _, path, *rest: path.name == "real.pt" and load(_, path, *rest))
     path = tmp_path / "weights" / "encoder.pt"
     path.parent.mkdir()
     path.write_text("tensors")

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from med3d_ext.data import PreparedData
-from med3d_ext.tools.experiments.results import ArmResult
+from med3d_ext.tools.experiments.engine import ArmResult
 
 CASES = 20
 TRAIN = {

@@ -1,3 +1,5 @@
+"""Arms are run once, resumed, waited for, and never taken for another."""
+
 from __future__ import annotations
 
 import json
@@ -15,6 +17,8 @@ import pytest
 import med3d_ext.tools.experiments.engine as engine
 from med3d_ext.tools.experiments.engine import Arm, Experiment, alone_in
 
+posix = pytest.mark.skipif(os.name == "nt", reason="locks and programs of POSIX")
+
 
 @pytest.fixture
 def experiment(tmp_path: Path) -> Experiment:
@@ -30,14 +34,10 @@ def steps(monkeypatch) -> list[list[str]]:
 
     def run(arguments, log: Path, descriptors=()) -> int:
         steps.append([Path(file).name for file in arguments["config_file"]])
-        (log.parent / "models").mkdir(exist_ok=True)
-        (log.parent / "test").mkdir(exist_ok=True)
-        if log.stem == "train":
-            for name in ("model.pt", "training_state.pt"):
-                (log.parent / "models" / name).write_text("")
-            (log.parent / "run.json").write_text('{"status": "completed"}')
-        else:
-            (log.parent / "test" / "summary.json").write_text("{}")
+        files = {"models/model.pt": "", "models/training_state.pt": "", "run.json": '{"status": "completed"}'}
+        for name, content in (files if log.stem == "train" else {"test/summary.json": "{}"}).items():
+            (log.parent / name).parent.mkdir(exist_ok=True)
+            (log.parent / name).write_text(content)
         return 0
 
     monkeypatch.setattr(engine, "run_bundle", run)
@@ -45,31 +45,18 @@ def steps(monkeypatch) -> list[list[str]]:
 
 
 def arm(folder: Path, data: str = "/data", **overrides) -> Arm:
-    def items(split):
-        return [{"domain": "liver", "sha256": split}]
-
+    items = lambda split: [{"domain": "liver", "sha256": split}]  # noqa: E731
     prepared = SimpleNamespace(identity="abc", items=items, folder=Path(data))
     return Arm(folder, prepared, {"epochs": 3, **overrides}, {"seed": 0})  # type: ignore[arg-type]
 
 
-def test_overlays_belong_to_the_training_alone(tmp_path, experiment, steps) -> None:
-    experiment.run_arm(arm(tmp_path / "a"))
-    assert steps == [["train.json", "overlay.json"], ["train.json", "evaluate.json"]]
-
-
-def test_a_finished_arm_keeps_its_weights_and_not_its_checkpoint(tmp_path, experiment, steps) -> None:
+def test_overlays_belong_to_the_training_and_a_finished_arm_keeps_its_weights_and_not_its_checkpoint(
+    tmp_path, experiment, steps
+) -> None:
     for _ in range(2):
         experiment.run_arm(arm(tmp_path / "a"))
         assert {path.name for path in (tmp_path / "a" / "models").iterdir()} == {"model.pt"}
-    assert len(steps) == 2
-
-
-def test_an_arm_may_be_moved_and_its_settings_may_not_change(tmp_path, experiment) -> None:
-    mark = experiment.mark(arm(tmp_path / "a"))
-    assert mark == experiment.mark(arm(tmp_path / "b", data="/elsewhere"))
-    assert mark != experiment.mark(arm(tmp_path / "a", epochs=4))
-    Path(experiment.train[0]).write_text('{"epochs": 4}')
-    assert mark != experiment.mark(arm(tmp_path / "a"))
+    assert steps == [["train.json", "overlay.json"], ["train.json", "evaluate.json"]]
 
 
 def test_a_training_of_other_settings_does_not_pass_for_this_one_after_a_kill(tmp_path, experiment, steps) -> None:
@@ -98,12 +85,15 @@ with alone_in(Path(sys.argv[1])) as descriptors:
 """
 
 
-@pytest.mark.skipif(os.name == "nt", reason="the lock is POSIX's")
-def test_what_a_killed_command_left_running_is_waited_for(tmp_path, caplog) -> None:
+@posix
+def test_what_a_killed_command_left_running_is_waited_for_and_a_free_folder_is_held_at_once(tmp_path, caplog) -> None:
     caplog.set_level("INFO", "med3d_ext.experiments")
+    for _ in range(2):
+        with alone_in(tmp_path / "new") as descriptors:
+            assert len(descriptors) == 1
+    assert "waiting" not in caplog.text
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "held\n"
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
     began = time.monotonic()
     holder.send_signal(signal.SIGKILL)
     holder.wait()
@@ -112,14 +102,7 @@ def test_what_a_killed_command_left_running_is_waited_for(tmp_path, caplog) -> N
     assert f"waiting for the process that is at work in '{tmp_path}'" in caplog.text
 
 
-def test_a_free_folder_is_held_at_once(tmp_path, caplog) -> None:
-    for _ in range(2):
-        with alone_in(tmp_path / "new") as descriptors:
-            assert len(descriptors) == 1 or os.name == "nt"
-    assert "waiting" not in caplog.text
-
-
-@pytest.mark.skipif(os.name == "nt", reason="echo and false are no programs there")
+@posix
 def test_the_command_of_a_step_is_kept_next_to_its_log(tmp_path, monkeypatch) -> None:
     log = tmp_path / "train.log"
     monkeypatch.setattr(sys, "executable", shutil.which("echo"))

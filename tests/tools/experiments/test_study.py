@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from experiment_stubs import Runner
+from matplotlib.axes import Axes
 
 import med3d_ext.tools.experiments.engine as engine
 from med3d_ext.data import PreparedData
@@ -74,7 +75,8 @@ def make(tmp_path: Path, prepared: Path):
 
 
 def test_each_value_and_seed_is_trained_and_evaluated_in_its_own_folder(make, runner, tmp_path) -> None:
-    make(seeds=[0, 7]).run()
+    overrides = {"lr": 0.5, "epochs": 9, "values": [1], "seeds": 0, "study::metric": "x"}
+    make(seeds=[0, 7], overrides=overrides).run()
     arms = ["share_0.5_seed0", "share_0.5_seed7", "share_1.0_seed0", "share_1.0_seed7"]
     assert runner.steps == [f"{step} {arm}" for arm in arms for step in ("train", "evaluate")]
     train, evaluate = runner.calls[2][1], runner.calls[3][1]
@@ -83,19 +85,15 @@ def test_each_value_and_seed_is_trained_and_evaluated_in_its_own_folder(make, ru
     assert (train["share"], train["seed"]) == (0.5, 7)
     assert train["ckpt_dir"] == str(tmp_path / "eval" / "share" / "share_0.5_seed7" / "models")
     assert {key: value for key, value in train.items() if key != "config_file"}.items() <= evaluate.items()
-
-
-def test_the_users_overrides_reach_every_arm_and_those_of_the_study_none(make, runner) -> None:
-    make(overrides={"lr": 0.5, "epochs": 9, "values": [1], "seeds": 0, "study::metric": "x"}).run()
-    for _, arguments in runner.calls:
-        assert arguments["lr"] == 0.5
-        assert arguments["epochs"] == 3  # resolved from the override by the settings of the overlay
+    for _, arguments in runner.calls:  # the user's options, but for those that are the study's own or that it fixes
+        assert (arguments["lr"], arguments["epochs"]) == (0.5, 3)
         assert not {"values", "seeds", "study::metric"} & arguments.keys()
 
 
 def test_the_json_has_a_row_per_arm_and_domain_with_n_and_interval(make, runner, tmp_path) -> None:
     record = make().run()
-    assert record == json.loads((tmp_path / "eval" / "study_share.json").read_text())
+    text = (tmp_path / "eval" / "study_share.json").read_text()
+    assert record == json.loads(text) and str(tmp_path) not in text
     assert {"study", "option", "command", "values", "seeds", "versions", "data", "settings"} <= record.keys()
     assert record["complete"]
     assert [(row["value"], row["organ"], row["training_cases"]) for row in record["rows"]] == [
@@ -107,15 +105,9 @@ def test_the_json_has_a_row_per_arm_and_domain_with_n_and_interval(make, runner,
         values = [float(case["val_mean_dice"]) for case in csv.DictReader(file) if "Brain" in case["domain"]]
     described = describe_metric(values)
     assert row["val_mean_dice"] == {key: described[key] for key in ("n", "mean", "interval_95")}
-    assert row["val_mean_dice"]["n"] == 2
+    assert row["val_mean_dice"]["n"] == record["data"]["test"]["Mine"]["n"] == 2
     assert (row["seed"], row["epochs"], row["seconds"], row["starts"]) == (0, 3, 1.5, 1)
-    assert record["data"]["test"]["Mine"]["n"] == 2
     assert (tmp_path / "eval" / "study_share.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_no_path_of_the_machine_is_in_the_json(make, runner, tmp_path) -> None:
-    make().run()
-    assert str(tmp_path) not in (tmp_path / "eval" / "study_share.json").read_text()
 
 
 def test_the_number_of_domains_changes_the_domains_of_the_rows(make, runner) -> None:
@@ -126,185 +118,116 @@ def test_the_number_of_domains_changes_the_domains_of_the_rows(make, runner) -> 
     assert runner.steps[-1] == "evaluate domains_Mine+hippocampus_seed0"
 
 
-def test_a_finished_arm_is_kept(make, runner) -> None:
-    first = make().run()
+def test_finished_arms_are_kept_and_more_values_only_run_the_new_ones(make, runner) -> None:
+    first = make(values=0.5, seeds=0).run()  # one of each needs no list
     runner.calls.clear()
-    assert make().run() == first
-    assert runner.calls == []
-
-
-def test_more_values_only_run_the_new_arms(make, runner) -> None:
-    make(values=(0.5,)).run()
-    runner.calls.clear()
+    assert make(values=(0.5,)).run() == first and runner.calls == []
     record = make(values=(0.5, 1.0)).run()
-    assert runner.steps == ["train share_1.0_seed0", "evaluate share_1.0_seed0"]
-    assert len(record["rows"]) == 6
+    assert runner.steps == ["train share_1.0_seed0", "evaluate share_1.0_seed0"] and len(record["rows"]) == 6
 
 
-def test_an_arm_that_was_trained_is_only_evaluated(make, runner, tmp_path) -> None:
-    runner.fail = "evaluate"
-    with pytest.raises(InputError):
-        make(values=(1.0,)).run()
-    runner.fail = None
-    runner.calls.clear()
-    make(values=(1.0,)).run()
-    assert runner.steps == ["evaluate share_1.0_seed0"]
+@pytest.fixture
+def state_of(runner, tmp_path):
+    """The checkpoint that each training finds."""
+    found = []
+
+    def train(folder, *rest) -> None:
+        path = folder / "models" / "training_state.pt"
+        found.append(path.read_text() if path.exists() else None)
+        Runner.train(runner, folder, *rest)
+
+    runner.train = train
+    return found
 
 
-def test_an_unfinished_arm_keeps_its_training_state(make, runner, tmp_path) -> None:
+def test_an_unfinished_arm_keeps_its_training_state(make, state_of, tmp_path) -> None:
     make(values=(1.0,)).run()
     arm = tmp_path / "eval" / "share" / "share_1.0_seed0"
     (arm / "test" / "summary.json").unlink()
-    run = json.loads((arm / "run.json").read_text())
-    (arm / "run.json").write_text(json.dumps({**run, "status": "running"}))
+    (arm / "run.json").write_text(json.dumps({**json.loads((arm / "run.json").read_text()), "status": "running"}))
     (arm / "models" / "training_state.pt").write_text("of epoch 2")
-    seen = []
-    runner.train = lambda folder, *rest: (
-        seen.append((folder / "models" / "training_state.pt").read_text()),
-        Runner.train(runner, folder, *rest),
-    )
     make(values=(1.0,)).run()
-    assert seen == ["of epoch 2"]
+    assert state_of == [None, "of epoch 2"]
 
 
 @pytest.mark.parametrize("change", ["settings", "config", "data"])
-def test_an_arm_of_other_settings_or_data_starts_anew(make, runner, tmp_path, prepared, change) -> None:
+def test_an_arm_of_other_settings_or_data_starts_anew(make, state_of, tmp_path, prepared, change) -> None:
     make(values=(1.0,)).run()
-    changes = {}
-    if change == "settings":
-        changes = {"settings": {"epochs": 4}}
-    elif change == "config":
+    if change == "config":
         (tmp_path / "train.json").write_text((tmp_path / "train.json").read_text().replace("0.1", "0.2"))
-    else:
+    elif change == "data":
         for file in ("datalist.json", "fingerprint.json"):
             (prepared / file).write_text((prepared / file).read_text().replace('"Mine0"', '"other"'))
-    left = []
-    runner.train = lambda folder, *rest: (
-        left.append((folder / "models" / "training_state.pt").exists()),
-        Runner.train(runner, folder, *rest),
-    )
-    runner.calls.clear()
-    make(values=(1.0,), **changes).run()
-    assert [step for step, _ in runner.calls] == ["train", "evaluate"]
-    assert left == [False]
+    (tmp_path / "eval" / "share" / "share_1.0_seed0" / "models" / "training_state.pt").write_text("of before")
+    make(values=(1.0,), **({"settings": {"epochs": 4}} if change == "settings" else {})).run()
+    assert state_of == [None, None]
 
 
-def test_a_failing_arm_stops_with_one_sentence_that_names_its_log(make, runner, tmp_path) -> None:
-    runner.fail = "train"
+def test_a_failing_arm_stops_with_one_sentence_that_names_its_log_and_what_is_done_is_written(
+    make, runner, tmp_path
+) -> None:
+    runner.fail = "train share_1.0_seed0"
     with pytest.raises(InputError) as caught:
         make().run()
     message = str(caught.value)
-    assert "\n" not in message
-    assert "(the disk is full)" in message
-    assert str(tmp_path / "eval" / "share" / "share_0.5_seed0" / "train.log") in message
-    assert runner.steps == ["train share_0.5_seed0"]
-
-
-def test_what_is_done_is_written_before_a_later_arm_fails(make, runner, tmp_path) -> None:
-    runner.fail = "train share_1.0_seed0"
-    with pytest.raises(InputError):
-        make().run()
+    assert "\n" not in message and "(the disk is full)" in message
+    assert str(tmp_path / "eval" / "share" / "share_1.0_seed0" / "train.log") in message
     record = json.loads((tmp_path / "eval" / "study_share.json").read_text())
-    assert not record["complete"]
-    assert {row["value"] for row in record["rows"]} == {0.5}
-
-
-def test_other_test_cases_than_the_studys_are_refused(make, runner, tmp_path) -> None:
-    study = make(values=(1.0,))
-    study.run()
-    path = tmp_path / "eval" / "share" / "share_1.0_seed0" / "run.json"
-    path.write_text(path.read_text().replace('"Mine1"', '"another"'))
-    with pytest.raises(InputError, match="other test cases of Mine"):
-        study.run()
-
-
-def test_an_evaluation_that_lacks_cases_is_refused(make, runner, tmp_path) -> None:
-    study = make(values=(1.0,))
-    study.run()
-    path = tmp_path / "eval" / "share" / "share_1.0_seed0" / "test" / "cases.csv"
-    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
-    with pytest.raises(InputError, match="does not contain each of the 6 test cases once"):
-        study.run()
+    assert not record["complete"] and {row["value"] for row in record["rows"]} == {0.5}
 
 
 @pytest.mark.parametrize(
     ("option", "values", "changes", "message"),
     [
-        ("share", (0.5, 1.5), {}, "share must be above 0"),
+        ("share", (0.5, 1.5), {}, "share must be a number above 0"),
         ("share", ("half",), {}, "share must be a number"),
         ("domains", (1, 4), {}, "domains must be 1 to 3"),
         ("network_name", ("resnet10", "resnet11"), {}, "resnet11"),
         ("share", (), {}, "values of study 'share' must be one or more"),
         ("share", (0.5, 0.5), {}, "values of study 'share' must be one or more different"),
         ("share", (0.5,), {"seeds": [1, 1]}, "seeds of study"),
-        ("share", (0.5,), {"seeds": ["a"]}, "integers >= 0"),
+        ("share", (0.5,), {"seeds": ["a"]}, "seeds must be a list of whole numbers"),
         ("share", (0.5,), {"overrides": {"share": 0.1}}, "--share is what study 'share' varies"),
         ("share", (0.5,), {"config_files": []}, "needs its base config"),
         ("train::lr", (0.5,), {"overrides": {"train#lr": 0.1}}, "is what study 'train::lr' varies"),
         ("share", (0.5,), {"overrides": {"ckpt_dir": "x"}}, "sets ckpt_dir of each arm itself"),
-        (
-            "share",
-            (0.5,),
-            {"overrides": {"train#dataset#cache_dir": "x"}},
-            "sets train::dataset::cache_dir of each arm",
-        ),
+        ("share", (0.5,), {"overrides": {"train#dataset#cache_dir": "x"}}, "sets train::dataset::cache_dir of each"),
+        ("lr", ("a/b", "a b"), {}, "two arms that would both be written to 'lr_a\\+b_seed0'"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_training(make, runner, option, values, changes, message) -> None:
     with pytest.raises(InputError, match=message):
-        make(option, values, **changes)
+        make(option, values, **changes).run()
     assert runner.calls == []
 
 
-def test_values_that_share_a_folder_are_refused_before_any_training(make, runner) -> None:
-    with pytest.raises(InputError, match="two arms that would both be written to 'lr_a\\+b_seed0'"):
-        make("lr", ("a/b", "a b")).run()
-    assert runner.calls == []
-
-
-def test_a_metric_that_no_test_case_has_is_refused_with_those_there_are(make, runner) -> None:
+def test_a_metric_that_no_test_case_has_and_several_processes_are_refused(make, runner, monkeypatch) -> None:
     with pytest.raises(InputError, match="must be one of val_mean_dice, got val_dice"):
         make(metric="val_dice").run()
-
-
-def test_several_processes_are_refused(make, monkeypatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="without torchrun"):
         make()
 
 
-def test_one_value_and_one_seed_need_no_list(make) -> None:
-    study = make(values=0.5, seeds=3)
-    assert (study.values, study.seeds) == ([0.5], [3])
-
-
 def test_a_domain_without_test_cases_has_no_row(make, runner, prepared) -> None:
-    for file in ("datalist.json", "fingerprint.json"):
-        content = json.loads((prepared / file).read_text())
-        if file == "datalist.json":
-            content["test"] = [item for item in content["test"] if item["domain"] != "Mine"]
-        else:
-            content["domains"]["Mine"]["cases"] = content["domains"]["Mine"]["cases"][2:]
-        (prepared / file).write_text(json.dumps(content))
+    lists, facts = (json.loads((prepared / file).read_text()) for file in ("datalist.json", "fingerprint.json"))
+    lists["test"] = [item for item in lists["test"] if item["domain"] != "Mine"]
+    facts["domains"]["Mine"]["cases"] = facts["domains"]["Mine"]["cases"][2:]
+    (prepared / "datalist.json").write_text(json.dumps(lists))
+    (prepared / "fingerprint.json").write_text(json.dumps(facts))
     assert {row["organ"] for row in make().run()["rows"]} == {"brain", "hippocampus"}
 
 
 def test_the_plot_has_a_line_per_domain_through_the_means_of_the_seeds(tmp_path, monkeypatch) -> None:
-    drawn = []
-    from matplotlib.axes import Axes
-
-    plot = Axes.plot
-    monkeypatch.setattr(
-        Axes, "plot", lambda self, *a, **k: (drawn.append(list(map(list, a[:2]))), plot(self, *a, **k))[1]
-    )
+    drawn, plot = [], Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda s, *a, **k: (drawn.append(list(map(list, a[:2]))), plot(s, *a, **k))[1])
     rows = [
         {"value": value, "organ": "liver", "dice": {"n": 3, "mean": mean}}
         for value, mean in ((0.1, 0.2), (0.1, 0.4), (1.0, 0.8), (1.0, None))
     ]
     record = {"study": "share", "option": "share", "values": [0.1, 1.0], "rows": rows}
     draw_study(record, "dice", tmp_path / "plot.png")
-    assert drawn[0] == [[0, 1], [pytest.approx(0.3), 0.8]]
-    assert drawn[1] == [[0, 0, 1], [0.2, 0.4, 0.8]]
+    assert drawn == [[[0, 1], [pytest.approx(0.3), 0.8]], [[0, 0, 1], [0.2, 0.4, 0.8]]]
 
 
 @pytest.mark.parametrize(

@@ -12,20 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, PackageLoader
+from scipy.stats import wilcoxon
 
 from med3d_ext.errors import Faults, FaultyCases, InputError
 from med3d_ext.io.files import write_atomically, write_json
-from med3d_ext.metrics.intervals import describe_metric
+from med3d_ext.metrics.intervals import bootstrap_interval, describe_metric
 from med3d_ext.metrics.segmentation import MEASURES, OUTCOMES, PENALTIES, ClassMeasures, global_dice, measure_class
-from med3d_ext.tools.evaluate.label_files import CasePairs, Merged, pair_cases, read_pair
-from med3d_ext.tools.evaluate.paired import paired_test
-from med3d_ext.tools.evaluate.table import evaluation_table
+from med3d_ext.tools.label_files import CasePairs, Merged, pair_cases, read_pair
 
 logger = logging.getLogger("med3d_ext.evaluate")
 
 Classes = dict[str, tuple[list[int], list[int]]]  # class name to its values in predictions and in labels
 Run = dict[str, dict[str, ClassMeasures]]  # case name to class name to measures
 COMPARED = ("dice", "surface_dice", "assd_mm", "hd95_mm")
+# Two-sided, n differences of one sign have a probability of 2 / 2^n: 0.0625 for five, 0.031 for six.
+PAIRS_FOR_SIGNIFICANCE = 6
 
 
 def evaluate(
@@ -55,35 +57,34 @@ def evaluate(
         skip_bad: if a pair is faulty, measure the other cases and list what was left out.
     """
     tolerances = parse_tolerances(tolerance_mm)
-    chosen = parse_classes(classes) if classes is not None else None
-    pairs = pair_cases(pred, label)
-    other_pairs = pair_cases(compare, label) if compare is not None else None
+    chosen = None if classes is None else parse_classes(classes)
+    pairs = [pair_cases(each, label) for each in (pred, compare) if each is not None]
     faults = Faults(skip_bad)
-    run = _measure(pairs, chosen, tolerances, faults)
-    other = _measure(other_pairs, chosen, tolerances, faults) if other_pairs is not None else {}
-    if not run:
-        raise FaultyCases(faults.sentences, len(pairs.files))
-    faults.settle(len(pairs.files) + len(other_pairs.files if other_pairs is not None else ()), logger)
-    names = list(chosen or sorted({name for case in [*run.values(), *other.values()] for name in case}, key=int))
+    runs = [_measure(each, chosen, tolerances, faults) for each in pairs]
+    if not runs[0]:
+        raise FaultyCases(faults.sentences, len(pairs[0].files))
+    faults.settle(sum(len(each.files) for each in pairs), logger)
+    names = list(chosen or sorted({name for run in runs for case in run.values() for name in case}, key=int))
     if not names:
         raise InputError(f"'{pred}' and '{label}' contain only background; name the classes with --classes.")
-    summary = {**summarize_run(run, names, tolerances, pairs), "left_out": faults.sentences}
+    summary = {**_summary(runs[0], names, tolerances, pairs[0]), "left_out": faults.sentences}
     if compare is not None:
-        summary["comparison"] = {"other": compare, **compare_runs(run, other, names, tolerances)}
+        summary["comparison"] = {"other": compare, **_comparison(*runs, names, tolerances)}
     if output is not None:
-        _write_cases(Path(output) / "cases.csv", run, names, tolerances)
-        if compare is not None:
-            _write_cases(Path(output) / "cases_compare.csv", other, names, tolerances)
+        for run, name in zip(runs, ("cases.csv", "cases_compare.csv")):
+            _write_cases(Path(output) / name, run, names, tolerances)
         write_json(Path(output) / "summary.json", summary)
-    return evaluation_table(summary)
+    templates = Environment(loader=PackageLoader("med3d_ext.tools"))
+    templates.filters |= {
+        "number": lambda value: f"{'-':>9}" if value is None else f"{value:9.4f}",
+        "interval": lambda ends: f"{'-':>22}" if ends is None else f"[{ends[0]:9.4f}, {ends[1]:9.4f}]",
+    }
+    table = templates.get_template("evaluation.txt")
+    return table.render(**summary, outcomes=OUTCOMES, width=max(map(len, names))).rstrip()
 
 
 def parse_classes(text: str) -> Classes:
-    """Class names and their values in predictions and labels: ``"1,2"``, ``"liver=1+2,tumor=2"`` or ``"liver=1:6"``.
-
-    Raises:
-        InputError: when the text has another form or names a class twice.
-    """
+    """Class names and their values in predictions and labels: ``"1,2"``, ``"liver=1+2,tumor=2"`` or ``"liver=1:6"``."""
     values = r"\d+(?:\+\d+)*"
     classes: Classes = {}
     for part in text.replace(" ", "").strip("()[]").split(","):
@@ -98,11 +99,7 @@ def parse_classes(text: str) -> Classes:
 
 
 def parse_tolerances(text: str) -> list[float]:
-    """Tolerances (mm) as they are typed: ``"2"`` or ``"2,1,5"``; the first is the one of ``surface_dice``.
-
-    Raises:
-        InputError: when one is no number of at least 0, or stands there twice.
-    """
+    """Tolerances (mm) as they are typed: ``"2"`` or ``"2,1,5"``; the first is the one of ``surface_dice``."""
     try:
         tolerances = [float(part) for part in str(text).strip("()[] ").split(",")]
     except ValueError:
@@ -112,25 +109,17 @@ def parse_tolerances(text: str) -> list[float]:
     return tolerances
 
 
-def values_of(case: ClassMeasures, tolerances: Sequence[float]) -> dict[str, float]:
-    """The measures of a case by name, with ``surface_dice_5mm`` for a further tolerance of 5 mm."""
-    further = case.surface_dice_further or [math.nan] * len(tolerances[1:])
-    names = [f"surface_dice_{tolerance:g}mm" for tolerance in tolerances[1:]]
-    return {**{measure: getattr(case, measure) for measure in MEASURES}, **dict(zip(names, further))}
-
-
 def _measure(pairs: CasePairs, classes: Classes | None, tolerances: Sequence[float], faults: Faults) -> Run:
     run: Run = {}
     for number, (case, (pred, label)) in enumerate(pairs.files.items(), 1):
         logger.info(f"{case} ({number}/{len(pairs.files)})")
         with faults.caught():
             prediction, truth, spacing = read_pair(pred, label)
-            chosen = classes or _classes_of(prediction, truth, pairs.merged.get(case, {}))
             run[case] = {
                 name: measure_class(
                     np.isin(prediction, ours), np.isin(truth, theirs), spacing.tolist(), tolerances[0], tolerances[1:]
                 )
-                for name, (ours, theirs) in chosen.items()
+                for name, (ours, theirs) in (classes or _classes_of(prediction, truth, pairs.merged[case])).items()
             }
     for what, cases in (("label", pairs.unmatched_predictions), ("prediction", pairs.unmatched_labels)):
         if cases:
@@ -142,7 +131,7 @@ def _classes_of(prediction: np.ndarray, truth: np.ndarray, merged: Merged) -> Cl
     """Every value that occurs is a class, but for those that the prediction or the list of labels merges."""
     ours, theirs = ({value for pair in merged.values() for value in pair[side]} for side in (0, 1))
     present = ({*np.unique(prediction).tolist()} - ours) | ({*np.unique(truth).tolist()} - theirs)
-    classes = {**merged, **{value: ([value], [value]) for value in present - merged.keys()}}
+    classes = {**{value: ([value], [value]) for value in present}, **merged}
     return {str(value): classes[value] for value in sorted(classes.keys() - {0})}
 
 
@@ -151,8 +140,25 @@ def _of_class(run: Run, name: str) -> dict[str, ClassMeasures]:
     return {case: measures.get(name, ClassMeasures()) for case, measures in run.items()}
 
 
-def summarize_run(run: Run, names: list[str], tolerances: Sequence[float], pairs: CasePairs) -> dict[str, Any]:
+def _values(case: ClassMeasures, tolerances: Sequence[float]) -> dict[str, float]:
+    """The measures of a case by name, with ``surface_dice_5mm`` for a further tolerance of 5 mm."""
+    further = case.surface_dice_further or [math.nan] * len(tolerances[1:])
+    names = [f"surface_dice_{tolerance:g}mm" for tolerance in tolerances[1:]]
+    return {**{measure: getattr(case, measure) for measure in MEASURES}, **dict(zip(names, further))}
+
+
+def _summary(run: Run, names: list[str], tolerances: Sequence[float], pairs: CasePairs) -> dict[str, Any]:
     """What ``summary.json`` holds: per class n, mean and interval of each measure, global Dice and outcomes."""
+    merges = {value: theirs for merged in pairs.merged.values() for value, (_, theirs) in merged.items()}
+    classes = {}
+    for name in names:
+        cases = [*_of_class(run, name).values()]
+        values = [_values(case, tolerances) for case in cases]
+        classes[name] = {
+            **{outcome: sum(case.outcome == outcome for case in cases) for outcome in OUTCOMES},
+            "global_dice": global_dice(cases),
+            **{measure: describe_metric([each[measure] for each in values]) for measure in values[0]},
+        }
     return {
         "n": len(run),
         "tolerance_mm": tolerances[0],
@@ -160,45 +166,58 @@ def summarize_run(run: Run, names: list[str], tolerances: Sequence[float], pairs
         "penalties": PENALTIES,
         "unmatched_predictions": pairs.unmatched_predictions,
         "unmatched_labels": pairs.unmatched_labels,
-        "merged_label_values": _merges(pairs),
-        "classes": {name: _summarize_class(list(_of_class(run, name).values()), tolerances) for name in names},
+        "merged_label_values": {str(value): each for value, each in sorted(merges.items()) if each != [value]},
+        "classes": classes,
     }
 
 
-def _merges(pairs: CasePairs) -> dict[str, list[int]]:
-    """Values of the labels that count as one class without ``--classes``."""
-    found = {value: theirs for merged in pairs.merged.values() for value, (_, theirs) in merged.items()}
-    return {str(value): theirs for value, theirs in sorted(found.items()) if theirs != [value]}
-
-
-def _summarize_class(cases: list[ClassMeasures], tolerances: Sequence[float]) -> dict[str, Any]:
-    values = [values_of(case, tolerances) for case in cases]
-    described = {measure: describe_metric([each[measure] for each in values]) for measure in values[0]}
-    counts = {outcome: sum(case.outcome == outcome for case in cases) for outcome in OUTCOMES}
-    return {**counts, "global_dice": global_dice(cases), **described}
-
-
-def compare_runs(run: Run, other: Run, names: list[str], tolerances: Sequence[float] = (2.0,)) -> dict[str, Any]:
+def _comparison(run: Run, other: Run, names: list[str], tolerances: Sequence[float]) -> dict[str, Any]:
     """Paired test per class and measure over the cases of both runs; a difference is ``run - other``."""
     shared = [case for case in run if case in other]
     if not shared:
         raise InputError("--compare shares no case with PRED; give two runs on the same cases.")
+    further = [f"surface_dice_{tolerance:g}mm" for tolerance in tolerances[1:]]
     tests: dict[str, Any] = {}
     for name in names:
-        ours, theirs = (
-            [values_of(_of_class(each, name)[case], tolerances) for case in shared] for each in (run, other)
-        )
-        compared = [*COMPARED, *(measure for measure in ours[0] if measure not in MEASURES)]
+        both = [[_values(_of_class(each, name)[case], tolerances) for case in shared] for each in (run, other)]
         tests[name] = {
-            measure: paired_test([each[measure] for each in ours], [each[measure] for each in theirs])
-            for measure in compared
+            measure: paired_test(*([each[measure] for each in values] for values in both))
+            for measure in (*COMPARED, *further)
         }
     return {"n": len(shared), "in_one_run_only": sorted(run.keys() ^ other.keys()), "classes": tests}
 
 
+def paired_test(values: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
+    """Two runs on the same cases: Wilcoxon's signed-rank test and the mean difference ``values - others``.
+
+    Returns:
+        ``n`` pairs with both values, ``excluded`` pairs with one value only, ``differing`` pairs (equal ones say
+        nothing to the test), ``mean_difference``, its bootstrap ``interval_95`` (None below two pairs), ``p_value``
+        (two-sided; 1 where no pair differs, None without pairs) and ``note``, which says when the test cannot reach
+        0.05.
+    """
+    if len(values) != len(others):
+        raise ValueError(f"others must hold {len(values)} values, got {len(others)}.")
+    first, second = np.asarray(values, dtype=float), np.asarray(others, dtype=float)
+    both = np.isfinite(first) & np.isfinite(second)
+    differences = first[both] - second[both]
+    differing = differences[differences != 0]
+    few = len(differing) < PAIRS_FOR_SIGNIFICANCE
+    p_value = (float(wilcoxon(differing).pvalue) if len(differing) else 1.0) if len(differences) else None
+    return {
+        "n": len(differences),
+        "excluded": int((np.isfinite(first) ^ np.isfinite(second)).sum()),
+        "differing": len(differing),
+        "mean_difference": float(differences.mean()) if len(differences) else None,
+        "interval_95": list(bootstrap_interval(differences.tolist())) if len(differences) > 1 else None,
+        "p_value": p_value,
+        "note": f"{len(differing)} differing pairs: fewer than 6 cannot reach p < 0.05" if few else None,
+    }
+
+
 def _write_cases(path: Path, run: Run, names: list[str], tolerances: Sequence[float]) -> None:
     rows = [
-        {"case": case, "class": name, **asdict(one), **values_of(one, tolerances)}
+        {"case": case, "class": name, **asdict(one), **_values(one, tolerances)}
         for name in names
         for case, one in _of_class(run, name).items()
     ]

@@ -7,7 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,9 @@ from med3d_ext.errors import InputError
 from med3d_ext.io.files import read_json
 from med3d_ext.run.provenance import checkout, git_state, versions
 from med3d_ext.run.start import run_arguments
-from med3d_ext.tools.report.verb import RECORD
+from med3d_ext.tools.report import RECORD
 
 PROGRAM = ["python", "-m", "monai.bundle", "run"]
-SEVERAL = ("hashes of images", "losses of iterations")
 
 
 def rerun(manifest: str, *, output: str | None = None) -> str:
@@ -44,30 +43,28 @@ def rerun(manifest: str, *, output: str | None = None) -> str:
         print(line, file=sys.stderr)
     out = str(folder.resolve())
     command = [sys.executable, *words[1:], "--output_dir", out, "--ckpt_dir", os.path.join(out, "models")]
-    done = subprocess.run(command, cwd=started_in, env=_environment(record), check=False)
+    threads = record.get("device", {}).get("threads")  # sums in another order end in other digits
+    environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
+    done = subprocess.run(command, cwd=started_in, env=environment, check=False)
     if done.returncode:
         raise SystemExit(done.returncode)
-    rows = compare_runs(path, again)
-    if not all(row["equal"] for row in rows):
-        print(_table(rows))
+    lines = list(_compared(path, again))
+    if any(line.startswith("DIFFERS") for line in lines):
+        print("\n".join(lines))
         raise SystemExit(1)
-    return _table(rows)
+    return "\n".join(lines)
 
 
-def compare_runs(first: Path, second: Path) -> list[dict[str, Any]]:
-    """What two runs have in common: a row for the data, the losses and each figure, with both and whether they agree.
-
-    Args:
-        first: the first run's record; without ``loss.csv`` next to it the losses are not compared.
-        second: the second run's.
-    """
+def _compared(first: Path, second: Path) -> Iterator[str]:
+    """A line for the data, for the losses if the first run has any, and for each of its figures."""
     one, two = read_json(first), read_json(second)
-    rows = [_row(SEVERAL[0], _hashes(one), _hashes(two))]
+    several = {"hashes of images": [_hashes(one), _hashes(two)]}
     if first.with_name("loss.csv").is_file():
-        rows.append(_row(SEVERAL[1], *(_losses(record.with_name("loss.csv")) for record in (first, second))))
-    for name in one.get("metrics", {}):
-        rows.append(_row(name, one["metrics"][name], two.get("metrics", {}).get(name)))
-    return rows
+        several["losses of iterations"] = [_losses(record.with_name("loss.csv")) for record in (first, second)]
+    figures = {name: [value, two.get("metrics", {}).get(name)] for name, value in one.get("metrics", {}).items()}
+    for what, (before, now) in {**several, **figures}.items():
+        said = [len(value) if what in several else value for value in (before, now)]
+        yield f"{'equal  ' if before == now else 'DIFFERS'}  {what}: {said[0]}, again {said[1]}"
 
 
 def _command(path: Path, record: Mapping[str, Any]) -> list[str]:
@@ -88,14 +85,13 @@ def _command(path: Path, record: Mapping[str, Any]) -> list[str]:
 def without(words: Sequence[str], options: Sequence[str]) -> list[str]:
     """The words of a command without some options, written ``--name VALUE`` or ``--name=VALUE``."""
     kept: list[str] = []
-    leave_next = False
-    for word in words:
-        if leave_next:
-            leave_next = False
-        elif word.lstrip("-") in options and word.startswith("--"):
-            leave_next = True
-        elif not (word.startswith("--") and word[2:].partition("=")[0] in options):
+    remaining = iter(words)
+    for word in remaining:
+        name, equals, _ = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or name not in options:
             kept.append(word)
+        elif not equals:
+            next(remaining, None)
     return kept
 
 
@@ -108,36 +104,25 @@ def _working_folder(path: Path, record: Mapping[str, Any], words: Sequence[str])
     files, _ = run_arguments(["monai/bundle/__main__.py", *words[len(PROGRAM) - 1 :]])
     candidates = [path.resolve().parent / record["from_record"]] if "from_record" in record else []
     root = checkout()
-    candidates += [root / record.get("folder", ".")] if root else []
-    for folder in [*candidates, Path.cwd()]:
+    candidates += [*([root / record.get("folder", ".")] if root else []), Path.cwd()]
+    for folder in candidates:
         if all((folder / file).is_file() for file in files):
             return folder.resolve()
     raise InputError(
-        f"'{path}' was written by a command on {', '.join(files)}, which is not in '{candidates[0]}' nor here; call "
-        "rerun in the folder that the training was started in."
+        f"'{path}' was written by a command on {', '.join(files)}, which is not in '{candidates[0]}' nor here; "
+        "call rerun in the folder that the training was started in."
     )
 
 
-def _environment(record: Mapping[str, Any]) -> dict[str, str]:
-    """As many threads as before: sums in another order end in other digits."""
-    threads = record.get("device", {}).get("threads")
-    return {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
-
-
-def _changes(record: Mapping[str, Any]) -> list[str]:
+def _changes(record: Mapping[str, Any]) -> Iterator[str]:
     """What is not as it was."""
     then, now = record.get("versions", {}), versions()
-    lines = [f"{name} was {then[name]}, is {now.get(name)}" for name in then if then[name] != now.get(name)]
+    yield from (f"{name} was {then[name]}, is {now.get(name)}" for name in then if then[name] != now.get(name))
     was, is_now = record.get("git") or {}, git_state() or {}
     if was.get("revision") != is_now.get("revision"):
-        lines.append(f"the revision was {was.get('revision')}, is {is_now.get('revision')}")
+        yield f"the revision was {was.get('revision')}, is {is_now.get('revision')}"
     if was.get("dirty"):
-        lines.append("the run had uncommitted changes, which cannot be restored")
-    return lines
-
-
-def _row(what: str, first: Any, second: Any) -> dict[str, Any]:
-    return {"what": what, "first": first, "second": second, "equal": first == second}
+        yield "the run had uncommitted changes, which cannot be restored"
 
 
 def _hashes(record: Mapping[str, Any]) -> list[str]:
@@ -147,11 +132,3 @@ def _hashes(record: Mapping[str, Any]) -> list[str]:
 def _losses(path: Path) -> list[str]:
     with open(path, newline="", encoding="utf-8") as file:
         return [row["loss"] for row in csv.DictReader(file)]
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    lines = []
-    for row in rows:
-        first, second = (row[run] if row["what"] not in SEVERAL else len(row[run]) for run in ("first", "second"))
-        lines.append(f"{'equal  ' if row['equal'] else 'DIFFERS'}  {row['what']}: {first}, again {second}")
-    return "\n".join(lines)
