@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -244,6 +244,25 @@ def as_meant(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, str(value)  # a folder called 2024
         elif name in _PATHS and isinstance(value, str) and (path := expand_path(value, name)) != value:
             yield name, path
+
+
+def on_phantoms(config: Mapping[str, Any], base: Mapping[str, Any], asked: Collection[str] = ()) -> dict[str, Any]:
+    """What a run on generated phantoms takes instead of a bundle's defaults, so that it takes minutes.
+
+    Args:
+        config: the config with all overlays and overrides; its table ``phantoms`` has the values by id.
+        base: the bundle's own file. What differs from it was asked for and stays.
+        asked: ids that were overridden, whatever their value.
+
+    Returns:
+        the values by id; none with a ``dataset_dir``.
+    """
+    table = (config.get("phantoms") if config.get("dataset_dir") is None else None) or {}
+    return {
+        name: value
+        for name, value in table.items()
+        if name in config and name not in asked and config[name] == base.get(name)
+    }
 
 
 def expand_path(text: str, name: str) -> str:

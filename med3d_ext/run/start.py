@@ -9,14 +9,14 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 from med3d_ext.errors import InputError
 from med3d_ext.run.moved import refuse_moved
 from med3d_ext.run.one_line import one_line_errors
-from med3d_ext.run.options import as_meant, check_options
+from med3d_ext.run.options import as_meant, check_options, on_phantoms
 from med3d_ext.run.overrides import (
     METADATA,
     TRACKING_SETTINGS,
@@ -43,7 +43,7 @@ class StartRun:
     ``{"_target_": "med3d_ext.run.StartRun"}``. From here on errors are one line. Overrides, keywords of a workflow
     and the keys of further config files must have an effect, options must be in their range
     (:mod:`med3d_ext.run.options`), and the run must run something. In the config, words such as ``false`` become
-    what they mean and paths are expanded.
+    what they mean, paths are expanded, and without data the values of the table ``phantoms`` are taken.
 
     Raises:
         InputError: an id has no effect, an option is out of its range, or ``run_id`` names nothing to run.
@@ -66,7 +66,7 @@ class StartRun:
             config = workflow.parser.config
             known = {workflow.init_id, workflow.run_id, workflow.final_id, *(name for name, _ in walk(base))}
             check_effect(config, known, _names(files) if arguments else "the config")
-            _put_right(workflow.parser)
+            _put_right(workflow.parser, base, overrides)
             check_options(config)
 
 
@@ -105,14 +105,21 @@ def _check_ids_to_run(workflow: Any) -> None:
             raise InputError(f"'{name}' is not in the config and would be left out; did you mean '{usual}'?")
 
 
-def _put_right(parser: Any) -> None:
+def _put_right(parser: Any, base: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
     """Change the config to what was meant by it."""
-    changes = dict(as_meant({key: value for key, value in parser.config.items() if key != METADATA}))
-    for name, value in changes.items():
-        set_by_id(parser.config, split_id(name), value)
-    if changes:
+    if _mean(parser.config, base, overrides):
         # In the midst of resolving this component: MONAI puts it among the items that are then read anew.
         parser.parse(reset=True)
+
+
+def _mean(config: dict[str, Any], base: Mapping[str, Any], overrides: Mapping[str, Any]) -> bool:
+    """Put what was meant into a config; whether anything changed."""
+    words = dict(as_meant({key: value for key, value in config.items() if key != METADATA}))
+    for name, value in words.items():
+        set_by_id(config, split_id(name), value)
+    instead = on_phantoms(config, base, overrides)
+    config.update(instead)
+    return bool(words or instead)
 
 
 def _names(files: Sequence[str]) -> str:
@@ -141,16 +148,16 @@ def run_arguments(argv: Sequence[str] | None = None) -> tuple[list[str], dict[st
 def effective_config(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The config of a ``monai.bundle run`` command: its files merged as MONAI does, then the overrides.
 
-    References and expressions stay as written, words and paths are what was meant by them. Empty where the command
-    is another.
+    References and expressions stay as written, words and paths are what was meant by them, and without data the
+    values of the table ``phantoms`` are in their places. Empty where the command is another.
     """
     files, overrides = run_arguments(argv)
     config = _read(files) if files else {}
     for name, value in overrides.items():
         if split_id(name)[0] != METADATA:
             set_by_id(config, split_id(name), value)
-    for name, value in dict(as_meant(config)).items():
-        set_by_id(config, split_id(name), value)
+    _mean(config, _read(files[:1]) if files else {}, overrides)
+    config.pop("phantoms", None)
     return config
 
 

@@ -45,18 +45,19 @@ PERCENTILES = {
     "keys": "image",
     "intensity_range": "$@domain['intensity_range']",
 }
-INTENSITY: list[dict[str, Any]] = [
-    {
+INTENSITY: dict[str, dict[str, Any]] = {
+    "train::blur": {
         "_target_": "RandGaussianSmoothd",
         "_desc_": "the paper changes no intensities; few cases need it",
         "keys": "image",
     }
     | {"prob": 0.1, "sigma_x": [0.5, 1.0], "sigma_y": [0.5, 1.0], "sigma_z": [0.5, 1.0]},
-    {"_target_": "RandScaleIntensityd", "keys": "image", "prob": 0.5, "factors": 0.15},
-    {"_target_": "RandShiftIntensityd", "keys": "image", "prob": 0.5, "offsets": 0.1},
-    {"_target_": "RandAdjustContrastd", "keys": "image", "prob": 0.3, "gamma": [0.7, 1.5], "retain_stats": True},
-    {"_target_": "RandGaussianNoised", "keys": "image", "prob": 0.15, "std": 0.1},
-]
+    "train::scale_intensity": {"_target_": "RandScaleIntensityd", "keys": "image", "prob": 0.5, "factors": 0.15},
+    "train::shift_intensity": {"_target_": "RandShiftIntensityd", "keys": "image", "prob": 0.5, "offsets": 0.1},
+    "train::gamma": {"_target_": "RandAdjustContrastd", "keys": "image", "prob": 0.3}
+    | {"gamma": [0.7, 1.5], "retain_stats": True},
+    "train::noise": {"_target_": "RandGaussianNoised", "keys": "image", "prob": 0.15, "std": 0.1},
+}
 RECIPE: dict[str, Any] = {
     "num_classes": "$len(@domain['classes'])",
     "batch_size": 2,
@@ -77,7 +78,8 @@ RECIPE: dict[str, Any] = {
         "t_total": "@epochs",
         "warmup_multiplier": 0.1,
     },
-    "train::intensity_transforms": INTENSITY,
+    **INTENSITY,
+    "train::intensity_transforms": [f"@{name}" for name in INTENSITY],
     "train::preprocessing::transforms": "$@train::preprocessing_transforms + @train::random_transforms"
     " + @train::intensity_transforms",
 }
@@ -125,10 +127,9 @@ def own_configs(
     for config in (train, inference):
         _set(config, network)
     train["channel"], train["data"]["options"] = channel, {"channel": "@channel"}
-    train["train"]["preprocessing_transforms"][0].pop("require_foreground")
-    for steps in (train["train"]["preprocessing_transforms"], inference["preprocessing"]["transforms"]):
-        steps[_place(steps, "HUWindowd", "PercentileNormalized")] = normalize
-    train["train"]["preprocessing_transforms"][2]["label_map"] = "$@data.label_map()"
+    del train["phantoms"], train["train"]["load"]["require_foreground"]
+    train["train"]["normalize"] = inference["normalize"] = normalize
+    train["train"]["merge_labels"]["label_map"] = "$@data.label_map()"
     inference["num_classes"] = {"_target_": "med3d_ext.data.class_count", "bundle_root": "@bundle_root"} | {
         "ckpt_dir": "@ckpt_dir",
         "default": classes,
@@ -161,7 +162,7 @@ def _one_stage(configs: dict[str, dict[str, Any]]) -> None:
     for config in (train, evaluate):
         del config["folds"], config["fold"]
     del evaluate["data::seed"], evaluate["validate::handlers"][1]["group_by"]
-    train["train"]["random_transforms"] = [{**WHOLE, "rotate_degrees": 10.0, "scale": [0.85, 1.2]}]
+    train["train"]["crop"] = {**WHOLE, "rotate_degrees": 10.0, "scale": [0.85, 1.2]}
 
 
 def _two_stages(configs: dict[str, dict[str, Any]], coarse: dict[str, Any], plan: Plan) -> None:
@@ -174,7 +175,8 @@ def _two_stages(configs: dict[str, dict[str, Any]], coarse: dict[str, Any], plan
     evaluate["num_classes"] = "$len(@domain['classes'])"
     inference["label_names"] = "$@domain['classes']"
     inference["label_values"] = {"_target_": "med3d_ext.data.label_values", "domain": "@domain"}
-    train["train"]["random_transforms"] = [REGION]
+    del train["train"]["part"], train["train"]["cut"]
+    train["train"] |= {"crop": REGION, "random_transforms": ["@train::crop"]}
     train["train"]["dataset"]["data"] = "$@data.training"
     train["coarse"] = _coarse(coarse, plan)
     train["coarse_stage"] = {
@@ -213,11 +215,12 @@ def _coarse(template: dict[str, Any], plan: Plan) -> dict[str, Any]:
     """
     _set(template, {key: value for key, value in RECIPE.items() if key.startswith(("loss", "optimizer", "lr_"))})
     train, validate = template["train"], template["validate"]
-    train["random_transforms"] = [WHOLE, ANY_TARGET]
+    for name in ("load", "normalize", "merge_labels", "cast", "part", "cut", "preprocessing_transforms"):
+        del train[name]
+    train |= {"crop": WHOLE, "any_target": ANY_TARGET, "random_transforms": ["@train::crop", "@train::any_target"]}
     train["preprocessing"]["transforms"] = RECIPE["train::preprocessing::transforms"]
     train["handlers"] = [each for each in train["handlers"] if each["_target_"].rpartition(".")[2] in TRAINS + WRITES]
     train["sampler"].pop("samples_per_domain")
-    train.pop("preprocessing_transforms")
     validate["any_target"] = ANY_TARGET
     validate["preprocessing"]["transforms"] = (
         "$@train::preprocessing_transforms + [@validate::resize, @validate::any_target]"

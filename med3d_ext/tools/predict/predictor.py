@@ -143,8 +143,7 @@ def _parser(bundle: Bundle, device: str | None) -> ConfigParser:
     parser = bundle.config("inference", **chosen, **{"dataset::data": [], "evaluator::_mode_": "callable"})
     post = "postprocessing::transforms"
     if post in parser:
-        kept = [each for each in parser[post] if not (isinstance(each, dict) and _saves(each.get("_target_", "")))]
-        parser.update({post: kept})
+        parser.update({post: [each for each in parser[post] if not _saves(parser, each)]})
     return parser
 
 
@@ -157,7 +156,11 @@ def _known_device(name: str) -> torch.device:
     return device
 
 
-def _saves(target: str) -> bool:
+def _saves(parser: ConfigParser, step: Any) -> bool:
+    """Whether a transform, or the one that ``@id`` refers to, writes files."""
+    if isinstance(step, str) and step[:1] == "@":
+        step = parser.get(step[1:])
+    target = step.get("_target_", "") if isinstance(step, dict) else ""
     return target.rpartition(".")[2] in ("SaveImaged", "SaveImage")
 
 
