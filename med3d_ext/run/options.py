@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -188,14 +188,39 @@ def as_meant(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, WORDS[value]
         elif is_path and _is_whole(value):
             yield name, str(value)  # a folder called 2024
-        elif is_path and isinstance(value, str):
-            variable = _VARIABLE.fullmatch(value)
-            if _is_open(value) and not (variable and variable[1].strip("{}") in os.environ):
-                continue  # an expression of a config
-            path = os.path.expanduser(os.path.expandvars(value))
-            if path.startswith("~") or re.search(r"\$(\w+|\{\w+\})", path):
-                raise InputError(
-                    f"{name} '{value}' names a user or a variable that this machine does not know; write the path."
-                )
-            if path != value:
-                yield name, path
+        elif is_path and isinstance(value, str) and (path := expand_path(value, name)) != value:
+            yield name, path
+
+
+def on_phantoms(config: Mapping[str, Any], base: Mapping[str, Any], asked: Collection[str] = ()) -> dict[str, Any]:
+    """What a run on generated phantoms takes instead of a bundle's defaults, so that it takes minutes.
+
+    Args:
+        config: the config with all overlays and overrides; its table ``phantoms`` has the values by id.
+        base: the bundle's own file. What differs from it was asked for and stays.
+        asked: ids that were overridden, whatever their value.
+
+    Returns:
+        the values by id; none with a ``dataset_dir``.
+    """
+    table = (config.get("phantoms") if config.get("dataset_dir") is None else None) or {}
+    return {
+        name: value
+        for name, value in table.items()
+        if name in config and name not in asked and config[name] == base.get(name)
+    }
+
+
+def expand_path(text: str, name: str) -> str:
+    """A path with ``~`` and ``$NAME`` replaced; an expression of a config, which starts with ``$``, stays as it is.
+
+    Raises:
+        InputError: there is no such user or variable: a folder of that name would be made.
+    """
+    variable = _VARIABLE.fullmatch(text)
+    if _is_open(text) and not (variable and variable[1].strip("{}") in os.environ):
+        return text
+    path = os.path.expanduser(os.path.expandvars(text))
+    if path.startswith("~") or re.search(r"\$(\w+|\{\w+\})", path):
+        raise InputError(f"{name} '{text}' names a user or a variable that this machine does not know; write the path.")
+    return path

@@ -9,14 +9,14 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 from med3d_ext.errors import InputError
 from med3d_ext.run.moved import refuse_moved
 from med3d_ext.run.one_line import one_line_errors
-from med3d_ext.run.options import as_meant, check_options
+from med3d_ext.run.options import as_meant, check_options, on_phantoms
 from med3d_ext.run.overrides import (
     METADATA,
     TRACKING_SETTINGS,
@@ -41,7 +41,7 @@ class StartRun:
     ``{"_target_": "med3d_ext.run.StartRun"}``. From here on errors are one line. Overrides, keywords of a workflow
     and the keys of further config files must have an effect, options must be in their range
     (:mod:`med3d_ext.run.options`), and the run must run something. In the config, words such as ``false`` become
-    what they mean and paths are expanded.
+    what they mean, paths are expanded, and without data the values of the table ``phantoms`` are taken.
 
     Raises:
         InputError: an id has no effect, an option is out of its range, or ``run_id`` names nothing to run.
@@ -61,13 +61,10 @@ class StartRun:
             return
         config = workflow.parser.config
         _check_ids_to_run(workflow, config)
-        base = files[:1] or [str(file) for name in BASES for file in workflow.config_root_path.glob(name)]
-        known = {workflow.init_id, workflow.run_id, workflow.final_id, *(name for name, _ in walk(_read(base)))}
+        base = _read(files[:1] or [str(file) for name in BASES for file in workflow.config_root_path.glob(name)])
+        known = {workflow.init_id, workflow.run_id, workflow.final_id, *(name for name, _ in walk(base))}
         check_effect(config, known, source)
-        meant = dict(as_meant({key: value for key, value in config.items() if key != METADATA}))
-        for name, value in meant.items():
-            set_by_id(config, split_id(name), value)
-        if meant:
+        if _mean(config, base, overrides):
             # In the midst of resolving this component: MONAI puts it among the items that are then read anew.
             workflow.parser.parse(reset=True)
         check_options(workflow.parser.config)
@@ -102,6 +99,16 @@ def _check_ids_to_run(workflow: Any, config: dict[str, Any]) -> None:
             raise InputError(f"'{name}' is not in the config and would be left out; did you mean '{usual}'?")
 
 
+def _mean(config: dict[str, Any], base: Mapping[str, Any], overrides: Mapping[str, Any]) -> bool:
+    """Put what was meant into a config; whether anything changed."""
+    words = dict(as_meant({key: value for key, value in config.items() if key != METADATA}))
+    for name, value in words.items():
+        set_by_id(config, split_id(name), value)
+    instead = on_phantoms(config, base, overrides)
+    config.update(instead)
+    return bool(words or instead)
+
+
 def run_arguments(argv: Sequence[str] | None = None) -> tuple[list[str], dict[str, Any]]:
     """Config files and overrides of a ``python -m monai.bundle run`` command, ``--args_file`` included.
 
@@ -124,16 +131,16 @@ def run_arguments(argv: Sequence[str] | None = None) -> tuple[list[str], dict[st
 def effective_config(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The config of a ``monai.bundle run`` command: its files merged as MONAI does, then the overrides.
 
-    References and expressions stay as written, words and paths are what was meant by them. Empty if the command
-    is another.
+    References and expressions stay as written, words and paths are what was meant by them, and without data the
+    values of the table ``phantoms`` are in their places. Empty if the command is another.
     """
     files, overrides = run_arguments(argv)
     config = _read(files) if files else {}
     for name, value in overrides.items():
         if split_id(name)[0] != METADATA:
             set_by_id(config, split_id(name), value)
-    for name, value in dict(as_meant(config)).items():
-        set_by_id(config, split_id(name), value)
+    _mean(config, _read(files[:1]) if files else {}, overrides)
+    config.pop("phantoms", None)
     return config
 
 

@@ -16,6 +16,7 @@ from monai.bundle import ConfigParser
 import med3d_ext
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import read_json
+from med3d_ext.run.options import on_phantoms
 from med3d_ext.run.overrides import check_overrides, set_by_id, split_id
 from med3d_ext.weights.initial import find_weights
 
@@ -79,7 +80,11 @@ class Bundle:
         config = self.as_written(command)
         for name, value in self.options(command).items():
             set_by_id(config, split_id(name), value)
-        return config
+        return config | on_phantoms(config, self._base(command), self.overrides)
+
+    def _base(self, command: str) -> dict[str, Any]:
+        """The file of a command that its overlays are laid over."""
+        return dict(ConfigParser.load_config_file(self.files(command)[0]))
 
     def config(self, command: str, **more: Any) -> ConfigParser:
         """A command's config, nothing built yet; ``more`` overrides win."""
@@ -87,6 +92,7 @@ class Bundle:
         parser.read_config(self.as_written(command))
         parser.read_meta(dict(self.metadata))
         parser.update({**self.options(command), **more})
+        parser.update(on_phantoms(parser.get(), self._base(command), {*self.overrides, *more}))
         return parser
 
     def value(self, command: str, name: str, default: Any = MISSING, **more: Any) -> Any:

@@ -1,16 +1,15 @@
-"""The bundles of the checkout, their configs as MONAI merges them, and what stands in them."""
+"""The bundles of the checkout, their configs as MONAI merges them, and runs of them in this process."""
 
 from __future__ import annotations
 
-import json
+import csv
 from pathlib import Path
 from typing import Any
 
+import pytest
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from med3d_ext.run.overrides import texts, walk
-
-__all__ = ["texts", "walk"]
+from med3d_ext.io.files import read_json
 
 REPOSITORY = Path(__file__).parents[2]
 BUNDLES = sorted(path.parents[1] for path in REPOSITORY.glob("bundles/*/configs/metadata.json"))
@@ -22,6 +21,16 @@ COMBINATIONS = (
     ("train", "evaluate", "multi_gpu_evaluate"),
     ("inference",),
 )
+
+
+def each_of(*names: str) -> pytest.MarkDecorator:
+    """A test with ``bundle``, once for each of these."""
+    return pytest.mark.parametrize(
+        "bundle", [each for each in BUNDLES if each.name in names], ids=lambda path: path.name
+    )
+
+
+each_bundle = each_of(*(bundle.name for bundle in BUNDLES))
 
 
 def config_files(bundle: Path, *names: str) -> list[str]:
@@ -36,27 +45,31 @@ def merged(bundle: Path, *names: str) -> dict[str, Any]:
 
 def is_classifier(bundle: Path) -> bool:
     """Whether a bundle's network gives classes instead of a label map, as its metadata says."""
-    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+    metadata = read_json(bundle / "configs" / "metadata.json")
     return metadata["network_data_format"]["outputs"]["pred"]["format"] == "classes"
 
 
 def checkpointing_id(bundle: Path) -> str:
     """The id that switches gradient checkpointing of a bundle's encoder on."""
-    node, path = merged(bundle, "train")["network_def"], "network_def"
-    for key in ("fine", "encoder"):
-        if key in node:
-            node, path = node[key], f"{path}::{key}"
-    return f"{path}::checkpointing"
+    inside = {"lits_fine": "fine::encoder::", "lung_segmentation": "encoder::"}
+    return f"network_def::{inside.get(bundle.name, '')}checkpointing"
 
 
-def key_metric(bundle: Path) -> str:
-    """Name of the metric that picks the best epoch."""
-    return next(iter(merged(bundle, "train")["validate"]["key_metric"]))
+def images_of(folder: Path) -> tuple[Path, dict[str, str]]:
+    """The images of a bundle's data or of the first domain in it, and the option that chooses its branch."""
+    images = next(path for name in ("imagesTr", "images") for path in sorted(folder.rglob(name)))
+    return images, {} if images.parent == folder else {"branch": images.parent.name}
 
 
-def images_of(folder: Path) -> Path:
-    """The folder of images in a bundle's data, or in the first domain of it."""
-    return next(path for name in ("imagesTr", "images") for path in sorted(folder.rglob(name)))
+def places(bundle: Path, root: Path) -> dict[str, str]:
+    """A bundle's folder, and its outputs in another one."""
+    return {"bundle_root": str(bundle), "output_dir": str(root / "eval"), "ckpt_dir": str(root / "models")}
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """A table with a header."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def workflow(bundle: Path, *names: str, **overrides: Any) -> ConfigWorkflow:

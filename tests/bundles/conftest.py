@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bundle_files import REPOSITORY, workflow
+from bundle_files import REPOSITORY, places, workflow
 from monai.utils import set_determinism
 
 from med3d_ext.tools.phantoms.dataset import phantom_dataset
@@ -68,7 +68,7 @@ def clean_process(monkeypatch):
 
 @pytest.fixture(scope="session")
 def schema() -> Path:
-    """The schema of MONAI's metadata; skips where it does not lie among the data."""
+    """The schema of MONAI's metadata; skips without it."""
     folder = Path(os.environ.get("MED3D_DATA", REPOSITORY.parent / "shared" / "data"))
     path = folder / "schema" / "meta_schema_20240725.json"
     if not path.is_file():
@@ -77,14 +77,20 @@ def schema() -> Path:
 
 
 @pytest.fixture
-def folders(bundle, tmp_path):
+def folders(bundle, tmp_path) -> dict[str, str]:
     """A bundle's folder, and its outputs in one of the test's."""
-    return {"bundle_root": str(bundle), "output_dir": str(tmp_path / "eval"), "ckpt_dir": str(tmp_path / "models")}
+    return places(bundle, tmp_path)
 
 
 @pytest.fixture
-def weights(bundle, folders, tmp_path):
-    """Random weights of the bundle's network with their facts beside them, as a training leaves them."""
+def on_phantoms(bundle, folders, phantoms) -> dict[str, str]:
+    """Options of a training from scratch on the bundle's phantoms."""
+    return {**folders, "dataset_dir": str(phantoms(bundle)), "init": "scratch", "device": "cpu"}
+
+
+@pytest.fixture
+def weights(bundle, folders, tmp_path) -> Path:
+    """Random weights of the bundle's network with their facts next to them, as a training leaves them."""
     network = workflow(bundle, "inference", **folders).network_def
     classes = dict(zip(getattr(network, "domains", ["liver"]), getattr(network, "num_classes", [2])))
     facts = {name: {**FACTS, "classes": {str(i): str(i) for i in range(count)}} for name, count in classes.items()}

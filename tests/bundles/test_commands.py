@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
-from bundle_files import BUNDLES, REPOSITORY, images_of, is_classifier
+from bundle_files import BUNDLES, REPOSITORY, each_bundle, images_of, is_classifier, rows
+
+from med3d_ext.io.files import read_json
 
 RUN = (sys.executable, "-m", "monai.bundle", "run")
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-SMALL = ("--spatial_size", "[32,32,32]")
-SHORT = ("--epochs", "1", "--val_interval", "1", *SMALL)
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *RUN[1:])
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+SHORT = ("--epochs", "1", "--val_interval", "1", "--spatial_size", "[32,32,32]")
 NOTICE = re.compile(r"^.*parsing config_file .*\n(  .*\n)?", re.MULTILINE)  # MONAI's, in every command
 
-each_bundle = pytest.mark.parametrize("name", [bundle.name for bundle in BUNDLES])
+each_name = pytest.mark.parametrize("name", [bundle.name for bundle in BUNDLES])
 
 
 @pytest.fixture
@@ -42,9 +45,8 @@ def data(phantoms):
 
 
 def run(*words, cwd):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     words = [str(word) for word in words]
-    return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+    return subprocess.run(words, cwd=cwd, env=ONE_THREAD, capture_output=True, text=True, timeout=600)
 
 
 def succeed(*words, cwd):
@@ -53,9 +55,9 @@ def succeed(*words, cwd):
     return done
 
 
-def overlay(folder, *names):
-    """The config files as the README writes them."""
-    return "[" + ",".join(f"'{folder}/configs/{name}.json'" for name in names) + "]"
+def configs(name, *files):
+    """The option with the config files as the README writes them."""
+    return "--config_file", "[" + ",".join(f"'bundles/{name}/configs/{file}.json'" for file in files) + "]"
 
 
 def files(folder):
@@ -63,67 +65,69 @@ def files(folder):
 
 
 def check_trained(project, name, before):
-    """Only the bundle's two folders were written to, and there is one checkpoint."""
+    """Only the bundle's two folders were written to, and there is one checkpoint; the run's record."""
     written = files(project) - before
-    places = (f"bundles/{name}/models/", f"bundles/{name}/eval/")
-    assert {path for path in written if not path.startswith(places)} == set()
+    folders = (f"bundles/{name}/models/", f"bundles/{name}/eval/")
+    assert [path for path in written if not path.startswith(folders)] == []
     assert {f"bundles/{name}/models/{file}" for file in ("model.pt", "card.json", "training_state.pt")} <= written
     assert len([path for path in written if path.endswith("/model.pt")]) == 1
-    assert json.loads((project / "bundles" / name / "eval" / "run.json").read_text())["status"] == "completed"
+    record = read_json(project / "bundles" / name / "eval" / "run.json")
+    assert record["status"] == "completed"
+    return record
 
 
-def test_training_from_the_repositorys_root_writes_inside_the_bundle(project, data):
-    before = files(project)
-    options = ("--dataset_dir", data["lits_coarse"], *SHORT)
-    done = succeed(*RUN, "--config_file", "bundles/lits_coarse/configs/train.json", *options, cwd=project)
+def train_cascade_stage(project, data, cwd, config, own=frozenset()):
+    before, visible = files(project), set(os.listdir(project / cwd))
+    done = succeed(*RUN, "--config_file", config, "--dataset_dir", data["lits_coarse"], *SHORT, cwd=project / cwd)
     check_trained(project, "lits_coarse", before)
-    assert "epoch 1/1" in done.stderr
-    assert "Traceback" not in done.stderr + done.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("cwd", "config"),
-    [
-        ("bundles/lits_coarse", "configs/train.json"),
-        ("bundles/pretrain_3dseg8", "../lits_coarse/configs/train.json"),
-        ("/", None),
-    ],
-)
-def test_training_from_elsewhere_writes_inside_the_bundle(cwd, config, project, data):
-    before = files(project)
-    visible = set(os.listdir(project / cwd))
-    config = config or project / "bundles/lits_coarse/configs/train.json"
-    succeed(*RUN, "--config_file", config, "--dataset_dir", data["lits_coarse"], *SHORT, cwd=project / cwd)
-    check_trained(project, "lits_coarse", before)
-    own = {"models", "eval"} if cwd == "bundles/lits_coarse" else set()
+    assert "epoch 1/1" in done.stderr and "Traceback" not in done.stderr + done.stdout
     assert set(os.listdir(project / cwd)) - visible == own
 
 
+def test_training_from_the_repositorys_root_writes_inside_the_bundle(project, data):
+    train_cascade_stage(project, data, ".", "bundles/lits_coarse/configs/train.json")
+
+
 @pytest.mark.slow
-@each_bundle
+def test_training_from_elsewhere_writes_inside_the_bundle(project, data):
+    config = project / "bundles/lits_coarse/configs/train.json"
+    for cwd, path, own in (
+        ("bundles/lits_coarse", "configs/train.json", {"models", "eval"}),
+        ("bundles/pretrain_3dseg8", "../lits_coarse/configs/train.json", set()),
+        ("/", config, set()),
+    ):
+        train_cascade_stage(project, data, cwd, path, own)
+        shutil.rmtree(config.parents[1] / "models")
+        shutil.rmtree(config.parents[1] / "eval")
+
+
+@pytest.mark.slow
+@each_name
 def test_the_bare_command_says_that_it_runs_on_phantoms(name, project):
+    """With the values of the table ``phantoms`` where nothing else was asked for."""
     before = files(project)
     done = succeed(*RUN, "--config_file", f"bundles/{name}/configs/train.json", *SHORT, cwd=project)
-    check_trained(project, name, before)
-    announced = [line for line in (done.stdout + done.stderr).splitlines() if "generated phantoms" in line]
-    assert len(announced) == 1
-    assert "no --dataset_dir given" in announced[0]
+    config = check_trained(project, name, before)["config"]
+    (announced,) = [line for line in (done.stdout + done.stderr).splitlines() if "generated phantoms" in line]
+    assert "no --dataset_dir given" in announced
+    table = read_json(project / "bundles" / name / "configs" / "train.json")["phantoms"]
+    asked = {"epochs": 1, "spatial_size": [32, 32, 32], "_desc_": None}
+    assert {key: config[key] for key in {*table} - {*asked}} == {key: table[key] for key in {*table} - {*asked}}
+    assert (config["epochs"], list(config["spatial_size"])) == (1, [32, 32, 32])
 
 
 @pytest.mark.slow
-@each_bundle
+@each_name
 def test_train_evaluate_and_infer_one_after_the_other(name, project, data):
-    bundle = project / "bundles" / name
-    images = images_of(data[name])
-    branch = () if images.parent == data[name] else ("--branch", images.parent.name)
-    given = ("--dataset_dir", data[name])
-    succeed(*RUN, "--config_file", f"bundles/{name}/configs/train.json", *given, *SHORT, cwd=project)
-    succeed(*RUN, "--config_file", overlay(f"bundles/{name}", "train", "evaluate"), *given, cwd=project)
-    assert json.loads((bundle / "eval" / "test" / "summary.json").read_text())["n"] > 0
-    succeed(*RUN, "--config_file", "configs/inference.json", "--dataset_dir", images, *branch, cwd=bundle)
+    bundle, given = project / "bundles" / name, ("--dataset_dir", data[name])
+    images, branch = images_of(data[name])
+    succeed(*RUN, *configs(name, "train"), *given, *SHORT, cwd=project)
+    succeed(*RUN, *configs(name, "train", "evaluate"), *given, cwd=project)
+    assert read_json(bundle / "eval" / "test" / "summary.json")["n"] > 0
+    chosen = [word for key, value in branch.items() for word in (f"--{key}", value)]
+    succeed(*RUN, "--config_file", "configs/inference.json", "--dataset_dir", images, *chosen, cwd=bundle)
     if is_classifier(bundle):
-        made = json.loads((bundle / "eval" / "inference" / "predictions.json").read_text())["cases"]
+        made = read_json(bundle / "eval" / "inference" / "predictions.json")["cases"]
     else:
         made = list((bundle / "eval" / "inference").glob("*_seg.nii.gz"))
     assert len(made) == len(list(images.iterdir()))
@@ -131,7 +135,7 @@ def test_train_evaluate_and_infer_one_after_the_other(name, project, data):
 
 
 @pytest.mark.slow
-@each_bundle
+@each_name
 def test_mlflow_tracks_inside_the_bundle(name, project, data, tmp_path):
     pytest.importorskip("mlflow")
     before = files(project)
@@ -146,105 +150,81 @@ def test_mlflow_tracks_inside_the_bundle(name, project, data, tmp_path):
 
 
 @pytest.mark.slow
-@each_bundle
-def test_two_processes_write_one_checkpoint(name, project, data):
-    before = files(project)
-    config = overlay(f"bundles/{name}", "train", "multi_gpu_train")
-    options = ("--config_file", config, "--dataset_dir", data[name], *SHORT)
-    done = succeed(*TORCHRUN, "-m", "monai.bundle", "run", *options, cwd=project)
-    check_trained(project, name, before)
-    record = json.loads((project / "bundles" / name / "eval" / "run.json").read_text())
-    assert record["device"]["processes"] == 2
+@each_name
+def test_two_processes_train_and_evaluate_as_one(name, project, data):
+    before, given = files(project), ("--dataset_dir", data[name])
+    done = succeed(*TORCHRUN, *configs(name, "train", "multi_gpu_train"), *given, *SHORT, cwd=project)
+    assert check_trained(project, name, before)["device"]["processes"] == 2
     assert done.stderr.count("epoch 1/1") == 1
-
-
-@pytest.mark.slow
-@each_bundle
-def test_two_processes_evaluate_as_one(name, project, data):
-    given = ("--dataset_dir", data[name], "--split", "training")
-    succeed(*RUN, "--config_file", f"bundles/{name}/configs/train.json", *given[:2], *SHORT, cwd=project)
-    succeed(*RUN, "--config_file", overlay(f"bundles/{name}", "train", "evaluate"), *given, cwd=project)
-    folder = project / "bundles" / name / "eval" / "training"
-    alone = json.loads((folder / "summary.json").read_text()), sorted((folder / "cases.csv").read_text().splitlines())
-    shutil.rmtree(folder)
-    config = overlay(f"bundles/{name}", "train", "evaluate", "multi_gpu_evaluate")
-    succeed(*TORCHRUN, "-m", "monai.bundle", "run", "--config_file", config, *given, cwd=project)
-    assert json.loads((folder / "summary.json").read_text()) == alone[0]
-    assert sorted((folder / "cases.csv").read_text().splitlines()) == alone[1]
+    folder, found = project / "bundles" / name / "eval" / "training", []
+    for start, names in ((RUN, ()), (TORCHRUN, ("multi_gpu_evaluate",))):
+        succeed(*start, *configs(name, "train", "evaluate", *names), *given, "--split", "training", cwd=project)
+        cases = sorted((folder / "cases.csv").read_text().splitlines())
+        found.append((read_json(folder / "summary.json"), cases))
+        shutil.rmtree(folder)
+    assert found[0] == found[1]
 
 
 @pytest.mark.slow
 def test_an_override_without_effect_is_refused_in_one_line(project):
-    config = "bundles/pretrain_3dseg8/configs/train.json"
-    done = run(*RUN, "--config_file", config, "--sample_per_domain", "3", cwd=project)
+    done = run(*RUN, *configs("pretrain_3dseg8", "train"), "--sample_per_domain", "3", cwd=project)
     assert done.returncode != 0
     line = "override 'sample_per_domain' matches no id of train.json; did you mean 'samples_per_domain'?\n"
     assert NOTICE.sub("", done.stderr) == line
 
 
-def missing(folder):
-    shutil.rmtree(folder)
-    return folder
-
-
-def empty(folder):
-    missing(folder).mkdir()
-    return folder
-
-
-def without_liver(folder):
-    path = sorted(folder.glob("labelsTr/*"))[1]
-    label = nibabel.load(path)
-    nibabel.save(nibabel.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine), path)
+def change(path, changed):
+    """Write a NIfTI file again with other voxels; its path."""
+    image = nibabel.load(path)
+    nibabel.save(nibabel.Nifti1Image(changed(np.asarray(image.dataobj)), image.affine), path)
     return path
 
 
-def truncated(folder):
-    path = sorted(folder.glob("imagesTr/*"))[2]
+def with_nan(voxels):
+    voxels = voxels.astype(np.float32)
+    voxels[5, 5, 5] = np.nan
+    return voxels
+
+
+def truncate(path):
     path.write_bytes(path.read_bytes()[:-2000])
     return path
 
 
-def of_another_shape(folder):
-    path = sorted(folder.glob("labelsTr/*"))[0]
-    label = nibabel.load(path)
-    nibabel.save(label.slicer[:-1], path)
+def remove(path, again=False):
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if again:
+        path.mkdir()
     return path
 
 
-def without_label(folder):
-    path = sorted(folder.glob("labelsTr/*"))[0]
-    path.unlink()
-    return path
+def image(folder):
+    return sorted(folder.glob("imagesTr/*"))[0]
 
 
-def flat(folder):
-    path = sorted(folder.glob("imagesTr/*"))[0]
-    image = nibabel.load(path)
-    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj)[:, :, 0], image.affine), path)
-    return path
+def label(folder):
+    return sorted(folder.glob("labelsTr/*"))[0]
 
 
-def with_nan(folder):
-    path = sorted(folder.glob("imagesTr/*"))[0]
-    image = nibabel.load(path)
-    voxels = image.get_fdata(dtype=np.float32)
-    voxels[5, 5, 5] = np.nan
-    nibabel.save(nibabel.Nifti1Image(voxels, image.affine), path)
-    return path
-
-
-FAULTS = [missing, empty, without_liver, truncated, of_another_shape, without_label, flat, with_nan]
+FAULTS = {
+    "missing": remove,
+    "empty": lambda folder: remove(folder, again=True),
+    "without liver": lambda folder: change(label(folder), np.zeros_like),
+    "truncated": lambda folder: truncate(image(folder)),
+    "of another shape": lambda folder: change(label(folder), lambda voxels: voxels[:-1]),
+    "without label": lambda folder: remove(label(folder)),
+    "flat": lambda folder: change(image(folder), lambda voxels: voxels[:, :, 0]),
+    "with NaN": lambda folder: change(image(folder), with_nan),
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", FAULTS, ids=lambda damage: damage.__name__)
-def test_bad_input_is_one_line_with_the_files_name_and_nothing_half_written(damage, project, data, tmp_path):
+@pytest.mark.parametrize("fault", FAULTS)
+def test_bad_input_is_one_line_with_the_files_name_and_nothing_half_written(fault, project, data, tmp_path):
     folder = tmp_path / "liver"
     shutil.copytree(data["lits_coarse"], folder)
-    named = damage(folder)
-    config = "bundles/lits_coarse/configs/train.json"
-    done = run(*RUN, "--config_file", config, "--dataset_dir", folder, *SHORT, cwd=project)
+    named = FAULTS[fault](folder)
+    done = run(*RUN, *configs("lits_coarse", "train"), "--dataset_dir", folder, *SHORT, cwd=project)
     assert done.returncode != 0
     said = NOTICE.sub("", done.stderr)
     assert said.count("\n") == 1, said
@@ -252,3 +232,35 @@ def test_bad_input_is_one_line_with_the_files_name_and_nothing_half_written(dama
     assert "Traceback" not in done.stdout
     left = {path.rpartition("/")[2] for path in files(project / "bundles" / "lits_coarse")}
     assert left.isdisjoint({"datalist.json", "facts.json", "model.pt", "training_state.pt", "card.json"})
+
+
+@pytest.mark.slow
+@each_bundle
+def test_a_killed_training_continues_bit_for_bit(bundle, phantoms, tmp_path):
+    def command(folder):
+        config = bundle / "configs" / "train.json"
+        words = ["--config_file", config, "--dataset_dir", phantoms(bundle), "--epochs", 3, "--val_interval", 1]
+        words += ["--output_dir", folder / "eval", "--ckpt_dir", folder / "models", "--spatial_size", "[32,32,32]"]
+        # Some phantom sets have two cases to train on: an epoch needs an inside to be killed in.
+        return [str(word) for word in (*RUN, *words, "--batch_size", 1)]
+
+    def losses(folder):
+        """(iteration, epoch, loss) as written, digit by digit."""
+        path = folder / "eval" / "loss.csv"
+        return [tuple(row.values()) for row in rows(path)] if path.is_file() else []
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    succeed(*command(whole), cwd=REPOSITORY)
+    process = subprocess.Popen(command(killed), cwd=REPOSITORY, env=ONE_THREAD, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not any(row[1] == "2" for row in losses(killed)):
+        assert time.monotonic() < deadline, "the second epoch has not begun after 300 s"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = losses(killed)
+    assert before[-1][1] == "2"
+    per_epoch = sum(row[1] == "1" for row in losses(whole))
+    assert len(before) < 2 * per_epoch, "the kill came after the epoch's end"
+    succeed(*command(killed), cwd=REPOSITORY)
+    assert losses(killed) == losses(whole)

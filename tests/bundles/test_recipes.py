@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bundle_files import BUNDLES, config_files, merged, workflow
+from bundle_files import BUNDLES, config_files, merged, places, workflow
 from ignite.engine import Events
 from monai.bundle import ConfigParser
+from monai.losses import DiceCELoss
 
 from med3d_ext.tools.check.configs import wrong_components
 
@@ -20,23 +21,12 @@ def parser(phantoms, tmp_path):
 
     def make(*overlays, **overrides):
         found = ConfigParser(ConfigParser.load_config_files(config_files(PRETRAINING, "train", *overlays)))
-        places = {
-            "bundle_root": str(PRETRAINING),
-            "output_dir": str(tmp_path),
-            "ckpt_dir": str(tmp_path / "models"),
-            "store_dir": str(tmp_path / "store"),
-        }
-        size = {"spatial_size": [32, 32, 32], "device": "cpu", "epochs": 4}
-        for name, value in {"dataset_dir": str(phantoms(PRETRAINING)), **places, **size, **overrides}.items():
-            found[name] = value
+        size = {"spatial_size": [32, 32, 32], "device": "cpu", "epochs": 4, "store_dir": str(tmp_path / "store")}
+        given = {"dataset_dir": str(phantoms(PRETRAINING)), **places(PRETRAINING, tmp_path), **size, **overrides}
+        found.update(given)
         return found
 
     return make
-
-
-def samples(parser) -> list[dict]:
-    dataset = parser.get_parsed_content("train::dataset")
-    return [dataset[number] for number in range(16)]
 
 
 def test_every_overlay_names_what_exists():
@@ -45,14 +35,15 @@ def test_every_overlay_names_what_exists():
 
 
 def test_intensities_change_and_geometry_labels_and_the_cached_part_do_not(parser, tmp_path):
-    plain = samples(parser())
-    cached = sorted(path.name for path in (tmp_path / "store").rglob("*.pt"))
-    assert cached
-    changed = samples(parser("intensity"))
-    assert sorted(path.name for path in (tmp_path / "store").rglob("*.pt")) == cached
-    same = [torch.equal(one["image"].as_tensor(), other["image"].as_tensor()) for one, other in zip(plain, changed)]
+    found = []
+    for overlays in ((), ("intensity",)):
+        dataset = parser(*overlays).get_parsed_content("train::dataset")
+        cached = sorted(path.name for path in (tmp_path / "store").rglob("*.pt"))
+        found.append([dataset[number] for number in range(16)])
+        assert not overlays or cached == sorted(path.name for path in (tmp_path / "store").rglob("*.pt")) != []
+    same = [torch.equal(one["image"].as_tensor(), other["image"].as_tensor()) for one, other in zip(*found)]
     assert sum(same) < 8  # each step is drawn with a probability of its own, so some samples stay
-    for one, other in zip(plain, changed):
+    for one, other in zip(*found):
         assert torch.equal(one["label"].as_tensor(), other["label"].as_tensor())
         assert torch.equal(one["image"].affine, other["image"].affine)
         # The same picture: what is bright stays brighter than what is dark.
@@ -76,8 +67,6 @@ def test_a_fifth_of_the_contrasts_is_inverted_and_the_overlay_adds_to_the_other(
 
 
 def test_dice_and_cross_entropy_is_the_mean_of_each_branchs_own(parser):
-    from monai.losses import DiceCELoss
-
     loss = parser("dice_ce").get_parsed_content("loss")
     torch.manual_seed(0)
     logits, labels = torch.randn(2, max(loss.num_classes), 4, 4, 4), torch.randint(0, 2, (2, 1, 4, 4, 4))
@@ -104,19 +93,14 @@ def test_adamw_warms_up_and_falls_to_zero_and_takes_the_options_of_the_papers_sg
 @pytest.mark.slow
 @pytest.mark.usefixtures("clean_process")
 def test_a_killed_training_by_all_overlays_ends_like_one_that_was_not(phantoms, tmp_path):
-    options = {
-        "bundle_root": str(PRETRAINING),
-        "dataset_dir": str(phantoms(PRETRAINING)),
-        "spatial_size": [32, 32, 32],
-        "samples_per_domain": 1,
-        "crop_spacing": 2.0,
-        "epochs": 2,
-        "device": "cpu",
-    }
+    options = {"dataset_dir": str(phantoms(PRETRAINING)), "spatial_size": [32, 32, 32], "device": "cpu"}
+    options |= {"samples_per_domain": 1, "crop_spacing": 2.0, "epochs": 2}
+
+    def kill(engine):
+        raise ZeroDivisionError
 
     def train(name, stop=None):
-        places = {"output_dir": str(tmp_path / name), "ckpt_dir": str(tmp_path / name / "models")}
-        made = workflow(PRETRAINING, "train", *OVERLAYS, **options, **places)
+        made = workflow(PRETRAINING, "train", *OVERLAYS, **options, **places(PRETRAINING, tmp_path / name))
         if stop is None:
             made.run()
         else:
@@ -125,9 +109,6 @@ def test_a_killed_training_by_all_overlays_ends_like_one_that_was_not(phantoms, 
             with pytest.raises(RuntimeError):  # what the config parser makes of it
                 made.run()
         return torch.load(tmp_path / name / "models" / "training_state.pt", weights_only=True)
-
-    def kill(engine):
-        raise ZeroDivisionError
 
     whole = train("whole")
     train("killed", stop=2)

@@ -42,7 +42,8 @@ def scan(tmp_path, nifti) -> Path:
 def test_names_come_from_the_metadata_where_the_config_has_none(changed, scan):
     def change(config):
         del config["label_names"]
-        config["postprocessing"]["transforms"][-1].pop("writer")
+        config["save"].pop("writer")
+        config["postprocessing"]["transforms"][-1] = config.pop("save")  # as configs of version 0.1 have it
 
     predictor = changed(change)
     assert predictor.names == {1: "liver"}

@@ -56,11 +56,9 @@ def own_configs(
     _set(train, parts["recipe"] | length | network)
     _set(inference, {"dataset::data::kind": "3dseg8", "dataset::data::phantoms": False} | network)
     train["channel"], train["data"]["options"] = channel, {"channel": "@channel"}
-    train["train"]["preprocessing_transforms"][0].pop("require_foreground")
-    for steps in (train["train"]["preprocessing_transforms"], inference["preprocessing"]["transforms"]):
-        normalize = _place(steps, "HUWindowd", "PercentileNormalized")
-        steps[normalize] = copy.deepcopy(parts["window" if modality == "CT" else "percentiles"])
-    train["train"]["preprocessing_transforms"][2]["label_map"] = "$@data.label_map()"
+    del train["phantoms"], train["train"]["load"]["require_foreground"]
+    train["train"]["normalize"] = inference["normalize"] = parts["window" if modality == "CT" else "percentiles"]
+    train["train"]["merge_labels"]["label_map"] = "$@data.label_map()"
     inference["num_classes"] = {"_target_": "med3d_ext.data.class_count", "bundle_root": "@bundle_root"} | {
         "ckpt_dir": "@ckpt_dir",
         "default": classes,
@@ -70,7 +68,7 @@ def own_configs(
         for config in (train, evaluate):
             del config["folds"], config["fold"]
         del evaluate["data::seed"], evaluate["validate::handlers"][1]["group_by"]
-        train["train"]["random_transforms"] = [{**parts["whole"], "rotate_degrees": 10.0, "scale": [0.85, 1.2]}]
+        train["train"]["crop"] = {**parts["whole"], "rotate_degrees": 10.0, "scale": [0.85, 1.2]}
         return configs
     for config in (evaluate, inference):
         config["inferers"]["cascade"]["smallest_part"] = SMALLEST_PART
@@ -80,7 +78,8 @@ def own_configs(
     evaluate["num_classes"] = "$len(@domain['classes'])"
     inference["label_names"] = "$@domain['classes']"
     inference["label_values"] = {"_target_": "med3d_ext.data.label_values", "domain": "@domain"}
-    train["train"]["random_transforms"] = [parts["region"]]
+    del train["train"]["part"], train["train"]["cut"]
+    train["train"] |= {"crop": parts["region"], "random_transforms": ["@train::crop"]}
     train["train"]["dataset"]["data"] = "$@data.training"
     train["coarse"] = _coarse(read_json(bundles / COARSE / "configs" / "train.json"), parts, plan)
     train["coarse_stage"] = {
@@ -122,11 +121,13 @@ def _coarse(template: dict[str, Any], parts: Mapping[str, Any], plan: Plan) -> d
     recipe = parts["recipe"]
     _set(template, {key: value for key, value in recipe.items() if key.startswith(("loss", "optimizer", "lr_"))})
     train, validate = template["train"], template["validate"]
-    train["random_transforms"] = [parts["whole"], parts["any_target"]]
+    for name in ("load", "normalize", "merge_labels", "cast", "part", "cut", "preprocessing_transforms"):
+        del train[name]
+    steps = ["@train::crop", "@train::any_target"]
+    train |= {"crop": parts["whole"], "any_target": parts["any_target"], "random_transforms": steps}
     train["preprocessing"]["transforms"] = recipe["train::preprocessing::transforms"]
     train["handlers"] = [each for each in train["handlers"] if each["_target_"].rpartition(".")[2] in HANDLERS]
     train["sampler"].pop("samples_per_domain")
-    train.pop("preprocessing_transforms")
     validate["any_target"] = parts["any_target"]
     validate["preprocessing"]["transforms"] = (
         "$@train::preprocessing_transforms + [@validate::resize, @validate::any_target]"

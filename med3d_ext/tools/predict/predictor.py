@@ -150,7 +150,13 @@ def _parser(bundle: Bundle, device: str | None) -> ConfigParser:
     parser = bundle.config("inference", **chosen, **{"dataset::data": [], "evaluator::_mode_": "callable"})
     post = "postprocessing::transforms"
     if post in parser:
-        targets = [str(each.get("_target_", "")) if isinstance(each, dict) else "" for each in parser[post]]
-        saves = [target.rpartition(".")[2] in ("SaveImaged", "SaveImage") for target in targets]
-        parser.update({post: [each for each, is_saved in zip(parser[post], saves) if not is_saved]})
+
+        def saves(step: Any) -> bool:
+            """Whether a transform, or the one that ``@id`` refers to, writes files."""
+            if isinstance(step, str) and step[:1] == "@":
+                step = parser.get(step[1:])
+            target = str(step.get("_target_", "")) if isinstance(step, dict) else ""
+            return target.rpartition(".")[2] in ("SaveImaged", "SaveImage")
+
+        parser.update({post: [each for each in parser[post] if not saves(each)]})
     return parser
