@@ -136,7 +136,7 @@ def measure(folder: Path, iterations: int, overrides: Mapping[str, Any]) -> Meas
     """Time some steps of a bundle's training."""
     handlers = Bundle(folder, overrides).merged("train")["train"]["handlers"]
     with tempfile.TemporaryDirectory() as scratch:
-        own = {"output_dir": str(Path(scratch) / "eval"), "ckpt_dir": str(Path(scratch) / "models")}
+        own: dict[str, Any] = {"output_dir": str(Path(scratch) / "eval"), "ckpt_dir": str(Path(scratch) / "models")}
         own["train::handlers"] = [each for each in handlers if each["_target_"] == SEED_HANDLER]
         timed = Bundle(folder, {**overrides, **own})
         trainer = timed.value("train", "train::trainer")

@@ -69,7 +69,7 @@ def evaluate(
         raise InputError(f"'{pred}' and '{label}' contain only background; name the classes with --classes.")
     summary = {**_summary(runs[0], names, tolerances, pairs[0]), "left_out": faults.sentences}
     if compare is not None:
-        summary["comparison"] = {"other": compare, **_comparison(*runs, names, tolerances)}
+        summary["comparison"] = {"other": compare, **_comparison(runs[0], runs[1], names, tolerances)}
     if output is not None:
         for run, name in zip(runs, ("cases.csv", "cases_compare.csv")):
             _write_cases(Path(output) / name, run, names, tolerances)

@@ -74,7 +74,8 @@ def check_ids(bundle: Bundle, command: str) -> Iterator[Finding]:
         f"{command}: '{name}' refers to '{reference}', which is not in the config; correct it."
         for name, reference in lost_references(config).items()
     ]
-    for name, facts in (InferProperties if command == "inference" else TrainProperties).items():
+    properties: Mapping[str, Any] = InferProperties if command == "inference" else TrainProperties
+    for name, facts in properties.items():
         key, referring = facts[BundlePropertyConfig.ID], facts.get(BundlePropertyConfig.REF_ID)
         used = parser.get(referring) if referring else None
         is_renamed = isinstance(used, str) and used.startswith("@") and used != f"@{key}"

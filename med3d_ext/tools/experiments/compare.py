@@ -17,7 +17,7 @@ from med3d_ext.tools.bundle_folder import Bundle, find_bundle
 from med3d_ext.tools.experiments import engine
 from med3d_ext.tools.experiments.engine import CACHE, METRIC, PLACES, Arm, ArmResult, Experiment
 from med3d_ext.tools.experiments.figures import LOSS, arm_figures, iterations_to_reach, loss_curves, metric_curves
-from med3d_ext.tools.experiments.report import comparison_table, draw_curves, draw_overlays, share_words
+from med3d_ext.tools.experiments.report import Panel, comparison_table, draw_curves, draw_overlays, share_words
 from med3d_ext.tools.experiments.starts import check_bundle, parse_starts
 
 T = TypeVar("T")
@@ -112,8 +112,9 @@ class Comparison:
         keep_weights: bool = True,
     ) -> None:
         engine.check_plan("a comparison", seeds=seeds, **({} if shares is None else {"shares": shares}))
-        for numbers in ({"seeds": list(seeds), "folds": folds}, *({"share": share} for share in shares or [])):
-            check_options(numbers)
+        check_options({"seeds": list(seeds), "folds": folds})
+        for share in shares or []:
+            check_options({"share": share})
         self.output, self.seeds, self.metric = output, list(seeds), metric
         self.shares: list[float | None] = list(shares) if shares else [None]
         self.folds: list[int | None] = list(range(folds)) if folds else [None]
@@ -217,7 +218,8 @@ class Comparison:
         ``results`` are every arm of the first seeds, or of all of them: then it is ``complete``.
         """
         metric = self._known_metric(results)
-        reaches, panels, window = [], [], {}
+        reaches, window = [], {}
+        panels: list[list[Panel]] = []
         for share in self.shares:
             words = share_words(share)
             members = [result for result in results if result.facts["share"] == share]

@@ -115,7 +115,7 @@ class Study:
             test.setdefault(item["domain"], []).append(item)
         own = {"dataset_dir", "output_dir", "ckpt_dir", "seed", self.option}
         settings = {key: value for key, value in self.arguments.items() if key not in own}
-        facts = {"study": self.name, "option": self.option, "values": self.values, "seeds": self.seeds}
+        facts: dict[str, Any] = {"study": self.name, "option": self.option, "values": self.values, "seeds": self.seeds}
         facts |= {**engine.origin(self.data, test), "settings": settings}
         for number, arm in enumerate(self.experiment.run(arms), start=1):
             rows += self._rows(engine.read_result(arm))
