@@ -194,7 +194,7 @@ def saved(state: Mapping[str, Tensor]) -> bytes:
     stored: dict[tuple, Tensor] = {}
     tensors = {}
     for name, value in own_copies(state).items():
-        content = hashlib.sha256(value.reshape(-1).view(torch.uint8).numpy()).digest()
+        content = hashlib.sha256(value.reshape(-1).view(torch.uint8).numpy().data).digest()
         tensors[name] = stored.setdefault((value.dtype, tuple(value.shape), content), value)
     stream = io.BytesIO()
     torch.save(tensors, stream)

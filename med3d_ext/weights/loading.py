@@ -181,7 +181,7 @@ def _describe(tensors: Mapping[str, Tensor], source: str) -> Description:
     layers = tuple(stages.count(stage) for stage in sorted(set(stages)))
     # The block from the last stage's first: the last BatchNorm counts the channels after a convolution or before it.
     shapes = {name.removeprefix("layer4.0."): tensor.shape for name, tensor in tensors.items() if "layer4.0." in name}
-    block = None
+    block: type[torch.nn.Module] | None = None
     if shapes.keys() >= {"conv3.weight", "bn3.weight", "conv1.weight", "bn1.weight"}:
         block = Bottleneck if shapes["bn3.weight"][0] == shapes["conv3.weight"][0] else PreActivationBottleneck
     elif shapes.keys() >= {"conv1.weight", "bn1.weight"} and shapes["bn1.weight"][0] == shapes["conv1.weight"][0]:

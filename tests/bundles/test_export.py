@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import json
-import sys
 
 import pytest
 import torch
@@ -156,10 +155,3 @@ def test_an_export_that_differs_is_refused():
     padded[:, :2] = 1.0
     with pytest.raises(InputError, match="differs from the network"):
         _difference(padded + 0.01, torch.nn.Identity(), padded)
-
-
-@each_coarse
-def test_without_the_packages_for_onnx_the_repair_is_named(bundle, out, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(InputError, match="pip install onnx onnxruntime"):
-        out(bundle, "model.onnx")

@@ -32,7 +32,7 @@ sys.path.insert(0, str(REPOSITORY / "tests" / "data"))
 from tiny_domains import change_dataset, write_domain  # noqa: E402
 
 TINY = {"spatial_size": [24, 24, 24], "coarse::spatial_size": [24, 24, 24], "device": "cpu", "init": "scratch"}
-LENGTH = {"epochs": 2, "coarse::epochs": 2, "val_interval": 1}
+LENGTH = {"epochs": 2, "coarse::epochs": 2, "val_interval": 1, "margin_mm": 15.0}
 
 
 @pytest.fixture(scope="module")
@@ -213,11 +213,15 @@ def test_a_finished_first_stage_is_not_trained_again(bundle, kidneys, trained, t
 
 def test_evaluation_and_inference_run_the_cascade_on_the_own_grid(bundle, kidneys, trained, tmp_path, clean_process):
     options = {"ckpt_dir": str(trained / "models"), "device": "cpu", "dataset_dir": str(kidneys)}
-    run_bundle(bundle, "train", "evaluate", **options, output_dir=str(tmp_path / "eval"))
+    evaluated = run_bundle(bundle, "train", "evaluate", **options, output_dir=str(tmp_path / "eval"))
     figures = read_json(tmp_path / "eval" / "test" / "summary.json")["domains"]["Kidneys"]
     assert set(figures) >= {"val_mean_dice", "val_roi_recall", "val_roi_share"}
     found = run_bundle(bundle, "inference", **options, output_dir=str(tmp_path / "found"))
-    assert found.parser.get_parsed_content("inferer").smallest_part == 0.1  # a kidney is one of two
+    for inferer in (
+        evaluated.parser.get_parsed_content("validate::inferer"),
+        found.parser.get_parsed_content("inferer"),
+    ):
+        assert (inferer.smallest_part, inferer.margin_mm) == (0.1, 15.0)  # a kidney is one of two; as in the training
     assert len(list((tmp_path / "found").glob("*_seg.nii.gz"))) == 6
 
 

@@ -33,8 +33,10 @@ ELSEWHERE = {
     "output_stride": "coarse_output_stride",
 }
 REFERENCE = re.compile(r"@(\w+(?:::\w+)*)")
-HANDLERS = ("EpochSeed", "FreezeEncoder", "LrScheduleHandler", "EpochValidation", "ResumableCheckpoint")
-HANDLERS += ("RunManifest", "Curves", "ProgressBar", "WeightsCard")
+HANDLERS = (
+    *("EpochSeed", "FreezeEncoder", "LrScheduleHandler", "EpochValidation", "ResumableCheckpoint"),
+    *("RunManifest", "Curves", "ProgressBar", "WeightsCard"),
+)
 """Those of ``lits_coarse`` that train a first stage or write what it leaves."""
 
 
