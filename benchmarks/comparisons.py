@@ -103,9 +103,11 @@ def steps(given: argparse.Namespace, work: Path) -> Iterator[tuple[dict[str, Any
         yield {"network": depth, "batch": 2, "size": list(GRID)}, measure
 
 
-def ct(path: Path, shape: tuple[int, ...], spacing: tuple[float, ...]) -> tuple[Path, Path]:
-    """A noisy CT with a box of tissue, and the label of the box."""
-    voxels = np.random.default_rng(0).normal(-100, 30, shape).astype(np.int16)
+def ct(path: Path, shape: tuple[int, ...], spacing: tuple[float, ...], seed: int = 0) -> tuple[Path, Path]:
+    """A noisy body in air with a box of tissue, and the label of the box."""
+    voxels = np.full(shape, -1000, np.int16)
+    body = tuple(slice(size // 8, size - size // 8) for size in shape[:2])
+    voxels[body] = np.random.default_rng(seed).normal(-50, 30, voxels[body].shape)
     box = tuple(slice(size // 3, size // 2) for size in shape)
     label = np.zeros(shape, np.uint8)
     label[box], voxels[box] = 1, voxels[box] + 200
@@ -125,7 +127,7 @@ def sample(given: argparse.Namespace, work: Path) -> Iterator[tuple[dict[str, An
 
         data = work / "Task03_Liver"
         for number in range(12):
-            image, label = ct(work / "made", (257, 257, 140), (1.4, 1.4, 2.5))
+            image, label = ct(work / "made", (257, 257, 140), (1.4, 1.4, 2.5), number)
             for source, place in ((image, "imagesTr"), (label, "labelsTr")):
                 (data / place).mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, data / place / f"liver_{number}.nii.gz")
