@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,11 @@ def test_the_rows_of_transfer_are_the_means_of_their_cases():
     for row in json.loads(TRANSFER.read_text(encoding="utf-8"))["rows"]:
         values = [value for case in row["dice"].values() for value in case if value is not None]
         assert sum(values) / len(values) == pytest.approx(row["mean"], abs=2e-4)
+
+
+def test_every_record_is_in_a_figure_of_the_page():
+    shown = set(re.findall(r"!\[[^]]+\]\(results/(?:comparisons/)?(\w+)\.png\)", PAGE))
+    source = runpy.run_path(str(DOCS / "results" / "figures.py"))["FIGURES"]
+    assert set(source) <= shown
+    assert {record for records in source.values() for record in records} == {path.stem for path in RECORDS}
+    assert all(list((DOCS / "results").rglob(f"{name}.png")) for name in shown)
