@@ -27,7 +27,7 @@ from med3d_ext.run.overrides import (
     walk,
 )
 
-BASES = ("train.json", "inference.json")  # what overlays are laid over
+BASES = ("inference.json", "train.json")  # what overlays are laid over; where both have an id, the training's value
 # Arguments of monai.bundle's run and of its workflow classes: no ids of a config.
 _RUN_ARGUMENTS = {
     *("run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file"),

@@ -18,7 +18,7 @@ PACKAGE = Path(med3d_ext.__file__).parent
 REPOSITORY = PACKAGE.parent
 BUNDLES = sorted(path.parents[1] for path in REPOSITORY.glob("bundles/*/configs/metadata.json"))
 MODULES = {"pytorch-ignite": "ignite", "scikit-image": "skimage"}  # distributions whose module is called otherwise
-BROUGHT = {"filelock": "torch"}  # imported, and required by a requirement
+BROUGHT = {"filelock": "torch", "jinja2": "torch"}  # imported, and required by a requirement
 
 
 def modules(option):
