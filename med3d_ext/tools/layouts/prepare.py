@@ -152,7 +152,8 @@ def prepare_nodules(
         found = ", ".join(f"{counts[value]} {title}" for value, title in source.classes.items())
         return f"; {found}" + (f"; {tied} left out (median rating between 3 and 4)" if tied else "")
 
-    count(source.cases)
+    if not faults.sentences or skip_bad:  # else the faulty nodules are what is wrong, and are listed
+        count(source.cases)
     return prepare_domains({source.name: source}, facts, src, output, seed, faults, remarks, folds=folds, fold=fold)
 
 

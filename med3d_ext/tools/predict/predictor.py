@@ -43,6 +43,7 @@ class BundlePredictor:
         bundle: the bundle's folder.
         device: device to run on. Defaults to None: the bundle's choice.
         overrides: new values of the config by id, as ``monai.bundle run`` takes them.
+        meanwhile: begins, in another thread, what can be done while the network is loaded.
 
     Attributes:
         names: label value to name, background left out.
@@ -55,9 +56,19 @@ class BundlePredictor:
             there are no weights or they do not fit.
     """
 
-    def __init__(self, bundle: Path, device: str | None = None, overrides: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Path,
+        device: str | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        meanwhile: Callable[[], Any] | None = None,
+    ) -> None:
         self.bundle = bundle
         parser = _parser(Bundle(bundle, overrides), device)
+        if meanwhile is not None:
+            # MONAI goes through sys.modules once, for its components; an import by another thread would break that.
+            parser.locator.get_component_module_name("")
+            meanwhile()
         metadata, build = parser["_meta_"], parser.get_parsed_content
         output = metadata.get("network_data_format", {}).get("outputs", {}).get("pred", {})
         if output.get("format", "segmentation") != "segmentation":

@@ -72,8 +72,7 @@ def predict(
     found = find_bundle(bundle)
     with ThreadPoolExecutor(1, "reader") as thread:
         reader = ReadAhead(thread)
-        reader.begin(cases[0].image)  # while the network is loaded
-        predictor = BundlePredictor(found, device, options)
+        predictor = BundlePredictor(found, device, options, lambda: reader.begin(cases[0].image))
         predictor.read_with(reader)
         origin = Origin(predictor.bundle.resolve().name, predictor.version, sha256(predictor.weights), options)
         run = Run(predictor, origin, folder, overwrite, dicom_seg, reader)
