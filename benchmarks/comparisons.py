@@ -211,7 +211,7 @@ def processes(given: argparse.Namespace, work: Path) -> Iterator[tuple[dict[str,
 
         out = ("--device", "cpu", "--overwrite", "--output", work / "ours")
         zoo = ("--config_file", given.spleen / "configs" / "inference.json", "--bundle_root", given.spleen)
-        zoo += ("--dataset_dir", work, "--output_dir", work / "theirs", "--device", "cpu", "--load_pretrain", "false")
+        zoo += ("--dataset_dir", work, "--output_dir", work / "theirs", "--device", "cpu", "--load_pretrain", "False")
         contenders = {
             "zoo": run("zoo", "monai.bundle", "run", *zoo),
             "lits_fine": run("lits_fine", "med3d_ext", "predict", BUNDLES / "lits_fine", image.parent, *out),

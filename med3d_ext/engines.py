@@ -22,10 +22,16 @@ warnings.filterwarnings("ignore", message=r".*GradScaler")
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Whether a device has instructions for bfloat16; without them a CPU takes 2.5 to 60 times as long for it."""
+    """Whether a device is faster in bfloat16 than in float32; a CPU without its instructions takes 2.5 to 60 times.
+
+    Of Intel's CPUs only those with AMX are: with AVX-512 alone a step took 1.2 to 1.7 times as long, AMD's 0.7 times.
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    if device.type != "cpu" or not torch.cpu._is_avx512_bf16_supported():
+        return False
+    facts = getattr(torch.cpu, "get_capabilities", dict)()  # not in the oldest torch that runs this
+    return torch.cpu._is_amx_tile_supported() or "Intel" not in facts.get("cpu_name", "")
 
 
 class TrainingIteration:

@@ -10,6 +10,7 @@ from monai.data import DataLoader, MetaTensor
 from monai.engines import IterationEvents, SupervisedTrainer
 from torch import nn
 
+from med3d_ext import engines
 from med3d_ext.engines import DomainBatch, TrainingIteration, computes_bfloat16
 
 
@@ -138,8 +139,20 @@ def test_momentum_and_decay_do_not_move_an_idle_branch():
     assert torch.equal(moved[1], moved[2]) and torch.equal(moved[2], network.branches[0].weight)
 
 
+@pytest.mark.parametrize(
+    ("bfloat16", "amx", "name", "faster"),
+    [(True, True, "Intel Xeon", True), (True, False, "Intel Xeon", False), (True, False, "AMD EPYC", True)]
+    + [(False, False, "AMD EPYC", False)],
+)
+def test_a_cpu_takes_bfloat16_only_if_it_is_faster(bfloat16, amx, name, faster, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bfloat16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name}, raising=False)
+    assert computes_bfloat16(torch.device("cpu")) is faster
+
+
 def test_amp_computes_the_forward_pass_in_bfloat16_and_the_loss_in_float32_on_a_cpu(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(engines, "computes_bfloat16", lambda device: True)
     network, types = make_network(), []
     network[0].register_forward_hook(lambda module, inputs, output: types.append(output.dtype))
 
