@@ -30,7 +30,7 @@ def computes_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu" or not torch.cpu._is_avx512_bf16_supported():
         return False
-    facts = getattr(torch.cpu, "get_capabilities", dict)()  # not in the oldest torch that runs this
+    facts: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in the oldest torch that runs this
     return torch.cpu._is_amx_tile_supported() or "Intel" not in facts.get("cpu_name", "")
 
 
