@@ -31,6 +31,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
+from growth import read
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
 GRID = (64, 96, 64)
@@ -229,19 +230,17 @@ def main() -> None:
     parser.add_argument("rows", type=Path)
     for name in ("authors", "spleen", "data"):
         parser.add_argument(f"--{name}", type=Path)
-    parser.add_argument("--only", default="steps,sample,epochs,processes")
+    parser.add_argument("--only", help="some of steps, sample, epochs, processes, joined by commas")
     given = parser.parse_args()
-    needs = {"steps": given.authors, "sample": given.authors, "epochs": given.data, "processes": given.spleen}
-    for name in given.only.split(","):
+    needs = {"steps": "authors", "sample": "authors", "epochs": "data", "processes": "spleen"}
+    for name in given.only.split(",") if given.only else [name for name, need in needs.items() if vars(given)[need]]:
         if name not in needs:
             parser.error(f"--only takes {', '.join(needs)}, got '{name}'")
-        if needs[name] is None:
-            continue
+        if vars(given)[needs[name]] is None:
+            parser.error(f"{name} needs --{needs[name]} FOLDER")
         with tempfile.TemporaryDirectory() as scratch:
-            text = given.rows.read_text(encoding="utf-8") if given.rows.is_file() else ""
-            done = [(row["what"], row["settings"]) for row in map(json.loads, text.splitlines())]
             for settings, measure in globals()[name](given, Path(scratch)):
-                if (name, settings) in done:
+                if any((row["what"], row["settings"]) == (name, settings) for row in read(given.rows)):
                     continue
                 row = {"what": name, "settings": settings, "time": time.strftime("%F %T"), "found": measure()}
                 with open(given.rows, "a", encoding="utf-8") as file:

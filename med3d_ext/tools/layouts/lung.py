@@ -61,7 +61,7 @@ def lung_classes(
 
 
 def side_of(name: str) -> int:
-    """``RIGHT``, ``LEFT``, ``EITHER`` or 0 for a class that is no lung: of names as "left lung" or "Lung_L"."""
+    """``RIGHT``, ``LEFT``, ``EITHER`` or 0 for a class that is not a lung: of names as "left lung" or "Lung_L"."""
     words = re.findall(r"[a-z]+", name.lower())
     if not LUNG & set(words) and not (LOBE & set(words) and LOBES & set(words)):
         return 0

@@ -68,7 +68,7 @@ def test_importing_it_needs_only_what_the_base_installation_has():
 
 
 def file_of(module):
-    """The file of one of the package's modules, None for what is no module."""
+    """The file of one of the package's modules, None for what is not a module."""
     path = PACKAGE.joinpath(*module.split(".")[1:])
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 
