@@ -34,7 +34,8 @@ def prepare_domains(
     remarks: Callable[[], str] | None = None,
     foreground: bool = True,
     default_channel: int | None = None,
-    **folds: Any,
+    folds: int | None = None,
+    fold: int = 0,
 ) -> Path:
     """Read all cases of some domains, split them and write ``facts.json`` and ``datalist.json``.
 
@@ -49,8 +50,13 @@ def prepare_domains(
         remarks: what else the summary line reports, asked for when all is known. Defaults to None: nothing.
         foreground: refuse labels without foreground.
         default_channel: the channel of sets of which none is chosen; None wants 3D images.
-        folds: ``folds`` and ``fold`` of :func:`split_cases`.
+        folds: see :func:`split_cases`, as ``fold``.
     """
+    for option, value in (("folds", folds), ("fold", fold)):
+        if value is not None and not isinstance(value, int):
+            raise InputError(f"{option} must be a whole number, got {value!r}.")
+    if folds is None and fold:
+        raise InputError(f"fold {fold} needs the number of parts; add --folds.")
     src, output = Path(src).expanduser(), Path(output)
     known: dict[int | None, list[dict[str, Any]]] = {}  # channel to cases
     for folder in dict.fromkeys((output, src)):
@@ -69,7 +75,7 @@ def prepare_domains(
             domains[name]["channel"] = source.channel
             domains[name]["options"] = {"channel": list(source.chosen)}
     faults.settle(sum(len(domain["cases"]) for domain in domains.values()) + len(faults.sentences), logger)
-    split_cases({name: domain["cases"] for name, domain in domains.items()}, seed, **folds)
+    split_cases({name: domain["cases"] for name, domain in domains.items()}, seed, folds, fold)
     for name, domain in domains.items():
         domain |= summarize(domain["cases"])
         facts = facts_of(name, domain)
@@ -199,7 +205,7 @@ def other_option(domains: Mapping[str, Mapping[str, Any]], options: Mapping[str,
     """
     wanted = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
     for facts in domains.values():
-        stated = {**facts, **facts.get("options", {})}
+        stated = {"folds": None, **facts, **facts.get("options", {})}
         for name, value in wanted.items():
             if value is None or name not in stated or (name == "fold" and value == 0 and wanted.get("folds") is None):
                 continue

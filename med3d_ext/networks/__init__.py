@@ -5,11 +5,13 @@ from __future__ import annotations
 from med3d_ext.networks.decoders import DenseASPP, LungDecoder, SkipConnections
 from med3d_ext.networks.med3d import (
     Classifier,
+    MeanOfNetworks,
     Med3DNet,
     SegmentationNetwork,
     Segmenter,
     TwoStageSegmenter,
     encoder_state_dict,
+    mean_of,
 )
 from med3d_ext.networks.resnet import ResNetEncoder
 
@@ -17,6 +19,7 @@ __all__ = [
     "Classifier",
     "DenseASPP",
     "LungDecoder",
+    "MeanOfNetworks",
     "Med3DNet",
     "ResNetEncoder",
     "SegmentationNetwork",
@@ -24,4 +27,5 @@ __all__ = [
     "SkipConnections",
     "TwoStageSegmenter",
     "encoder_state_dict",
+    "mean_of",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -103,6 +104,34 @@ class TwoStageSegmenter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The fine network's logits of ``x``."""
         return self.fine(x)
+
+
+class MeanOfNetworks(nn.Module):
+    """Several networks of one kind as one: the mean of their logits, as of the models of a cross-validation.
+
+    Args:
+        members: the networks, ``members.0.*`` and on in the state dict.
+    """
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The mean of the members' logits of ``x``, N x num_classes x D x H x W."""
+        total = torch.zeros(1, device=x.device)
+        for member in self.members:
+            total = total + member(x)
+        return total / len(self.members)
+
+
+def mean_of(network: nn.Module, count: int = 1) -> nn.Module:
+    """A network for the weights of ``count`` networks of its kind, each stage of a cascade their mean; 1: itself."""
+    if count == 1:
+        return network
+    if isinstance(network, TwoStageSegmenter):
+        return TwoStageSegmenter(mean_of(network.coarse, count), mean_of(network.fine, count))
+    return MeanOfNetworks([copy.deepcopy(network) for _ in range(count)])
 
 
 class Classifier(nn.Module):

@@ -194,6 +194,8 @@ def load_network(network: nn.Module, path: str | os.PathLike) -> None:
         InputError: they are of another network.
     """
     state, _ = read_checkpoint(path)
+    if any("members." in name for name in state):
+        raise InputError(f"'{path}' is the mean of several networks; give --init the model.pt of one of its folds.")
     faults = []
     for prefix in ("", "coarse.", "fine."):
         part = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

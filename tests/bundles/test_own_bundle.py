@@ -11,22 +11,24 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from bundle_files import REPOSITORY, SMALL, merged, places, run_bundle, workflow
+from bundle_files import REPOSITORY, SMALL, config_files, merged, places, rows, run_bundle, workflow
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.bundle import ConfigWorkflow
 
 from med3d_ext.errors import InputError
 from med3d_ext.handlers.checkpoint import ResumableCheckpoint
 from med3d_ext.io.files import read_json
 from med3d_ext.run.one_line import user_message
 from med3d_ext.tools.check.verb import check
+from med3d_ext.tools.experiments import CrossValidation, engine
 from med3d_ext.tools.new_bundle import new_bundle, own_data
 from med3d_ext.tools.new_bundle import plan as planning
 from med3d_ext.tools.new_bundle.plan import grid_for, plan_bundle
 from med3d_ext.tools.predict.verb import predict
 from med3d_ext.tools.report import report
 from med3d_ext.tools.zoo.pack import pack
-from med3d_ext.weights.initial import initial_weights_path
+from med3d_ext.weights.initial import initial_weights_path, load_network
 
 sys.path.insert(0, str(REPOSITORY / "tests" / "data"))
 from tiny_domains import change_dataset, write_domain  # noqa: E402
@@ -314,3 +316,62 @@ def test_an_option_of_either_stage_that_no_run_can_use_is_refused_before_anythin
         train(bundle, kidneys, tmp_path, **{option: value})
     assert str(user_message(error.value)).startswith(f"{option} must be")
     assert not list(tmp_path.iterdir())
+
+
+def run_here(arguments: dict, log: Path, descriptors: tuple = ()) -> int:
+    """In place of a process of its own, which imports all anew."""
+    options = dict(arguments)
+    made = ConfigWorkflow(options.pop("config_file"), logging_file=False, workflow_type="train", **options)
+    made.initialize()
+    made.run()
+    made.finalize()
+    return 0
+
+
+def test_one_command_cross_validates_and_leaves_the_mean_of_its_models(
+    bundle, kidneys, tmp_path, monkeypatch, clean_process
+):
+    given = {**TINY, "epochs": 1, "coarse::epochs": 1, **places(bundle, tmp_path), "dataset_dir": str(kidneys)}
+    places_ = (given["output_dir"], given["ckpt_dir"], str(bundle), config_files(bundle, "train", "folds"), given)
+    monkeypatch.setattr(engine, "run_bundle", run_here)
+    record = CrossValidation(2, *places_).run()
+    names = sorted(path.name for path in (kidneys / "imagesTr").iterdir())
+    assert sorted(row["case"] for row in rows(tmp_path / "eval" / "folds.csv")) == names
+    assert record["n"] == record["val_mean_dice"]["n"] == len(names) and record["seen_by_initial_weights"] == []
+    folds = [tmp_path / "eval" / "folds" / f"fold{fold}" / "models" for fold in range(2)]
+    seen = [{case["sha256"] for case in read_json(fold / "card.json")["cases"]["training"]} for fold in folds]
+    assert not seen[0] & seen[1] and len(seen[0] | seen[1]) == len(names)
+    assert len(read_json(tmp_path / "models" / "card.json")["cases"]["training"]) == len(names)
+
+    def logits(folder: Path) -> list[torch.Tensor]:
+        network = workflow(
+            bundle, "inference", bundle_root=str(bundle), ckpt_dir=str(folder), device="cpu", dataset_dir=str(kidneys)
+        )
+        network = network.parser.get_parsed_content("network").eval()
+        network.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
+        with torch.no_grad():
+            return [stage(x) for stage in (network.coarse, network.fine)]
+
+    x = torch.randn(1, 1, 24, 24, 24, generator=torch.Generator().manual_seed(0))
+    for mean, *members in zip(logits(tmp_path / "models"), *map(logits, folds)):
+        torch.testing.assert_close(mean, sum(members) / 2)
+    monkeypatch.setattr(engine, "run_bundle", None)
+    assert CrossValidation(2, *places_).run() == record  # nothing is trained again
+    predict(
+        str(bundle),
+        str(kidneys / "imagesTr" / "case_1.nii.gz"),
+        output=str(tmp_path / "found"),
+        device="cpu",
+        ckpt_dir=str(tmp_path / "models"),
+    )
+    assert (tmp_path / "found" / "case_1_seg.nii.gz").is_file()
+    with pytest.raises(InputError, match="is the mean of several networks; give --init the model.pt of one of its"):
+        load_network(torch.nn.Identity(), tmp_path / "models" / "model.pt")
+
+
+def test_a_cross_validation_that_cannot_be_is_refused(bundle, kidneys, tmp_path):
+    places_ = (str(tmp_path / "eval"), str(tmp_path / "models"), str(bundle), config_files(bundle, "train", "folds"))
+    with pytest.raises(InputError, match="leave --fold out"):
+        CrossValidation(2, *places_, {"dataset_dir": str(kidneys), "fold": 1})
+    with pytest.raises(InputError, match="folds of a cross-validation must be|folds must be"):
+        CrossValidation(None, *places_, {"dataset_dir": str(kidneys)})

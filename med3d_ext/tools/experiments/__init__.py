@@ -9,6 +9,7 @@ try:
 except ImportError as error:
     raise InputError('compare and the studies need pandas; pip install "med3d-ext[tools]".') from error
 
+from med3d_ext.tools.experiments.folds import CrossValidation
 from med3d_ext.tools.experiments.study import Study
 
-__all__ = ["Study"]
+__all__ = ["CrossValidation", "Study"]

@@ -17,11 +17,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from monai.bundle import ConfigParser
 
 from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import case_name, read_json, write_json
+from med3d_ext.run.overrides import split_id
 from med3d_ext.run.provenance import command_line, git_state, versions
+from med3d_ext.run.start import run_arguments
 
 logger = logging.getLogger("med3d_ext.experiments")
 MARK, RUN, SUMMARY = "arm.json", "run.json", "test/summary.json"  # what an arm was begun with, and what it leaves
@@ -156,6 +159,28 @@ def alone_in(folder: Path) -> Iterator[tuple[int, ...]]:
             logger.info(f"waiting for the process that is at work in '{folder}'")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield (file.fileno(),)
+
+
+def given_command(
+    overlay: str, files: Sequence[str] | None = None, overrides: Mapping[str, Any] | None = None
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any], set[str]]:
+    """What an experiment that is an overlay of a bundle's own command was begun with.
+
+    Args:
+        overlay: the id that makes a config file the experiment's own overlay.
+        files: config files. Defaults to None: those of the command that runs.
+        overrides: Defaults to None: the command's.
+
+    Returns:
+        path and content of the other files, the overrides of ids that they have, and the ids of all overrides.
+    """
+    command, typed = run_arguments()
+    typed = typed if overrides is None else dict(overrides)
+    loaded = {str(file): ConfigParser.load_config_file(file) for file in files or command}
+    base = {file: content for file, content in loaded.items() if overlay not in content}
+    ids = {key for content in base.values() for key in content}
+    arguments = {key: value for key, value in typed.items() if split_id(key)[0] in ids}
+    return base, arguments, {"::".join(split_id(name)) for name in typed}
 
 
 def check_plan(what: str, **lists: Sequence[Any]) -> None:

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser
-
 from med3d_ext.data.domains import choose_domains
 from med3d_ext.data.prepared_data import PreparedData
 from med3d_ext.errors import InputError
@@ -17,7 +15,6 @@ from med3d_ext.io.files import write_json
 from med3d_ext.metrics.intervals import describe_metric
 from med3d_ext.run.options import check_options
 from med3d_ext.run.overrides import split_id
-from med3d_ext.run.start import run_arguments
 from med3d_ext.tools.experiments import engine
 from med3d_ext.tools.experiments.engine import CACHE, METRIC, Arm, ArmResult, Experiment
 from med3d_ext.tools.experiments.report import draw_study, value_words
@@ -73,17 +70,13 @@ class Study:
         self.values = list(values) if isinstance(values, list | tuple) else [values]
         self.seeds: list[int] = list(seeds) if isinstance(seeds, Sequence) else [seeds]
         self.folder, self.data = Path(output_dir), data
-        files, typed = run_arguments()
-        typed = typed if overrides is None else dict(overrides)
-        loaded = {file: ConfigParser.load_config_file(file) for file in config_files or files}
-        base = {file: content for file, content in loaded.items() if STUDY not in content}
-        ids = {key for content in base.values() for key in content}
-        self.arguments = {key: value for key, value in typed.items() if split_id(key)[0] in ids} | dict(settings or {})
+        base, arguments, typed = engine.given_command(STUDY, config_files, overrides)
+        self.arguments = arguments | dict(settings or {})
         if not base:
             raise InputError(
                 "a study needs its base config; run it as --config_file \"['train.json','study_share.json']\"."
             )
-        self._check({"::".join(split_id(name)) for name in typed})
+        self._check(typed)
         self.experiment = Experiment(f"study '{name}'", list(base), str(evaluation))
 
     def _check(self, typed: set[str]) -> None:

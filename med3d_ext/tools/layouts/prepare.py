@@ -74,11 +74,6 @@ def prepare_lung(
     """
     if num_classes not in (2, 3):
         raise InputError(f"num_classes must be 2 (lung) or 3 (right and left lung), got {num_classes!r}.")
-    for option, value in (("folds", folds), ("fold", fold)):
-        if value is not None and not isinstance(value, int):
-            raise InputError(f"{option} must be a whole number, got {value!r}.")
-    if folds is None and fold:
-        raise InputError(f"fold {fold} needs the number of parts; add --folds.")
     faults = Faults(skip_bad)
     source = one_channel(read_source(src, "lung", output, faults), channel)
     for case in source.cases:
@@ -212,8 +207,8 @@ def prepare(
         download: 3dseg8: fetch the Decathlon's tasks that the source folder lacks.
         hu_window: lits: lowest and highest HU, as -200,250. Defaults to the paper's, narrowed to the images' range.
         num_classes: lung: 2 for lung, 3 for right and left lung. Defaults to 2.
-        folds: lung, nodules: test on one of this many equal parts instead of a tenth.
-        fold: lung, nodules: which part, from 0 on.
+        folds: 3dseg8, lung, nodules: test on one of this many equal parts instead of a tenth.
+        fold: 3dseg8, lung, nodules: which part, from 0 on.
         cube_mm: nodules: edge of the network's cube in mm. Defaults to 32, or the smallest image's extent.
         ties: nodules: a median rating between 3 and 4 is left out (exclude), benign or malignant. Defaults to exclude.
         skip_bad: leave out faulty cases (nodules, lidc: scans, marks and nodules), list and count them.

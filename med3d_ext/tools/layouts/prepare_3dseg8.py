@@ -54,6 +54,8 @@ def prepare_3dseg8(
     download: bool = False,
     skip_bad: bool = False,
     channel: str | int | None = None,
+    folds: int | None = None,
+    fold: int = 0,
 ) -> Path:
     """Prepare the domains of a folder for pretraining: each is a sub-folder, in any layout of an organ.
 
@@ -84,10 +86,12 @@ def prepare_3dseg8(
             "label_map": label_map,
             "spatial_size": list(settings.spatial_size),
             "intensity_range": None if settings.intensity_range is None else list(settings.intensity_range),
+            **({} if folds is None else {"options": {"folds": folds, "fold": fold}}),
         }
 
     sources = {name: each.source for name, each in found.items()}
-    return prepare_domains(sources, facts, root, output, seed, faults, foreground=False, default_channel=0)
+    more: dict[str, Any] = {"foreground": False, "default_channel": 0, "folds": folds, "fold": fold}
+    return prepare_domains(sources, facts, root, output, seed, faults, **more)
 
 
 def download_tasks(folder: str | os.PathLike, tasks: Iterable[str]) -> None:

@@ -37,6 +37,7 @@ def new_bundle(
     channel: str | None = None,
     stages: int | None = None,
     minutes: float | None = None,
+    folds: int | None = None,
     update: bool = False,
 ) -> str:
     """Write a bundle for a folder of labeled volumes, with its classes and modality, and print the next commands.
@@ -53,6 +54,8 @@ def new_bundle(
         stages: 1 or 2. Defaults to what suits the data.
         minutes: how long the training may take on this machine in total; some steps are timed now, and the number
             of epochs is written into the config. Defaults to as many steps as a small data set needs.
+        folds: plan and print a cross-validation: so many trainings, together within `--minutes`, whose models are one
+            in the end. Defaults to one training.
         update: rewrite the configs of a bundle that an earlier version wrote, where they name what has moved since.
     """
     if update:
@@ -63,28 +66,34 @@ def new_bundle(
         raise InputError(f"new-bundle: --stages must be 1 or 2, got {stages}.")
     if minutes is not None and not (isinstance(minutes, int | float) and minutes > 0):
         raise InputError(f"new-bundle: --minutes must be a number above 0, got {minutes}.")
+    if folds is not None and not (isinstance(folds, int) and folds >= 2):
+        raise InputError(f"new-bundle: --folds must be a whole number of at least 2, got {folds}.")
     check_name(name)
     folder = Path(output).expanduser() / name
     if folder.exists():
         raise InputError(f"'{folder}' exists; choose another name, or remove it.")
     found = own_data(dataset_dir, channel)
     classes, _ = merge_classes(found.source.classes, found.settings.merge)
-    planned = plan_bundle(found, len(classes), stages, minutes)
+    planned = plan_bundle(found, len(classes), stages, minutes and minutes / (folds or 1))
     with scratch_folder(folder) as scratch:
         draft = scratch / name
         _write(draft, found, classes, planned)
         os.replace(draft, folder)
     bundle, data = shlex.quote(str(folder)), shlex.quote(dataset_dir)
     run, configs = "python -m monai.bundle run --config_file", f"{folder}/configs"
+    once = f'{run} "{configs}/train.json" --dataset_dir {data}'
+    several = f"{run} \"['{configs}/train.json','{configs}/folds.json']\" --folds {folds} --dataset_dir {data}"
     commands = {
         "check": f"python -m med3d_ext check {bundle} --dataset_dir {data}",
-        "train": f'{run} "{configs}/train.json" --dataset_dir {data}',
-        "evaluate": f"{run} \"['{configs}/train.json','{configs}/evaluate.json']\" --dataset_dir {data}",
+        "train": several if folds else once,
+        "evaluate": ""
+        if folds
+        else f"{run} \"['{configs}/train.json','{configs}/evaluate.json']\" --dataset_dir {data}",
         "report": f"python -m med3d_ext report {bundle}",
         "segment": f"python -m med3d_ext predict {bundle} IMAGES --output FOLDER",
         "share": f"python -m med3d_ext zoo pack {bundle} ARCHIVES",
     }
-    steps = [f"  {step:<9} {command}" for step, command in commands.items()]
+    steps = [f"  {step:<9} {command}" for step, command in commands.items() if command]
     return "\n".join([f"'{folder}': {_names(classes)}", f"  {planned.reason}", *steps])
 
 

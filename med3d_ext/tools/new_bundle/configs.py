@@ -48,7 +48,8 @@ def own_configs(
     A CT is windowed, all else normalized by percentiles. ``classes``, background counted, are those of a network that
     has no weights yet; ``channel`` is taken of images that have several.
     """
-    parts = read_json(Path(__file__).with_name("templates") / "recipe.json")
+    templates = Path(__file__).with_name("templates")
+    parts = read_json(templates / "recipe.json")
     configs = {name: read_json(bundles / TEMPLATES[plan.stages] / "configs" / f"{name}.json") for name in CONFIGS}
     train, evaluate, inference = (configs[name] for name in CONFIGS[:3])
     network = _network("network_def::fine" if plan.stages == 2 else "network_def")
@@ -57,7 +58,12 @@ def own_configs(
     length = {"epochs": plan.epochs, "spatial_size": list(plan.grid), "val_interval": plan.val_interval}
     _set(train, parts["recipe"] | length | network)
     _set(inference, {"dataset::data::kind": "3dseg8", "dataset::data::phantoms": False} | network)
-    train["channel"], train["data"]["options"] = channel, {"channel": "@channel"}
+    train |= {"channel": channel, "folds": None, "fold": 0}
+    train["data"]["options"] = {name: f"@{name}" for name in ("channel", "folds", "fold")}
+    evaluate |= {name: parts[name] for name in ("folds", "fold")}
+    for config in (evaluate, inference):
+        config["mean"] = parts["mean"]
+        config["network"] = "$@mean.to(@device)"
     del train["phantoms"], train["train"]["load"]["require_foreground"]
     train["train"]["normalize"] = inference["normalize"] = parts["window" if modality == "CT" else "percentiles"]
     train["train"]["merge_labels"]["label_map"] = "$@data.label_map()"
@@ -66,9 +72,8 @@ def own_configs(
         "default": classes,
     }
     _checkpoint(train)["evaluator"] = None  # the last epoch, in which the learning rate has come down to 0
+    configs["folds"] = read_json(templates / "folds.json")
     if plan.stages == 1:
-        for config in (train, evaluate):
-            del config["folds"], config["fold"]
         del evaluate["data::seed"], evaluate["validate::handlers"][1]["group_by"]
         train["train"]["crop"] = {**parts["whole"], "rotate_degrees": 10.0, "scale": [0.85, 1.2]}
         return configs
