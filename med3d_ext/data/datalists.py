@@ -36,8 +36,8 @@ class Source:
     title: str = ""  # what the data set calls itself
     merge: Mapping[int, int] = field(default_factory=dict)  # label value to the one that it counts as
     layout: str = ""  # its name in med3d_ext.tools.layouts.table
-    channel: int | None = None  # the one to take of each file; None of 3D files
-    chosen: tuple[int, str] | None = None  # of several channels, number and name of the one that is taken
+    channel: int | str | None = None  # the one to take of each file, or all; None of 3D files
+    chosen: tuple[int | str, str] | None = None  # of several channels, number and name of the one that is taken
 
 
 def existing_file(path: Path, listed_in: Path | None = None) -> Path:
@@ -80,13 +80,15 @@ def list_images(folder: str | os.PathLike, argument: str = "dataset_dir") -> lis
 
 
 def named_images(
-    inputs: Sequence[str | os.PathLike], argument: str = "dataset_dir"
+    inputs: Sequence[str | os.PathLike], argument: str = "dataset_dir", channels: int = 1
 ) -> tuple[list[dict[str, str]], dict[str, str]]:
     """The images of several folders and files, each once, with a name that is fit for files and no other has.
 
     The name is the path from the folder that was given, without the format: ``patient_1/ct.nii.gz`` is
     ``patient_1_ct``, so that another patient changes nothing. Twins of one folder keep their format (``scan.mha``), and
     those of several inputs are told apart by the folders before them.
+
+    ``channels`` is how many the network takes: with several, a folder may hold a file for each.
 
     Returns:
         items with ``image`` and ``case``, the name; and the inputs that hold none, each with a sentence that says why.
@@ -95,7 +97,7 @@ def named_images(
     without: dict[str, str] = {}
     for path in inputs:
         try:
-            for image, name in _found(path, argument):
+            for image, name in _found(path, argument, channels):
                 found.setdefault(os.path.abspath(image), name)
         except InputError as error:
             without[str(path)] = str(error)
@@ -104,7 +106,7 @@ def named_images(
     return [{"image": image, "case": name} for image, name in told_apart(found).items()], without
 
 
-def _found(folder: str | os.PathLike, argument: str) -> list[tuple[str, str]]:
+def _found(folder: str | os.PathLike, argument: str, taken: int = 1) -> list[tuple[str, str]]:
     """Images with their names: the path from ``folder`` without the format, its parts joined."""
     root = Path(folder).expanduser()
     if root.is_file():
@@ -114,7 +116,7 @@ def _found(folder: str | os.PathLike, argument: str) -> list[tuple[str, str]]:
     # Of nnU-Net's folders with a file for each channel nothing says here which one the network was trained on.
     for path in [root / "dataset.json"] + [root.parent / "dataset.json"] * root.name.startswith("images"):
         channels = read_json(path).get("channel_names") if path.is_file() else None
-        if isinstance(channels, Mapping) and len(channels) > 1:
+        if isinstance(channels, Mapping) and len(channels) > 1 and taken == 1:
             known = ", ".join(f"{number.zfill(4)}: {name}" for number, name in channels.items())
             raise InputError(
                 f"'{root}' has a file for each channel ({known}), and the network takes one; give the files of the one "

@@ -95,13 +95,18 @@ def read_lines(path: str | Path) -> dict[str, dict[str, Any]]:
     return content
 
 
+def is_ct(channel: str) -> bool:
+    """Whether a channel's name says that it is a CT."""
+    return "ct" in re.split(r"[^a-z]+", channel.lower())
+
+
 def settings_of(name: str, folder: str, title: str, modality: Mapping[int, str], line: Mapping[str, Any]) -> Domain:
     """The settings of one folder: its domain's from the table if it is one, changed by the user's ``line``.
 
     ``title`` and ``modality``, the channels' names, are what its ``dataset.json`` states.
     """
-    is_ct = any("ct" in re.split(r"[^a-z]+", channel.lower()) for channel in modality.values())
-    own = {"modality": "CT", "intensity_range": CT_RANGE} if is_ct else {"modality": "MR"}
+    has_ct = any(map(is_ct, modality.values()))
+    own = {"modality": "CT", "intensity_range": CT_RANGE} if has_ct else {"modality": "MR"}
     base = recognize(folder, title) or Domain(organ=name, folder=folder, **own)  # type: ignore[arg-type]
     changes = {key: value for key, value in line.items() if key != "folder"}
     if "merge" in changes:

@@ -58,7 +58,9 @@ def label_map(case: Mapping[str, Any]) -> str | None:
     return case["label"] if isinstance(case.get("label"), str) else case.get("mask")
 
 
-def read_voxels(case: dict[str, Any], channel: int | None, spacing: list[float], foreground: bool) -> dict[str, Any]:
+def read_voxels(
+    case: dict[str, Any], channel: int | str | None, spacing: list[float], foreground: bool
+) -> dict[str, Any]:
     """Hashes, intensities (of the file's scaled values) and label voxel counts of one case, read by LoadVolumed."""
     path = label_map(case)
     load = LoadVolumed(("image", "label") if path else "image", channel, spacing, foreground, store=store_in_use())
@@ -88,7 +90,11 @@ def read_voxels(case: dict[str, Any], channel: int | None, spacing: list[float],
 
 
 def scan_cases(
-    cases: list[dict[str, Any]], known: list[dict[str, Any]], channel: int | None, foreground: bool, faults: Faults
+    cases: list[dict[str, Any]],
+    known: list[dict[str, Any]],
+    channel: int | str | None,
+    foreground: bool,
+    faults: Faults,
 ) -> list[dict[str, Any]]:
     """The second pass: add what :func:`read_voxels` finds to each case, in place, and return those that can be read.
 
@@ -116,7 +122,7 @@ def scan_cases(
 
 
 def fingerprint_domain(
-    source: Source, known: list[dict[str, Any]], channel: int | None, foreground: bool, faults: Faults
+    source: Source, known: list[dict[str, Any]], channel: int | str | None, foreground: bool, faults: Faults
 ) -> list[dict[str, Any]]:
     """Both passes over one source: its good cases, each once, with all that the passes find.
 

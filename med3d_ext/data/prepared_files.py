@@ -58,7 +58,7 @@ def prepare_domains(
     if folds is None and fold:
         raise InputError(f"fold {fold} needs the number of parts; add --folds.")
     src, output = Path(src).expanduser(), Path(output)
-    known: dict[int | None, list[dict[str, Any]]] = {}  # channel to cases
+    known: dict[int | str | None, list[dict[str, Any]]] = {}  # channel to cases
     for folder in dict.fromkeys((output, src)):
         with suppress(InputError):  # nothing was prepared, or it is damaged: all is read anew
             before = read_prepared(folder)

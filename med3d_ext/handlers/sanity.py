@@ -117,8 +117,8 @@ def case_oddities(case: Mapping[str, Any], domain: Mapping[str, Any]) -> Iterato
 
 
 def picture_oddities(image: Any, label: Any) -> Iterator[str]:
-    """What is odd about a label on its image (1, X, Y, Z): it lies where the image is as dark as it gets."""
-    voxels, inside = np.asarray(image).astype(np.float32), np.asarray(label) > 0
+    """What is odd about a label on its image (C, X, Y, Z): it lies where the image is as dark as it gets."""
+    voxels, inside = np.asarray(image)[:1].astype(np.float32), np.asarray(label) > 0
     low, high = gray_range(voxels)
     if inside.any() and high > low:
         share = float((voxels[inside] <= low + 0.02 * (high - low)).mean())

@@ -21,13 +21,17 @@ from med3d_ext.io.image_files import read_image, stated_spacing, usable_spacing
 from med3d_ext.transforms.values import whole_values
 
 IN_MEMORY = "image in memory"
+ALL = "all"
+"""In place of a channel: all of them."""
 
 logger = logging.getLogger("med3d_ext.load")
 # If pydicom is installed, MONAI warns at every image that a GPU decoder, which is not used here, is missing.
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
 
-def load_volume(path: str | os.PathLike | MetaTensor, channel: int | None = None, store: Any = None) -> MetaTensor:
+def load_volume(
+    path: str | os.PathLike | MetaTensor, channel: int | str | None = None, store: Any = None
+) -> MetaTensor:
     """Load one 3D volume as a channel-first float32 MetaTensor with its affine.
 
     NIfTI goes through nibabel, the headers of NRRD and MetaImage through ITK: the two differ if a file has neither
@@ -37,7 +41,7 @@ def load_volume(path: str | os.PathLike | MetaTensor, channel: int | None = None
     Args:
         path: file, or folder of a DICOM series; or, as MONAI Deploy hands it over, a volume that was read before:
             (X, Y, Z) or (X, Y, Z, channels) with its affine.
-        channel: the channel to take of a 4D file; None wants a 3D file.
+        channel: the channel to take of a 4D file, or `all`; None wants a 3D file.
         store: see :class:`LoadVolumed`.
 
     Raises:
@@ -48,7 +52,7 @@ def load_volume(path: str | os.PathLike | MetaTensor, channel: int | None = None
 
 
 def _load(
-    path: str | os.PathLike | MetaTensor, channel: int | None, store: Any
+    path: str | os.PathLike | MetaTensor, channel: int | str | None, store: Any
 ) -> tuple[MetaTensor, list[str], list[float]]:
     """:func:`load_volume`, what must be known of how the volume was read, a sentence each, and its stated spacing."""
     if isinstance(path, MetaTensor):
@@ -65,12 +69,13 @@ def _load(
             ]
     while volume.ndim > 3 and volume.shape[-1] == 1:
         volume = volume[..., 0]
-    if volume.ndim == 4 and channel is not None:
+    if volume.ndim == 4 and isinstance(channel, int):
         if channel >= volume.shape[-1]:
             raise InputError(f"'{path}' has {volume.shape[-1]} channels, channel {channel} was asked for; correct it.")
         volume = volume[..., channel]
-    if volume.ndim != 3 or min(volume.shape) < 2:
-        shape = "x".join(map(str, volume.shape))
+    volume = volume.movedim(-1, 0).contiguous() if volume.ndim == 4 and channel == ALL else volume[None]
+    if volume.ndim != 4 or min(volume.shape[1:]) < 2:
+        shape = "x".join(map(str, volume.shape[1:]))
         raise InputError(f"'{path}' is not a 3D volume (its shape is {shape}); give a volume of several slices.")
     if not torch.isfinite(volume).all():
         raise InputError(f"'{path}' holds NaN or infinite voxels; repair them, for example with numpy.nan_to_num.")
@@ -78,13 +83,13 @@ def _load(
 
 
 def _with_geometry(voxels: torch.Tensor, affine: torch.Tensor, path: Any) -> MetaTensor:
-    """Of the header, what MONAI's writers need to put a result on the file's own grid, permuted axes included."""
+    """Channel-first voxels, with what of the header MONAI's writers need to put a result on the file's own grid."""
     meta = {
         "filename_or_obj": str(path),
         "original_affine": torch.as_tensor(affine).clone(),
-        "spatial_shape": np.array(voxels.shape),
+        "spatial_shape": np.array(voxels.shape[1:]),
     }
-    return MetaTensor(voxels[None], affine=affine, meta=meta)
+    return MetaTensor(voxels, affine=affine, meta=meta)
 
 
 class LoadVolumed(MapTransform):
@@ -97,7 +102,7 @@ class LoadVolumed(MapTransform):
 
     Args:
         keys: keys of the files; the first is the image.
-        channel: the channel to take of 4D images; an item's own ``channel`` wins. Defaults to None.
+        channel: the channel to take of 4D images, or `all`; an item's own ``channel`` wins. Defaults to None.
         default_spacing: spacing (mm) for an image whose header has none. Defaults to None, which refuses such a file.
         require_foreground: refuse a label file without any foreground. Defaults to False.
         domain: the domain of items that name none, as a labelling server sends them. Defaults to None, no domain.
@@ -108,7 +113,7 @@ class LoadVolumed(MapTransform):
     def __init__(
         self,
         keys: KeysCollection = ("image", "label"),
-        channel: int | None = None,
+        channel: int | str | None = None,
         default_spacing: Sequence[float] | None = None,
         require_foreground: bool = False,
         domain: str | None = None,
@@ -152,5 +157,5 @@ class LoadVolumed(MapTransform):
                 voxels = whole_values(on_image_grid(label.as_tensor()[0].numpy(), own, grid), path)
                 if self.require_foreground and not voxels.any():
                     raise InputError(f"label '{path}' holds no foreground; remove the case or give its real label.")
-            item[key] = _with_geometry(torch.from_numpy(np.ascontiguousarray(voxels)), image.affine, path)
+            item[key] = _with_geometry(torch.from_numpy(np.ascontiguousarray(voxels))[None], image.affine, path)
         return item

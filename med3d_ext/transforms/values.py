@@ -132,7 +132,7 @@ class PercentileNormalized(MapTransform):
     the same input, where percentiles alone would give inputs of another scale. A volume of one value becomes 0.
 
     Args:
-        keys: keys of channel-first volumes; all channels are normalized together.
+        keys: keys of channel-first volumes; each channel is normalized by itself.
         lower: lower percentile, 0 to 100.
         upper: upper percentile, 0 to 100.
         intensity_range: lowest and highest value to keep, or None; or a table from an item's ``domain`` to either,
@@ -156,8 +156,8 @@ class PercentileNormalized(MapTransform):
             if limits is not None and (len(limits) != 2 or limits[0] >= limits[1]):
                 raise ValueError(f"intensity_range must be [lowest, highest], got {limits!r}.")
         self.intensity_range = intensity_range
-        self.clip = ClipIntensityPercentiles(lower=lower, upper=upper)
-        self.normalize = NormalizeIntensity()
+        self.clip = ClipIntensityPercentiles(lower=lower, upper=upper, channel_wise=True)
+        self.normalize = NormalizeIntensity(channel_wise=True)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)

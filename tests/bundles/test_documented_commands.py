@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import shlex
 
@@ -11,6 +12,8 @@ from bundle_files import BUNDLES, REPOSITORY, merged
 
 from med3d_ext.tools.bundle_folder import fault_of
 from med3d_ext.tools.cli import VERBS
+from med3d_ext.tools.new_bundle.configs import own_configs
+from med3d_ext.tools.new_bundle.plan import Plan
 
 PAGES = [REPOSITORY / "README.md", *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("bundles/*/docs/*.md")]
 COMMAND = re.compile(r"-m (monai\.bundle run |med3d_ext )([^`|#&\n]*)")
@@ -26,11 +29,22 @@ def commands(page):
         yield program.strip(), shlex.split(rest)
 
 
-def fits_a_bundle(names, configs, page):
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory):
+    """Those of the checkout, and one that ``new-bundle`` writes."""
+    own = tmp_path_factory.mktemp("bundles") / "my_spleen"
+    (own / "configs").mkdir(parents=True)
+    plan = Plan(2, [96, 96, 96], 60, 6, [72, 72, 96], 60, "two stages")
+    for name, config in own_configs(REPOSITORY / "bundles", plan, "CT", 2, None).items():
+        (own / "configs" / f"{name}.json").write_text(json.dumps(config))
+    return [*BUNDLES, own]
+
+
+def fits_a_bundle(bundles, names, configs, page):
     """Whether one of the bundles that a command may mean has all these ids."""
     meant = {bundle for bundle, _ in configs} | set(page.parts)
     files = [name for _, name in configs]
-    for bundle in [bundle for bundle in BUNDLES if bundle.name in meant] or BUNDLES:
+    for bundle in [bundle for bundle in bundles if bundle.name in meant] or bundles:
         if all((bundle / "configs" / f"{name}.json").is_file() for name in files):
             config = merged(bundle, *files)
             if all(fault_of(config, name, 1) is None for name in names):
@@ -39,7 +53,7 @@ def fits_a_bundle(names, configs, page):
 
 
 @pytest.mark.parametrize("page", sorted(PAGES), ids=lambda path: str(path.relative_to(REPOSITORY)))
-def test_the_options_of_every_documented_command_exist(page):
+def test_the_options_of_every_documented_command_exist(page, bundles):
     for program, words in commands(page):
         names = {word.strip("[]-").partition("=")[0] for word in words if re.match(r"\[?--\w", word)} - {
             "debug",
@@ -48,12 +62,14 @@ def test_the_options_of_every_documented_command_exist(page):
         if program == "monai.bundle run":
             configs = [found for word in words for found in CONFIG.findall(word)] or [("", "train")]
             ids = names - {"config_file", "tracking"}
-            ids = {name for name in ids if not name.startswith("coarse::")}  # of the bundles that new-bundle writes
-            assert fits_a_bundle(ids, configs, page), words
+            assert fits_a_bundle(bundles, ids, configs, page), words
         elif words and words[0] not in ("VERB", "--help"):
             verb = next(verb for verb in (" ".join(words[:2]), words[0]) if verb in VERBS)
             parameters = inspect.signature(VERBS[verb].load()).parameters
             ids = names - parameters.keys()  # if the verb passes options on, those of a config
             assert not ids or any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()), words
             for name in ids:
-                assert any(fits_a_bundle([name], [("", file)], page) for file in ("train", "inference")), (words, name)
+                assert any(fits_a_bundle(bundles, [name], [("", file)], page) for file in ("train", "inference")), (
+                    words,
+                    name,
+                )

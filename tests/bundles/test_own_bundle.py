@@ -135,18 +135,23 @@ def test_what_cannot_be_a_bundle_is_refused_in_a_sentence_and_leaves_nothing(tmp
     assert files_of(out) == ["taken"]
 
 
+def split_channels(folder: Path, images: Path) -> None:
+    """Each image of several channels as a file for each."""
+    images.mkdir(parents=True)
+    for path in folder.iterdir():
+        image = nibabel.load(path)
+        for number in range(image.shape[3]):
+            channel = nibabel.Nifti1Image(np.asarray(image.dataobj)[..., number], image.affine)
+            nibabel.save(channel, images / path.name.replace(".nii.gz", f"_{number:04d}.nii.gz"))
+
+
 @pytest.mark.parametrize("layout", ["nnU-Net", "images and labels"])
 def test_every_layout_with_one_chosen_channel_becomes_a_bundle_that_takes_it(tmp_path, layout, clean_process):
     folder = write_domain(tmp_path / "source", 12, ("kidney",), ("T1", "T2"))
     root, labels = tmp_path / "Dataset100_Kidney", "labelsTr" if layout == "nnU-Net" else "labels"
     images = root / labels.replace("labels", "images")
-    images.mkdir(parents=True)
+    split_channels(folder / "imagesTr", images)
     (folder / "labelsTr").rename(root / labels)
-    for path in (folder / "imagesTr").iterdir():
-        image = nibabel.load(path)
-        for number in range(2):
-            channel = nibabel.Nifti1Image(np.asarray(image.dataobj)[..., number], image.affine)
-            nibabel.save(channel, images / path.name.replace(".nii.gz", f"_{number:04d}.nii.gz"))
     if layout == "nnU-Net":
         stated = {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "kidney": 1}}
         (root / "dataset.json").write_text(json.dumps({**stated, "file_ending": ".nii.gz", "numTraining": 12}))
@@ -157,6 +162,46 @@ def test_every_layout_with_one_chosen_channel_becomes_a_bundle_that_takes_it(tmp
     data = workflow(bundle, "train", dataset_dir=str(root), bundle_root=str(bundle)).parser.get_parsed_content("data")
     assert len(data.training) == 10
     assert {Path(item["image"]).name[-8:] for item in data.training + data.test} == {"1.nii.gz"}
+
+
+def test_all_channels_train_one_network_whether_they_are_in_one_file_or_in_several(tmp_path, clean_process):
+    whole, split = write_domain(tmp_path / "Kidney", 4, ("kidney",), ("T1", "T2")), tmp_path / "split"
+    split_channels(whole / "imagesTr", split / "images")
+    shutil.copytree(whole / "labelsTr", split / "labels")
+    bundle = tmp_path / "out" / "kidneys"
+    new_bundle("kidneys", dataset_dir=str(split), output=str(bundle.parent), channel="all", stages=1)
+    image = read_json(bundle / "configs" / "metadata.json")["network_data_format"]["inputs"]["image"]
+    assert image["num_channels"] == 2
+    for data in (whole, split):
+        options = {**SMALL, **places(bundle, tmp_path / "run" / data.name), "dataset_dir": str(data)}
+        run_bundle(bundle, "train", **options, epochs=1)
+        run_bundle(bundle, "train", "evaluate", **options)
+        state = torch.load(tmp_path / "run" / data.name / "models" / "model.pt", weights_only=True)
+        assert state["encoder.conv1.weight"].shape[1] == 2
+    joined = tmp_path / "run" / "split" / "eval" / "prepared" / "split" / "images"
+    maps = []
+    for images in (whole / "imagesTr", split / "images"):
+        found = tmp_path / "found" / images.name
+        predict(
+            str(bundle),
+            str(images),
+            output=str(found),
+            device="cpu",
+            ckpt_dir=str(tmp_path / "run" / "split" / "models"),
+        )
+        maps.append([nibabel.load(found / f"case_{number}_seg.nii.gz") for number in range(4)])
+    for number, (first, second) in enumerate(zip(*maps)):
+        voxels = [
+            np.asarray(nibabel.load(folder / f"case_{number}.nii.gz").dataobj)
+            for folder in (joined, whole / "imagesTr")
+        ]
+        assert np.array_equal(*voxels) and np.array_equal(first.affine, second.affine)
+        assert np.array_equal(first.dataobj, second.dataobj)
+    assert read_json(found / "case_1_seg.json")["image"].endswith("case_1_0000.nii.gz")
+    assert not (found / ".channels").exists()
+    (split / "images" / "case_2_0001.nii.gz").unlink()
+    with pytest.raises(InputError, match="'case_2' has the channels 0000, and the network takes 2"):
+        predict(str(bundle), str(split / "images"), output=str(found), device="cpu")
 
 
 @pytest.fixture(scope="module")

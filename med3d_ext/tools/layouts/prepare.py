@@ -212,7 +212,8 @@ def prepare(
         cube_mm: nodules: edge of the network's cube in mm. Defaults to 32, or the smallest image's extent.
         ties: nodules: a median rating between 3 and 4 is left out (exclude), benign or malignant. Defaults to exclude.
         skip_bad: leave out faulty cases (nodules, lidc: scans, marks and nodules), list and count them.
-        channel: 3dseg8, lits, lung: name or number of the channel to take of images that have several.
+        channel: 3dseg8, lits, lung: name or number of the channel to take of images that have several; 3dseg8 of a
+            bundle of several channels: `all`.
     """
     if kind not in PREPARE:
         raise InputError(f"prepare: KIND must be one of {', '.join(sorted(PREPARE))}, got '{kind}'.")

@@ -19,6 +19,7 @@ from med3d_ext.data.domains import (
     OTHER_TASKS,
     Domain,
     choose_domains,
+    is_ct,
     merge_classes,
     read_lines,
     recognize,
@@ -27,9 +28,10 @@ from med3d_ext.data.domains import (
 )
 from med3d_ext.data.prepared_files import prepare_domains
 from med3d_ext.errors import Faults, InputError
-from med3d_ext.io.files import hold, lock_elsewhere
+from med3d_ext.io.files import hold, lock_elsewhere, stem
+from med3d_ext.tools.channels import NUMBERED, join_channels
 from med3d_ext.tools.layouts.table import LEFT_ATRIUM, LITS, layout_of, one_channel, read_source
-from med3d_ext.transforms.load import load_volume
+from med3d_ext.transforms.load import ALL, load_volume
 
 logger = logging.getLogger("med3d_ext.prepare")
 LINES = "domains.json"
@@ -69,6 +71,7 @@ def prepare_3dseg8(
         download_tasks(root, choose_domains(table, domains))
     faults = Faults(skip_bad)
     found = find_domains(root, domains_file, faults, domains, channel)
+    found = {name: replace(each, source=_joined(each, Path(output), faults)) for name, each in found.items()}
     merged = {}
     for name, each in found.items():
         try:
@@ -86,6 +89,7 @@ def prepare_3dseg8(
             "label_map": label_map,
             "spatial_size": list(settings.spatial_size),
             "intensity_range": None if settings.intensity_range is None else list(settings.intensity_range),
+            **({"channels": domain["cases"][0]["channels"]} if found[name].source.channel == ALL else {}),
             **({} if folds is None else {"options": {"folds": folds, "fold": fold}}),
         }
 
@@ -138,7 +142,7 @@ def find_domains(
             to ``domains.json`` in the folder, if there is one.
         faults: collects the cases whose files are missing. Defaults to None, which refuses them.
         domains: the domains to take, see :func:`med3d_ext.data.domains.choose_domains`. Defaults to None: all.
-        channel: name or number of the channel of a single domain that has several; else that of its settings.
+        channel: name or number of the channel of a single domain that has several, or `all`; else that of its settings.
     """
     if not root.is_dir():
         raise InputError(f"'{root}' is not a folder; give the folder that holds the domains' folders.")
@@ -151,6 +155,8 @@ def find_domains(
         if not modality and recognize(folder.name, source.title or folder.name) is None:
             modality = {0: _guessed_modality(source)}
         line = {**({"merge": source.merge} if source.merge else {}), **line}
+        if str(channel).lower() == ALL and len({*map(is_ct, modality.values())}) > 1:
+            modality = {0: "MR"}  # a window of HU would be wrong for some of the channels
         settings = settings_of(name, folder.name, source.title or folder.name, modality, line)
         found[name] = Found(folder, replace(source, name=name), settings)
     if not found:
@@ -176,10 +182,26 @@ def find_domains(
             f"channel '{channel}' is for one domain, and '{root}' has {', '.join(chosen)}; name the channel of each in "
             f"{LINES}."
         )
-    return {
-        name: replace(found[name], source=one_channel(found[name].source, channel, found[name].settings.channel))
-        for name in chosen
-    }
+    taken = {name: (found[name].source, channel, found[name].settings.channel) for name in chosen}
+    return {name: replace(found[name], source=one_channel(*each, several=True)) for name, each in taken.items()}
+
+
+def _joined(found: Found, output: Path, faults: Faults) -> Source:
+    """A domain's source, the channels of cases that have a file for each joined to one in ``images/`` of ``output``."""
+    source = found.source
+    if source.channel != ALL or not any(isinstance(case["image"], list) for case in source.cases):
+        return source
+    folder = output.resolve() / "images"
+    if folder.is_relative_to(found.folder.resolve()):
+        raise InputError(f"output must be a folder outside of '{found.folder}' for the joined images, got '{output}'.")
+    cases = []
+    for case in source.cases:
+        with faults.caught():
+            files = case["image"] if isinstance(case["image"], list) else [case["image"]]
+            name = NUMBERED.sub(r"\1", stem(files[0]))
+            join_channels(files, folder / f"{name}.nii.gz")
+            cases.append({**case, "image": str(folder / f"{name}.nii.gz"), "parts": files})
+    return replace(source, cases=cases)
 
 
 def _folders(root: Path, lines: Mapping[str, Mapping[str, Any]]) -> dict[str, Path]:

@@ -12,6 +12,7 @@ from med3d_ext.data.fingerprint import read_header
 from med3d_ext.data.prepared_files import DATALIST, read_prepared
 from med3d_ext.errors import Faults, FaultyCases, InputError
 from med3d_ext.tools.layouts import lung, nodules, organs
+from med3d_ext.transforms.load import ALL
 
 
 @dataclass(frozen=True)
@@ -116,16 +117,21 @@ def read_source(
     return replace(source, layout=layout.name)
 
 
-def one_channel(source: Source, chosen: str | int | None = None, usual: str | int | None = None) -> Source:
+def one_channel(
+    source: Source, chosen: str | int | None = None, usual: str | int | None = None, several: bool = False
+) -> Source:
     """One channel of each case, as one file under ``image`` and its ``channel``: a file, or its number in 4D files.
 
     ``chosen`` is a name or a number, as ``--channel`` gives it. If there is none, it is ``usual``; a set of one channel
-    need not have it by this name.
+    need not have it by this name. If ``several`` may be, `all` takes all: ``channel`` is `all` then, and cases of a
+    file for each keep their list.
     """
-    first, channels = _channels(source)
+    first, channels = channels_of(source)
     named = {number: name for number, name in source.modality.items() if number < channels}
     names = {name.lower(): number for number, name in sorted(named.items(), reverse=True)}
     wanted = usual if chosen is None else chosen
+    if several and str(chosen).lower() == ALL and ALL not in names:
+        return source if channels == 1 else replace(source, channel=ALL, chosen=(ALL, ALL))
     number = names.get(str(wanted).lower(), int(str(wanted)) if str(wanted).isdigit() else channels)
     if number >= channels and channels == 1 and chosen is None and not isinstance(usual, int):
         number = 0
@@ -148,7 +154,7 @@ def one_channel(source: Source, chosen: str | int | None = None, usual: str | in
     return replace(source, cases=cases, modality={0: taken[1]}, channel=0, chosen=taken)
 
 
-def _channels(source: Source) -> tuple[str, int]:
+def channels_of(source: Source) -> tuple[str, int]:
     """The first image that can be read, and its channels: its files, or those in its file."""
     faults = Faults()
     for case in source.cases:

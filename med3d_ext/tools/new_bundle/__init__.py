@@ -16,9 +16,11 @@ from med3d_ext.io.files import read_json, scratch_folder, write_json
 from med3d_ext.run.moved import renewed
 from med3d_ext.tools.bundle_folder import METADATA, find_bundle
 from med3d_ext.tools.layouts.prepare_3dseg8 import Found, find_domains
+from med3d_ext.tools.layouts.table import channels_of
 from med3d_ext.tools.new_bundle.configs import TEMPLATES, own_configs
 from med3d_ext.tools.new_bundle.plan import Plan, plan_bundle
 from med3d_ext.tools.zoo.pack import check_name
+from med3d_ext.transforms.load import ALL
 
 COPIED = ("LICENSE", "large_files.yml", "configs/logging.conf")
 TERMS = "The terms of the data set {} are not stated here; state them before you share weights.\n"
@@ -50,7 +52,7 @@ def new_bundle(
         name: the bundle's name: letters, digits and _; with `--update` its folder.
         dataset_dir: a folder of labelled volumes: the Decathlon's or nnU-Net's layout, images/ with labels/ and others.
         output: where the bundle's folder is made. Defaults to the current folder.
-        channel: name or number of the channel to take of images that have several.
+        channel: name or number of the channel to take of images that have several; `all` trains on all of them at once.
         stages: 1 or 2. Defaults to what suits the data.
         minutes: how long the training may take on this machine in total; some steps are timed now, and the number
             of epochs is written into the config. Defaults to as many steps as a small data set needs.
@@ -138,10 +140,18 @@ def _write(bundle: Path, found: Found, classes: Mapping[str, str], planned: Plan
     normalization = "Clip to the volume's 0.5 and 99.5 percentile, z-score of the volume"
     if settings.modality == "CT":
         normalization = f"Window {list(settings.intensity_range or ())} HU to [-1, 1]"
+    channels = ["image"]
+    if channel is not None and channel[0] == ALL:
+        count = channels_of(found.source)[1]
+        channels = [found.source.modality.get(number, f"channel {number}") for number in range(count)]
+        normalization += ", each channel by itself" if settings.modality != "CT" else ""
+    several = f"{len(channels)} channels ({', '.join(channels)})"
+    inputs = several if len(channels) > 1 else "single channel"
     grid: dict[str, Any] = {"spatial_shape": list(planned.grid)}
     metadata = read_json(template / METADATA)
     formats = metadata["network_data_format"]
     image = {**formats["inputs"]["image"], "modality": settings.modality, **grid}
+    image |= {"num_channels": len(channels), "channel_def": {str(number): each for number, each in enumerate(channels)}}
     pred = {**formats["outputs"]["pred"], "num_channels": len(classes), **grid, "channel_def": dict(classes)}
     files[METADATA] = {
         **metadata,
@@ -153,7 +163,7 @@ def _write(bundle: Path, found: Found, classes: Mapping[str, str], planned: Plan
         "authors": "not stated",
         "copyright": "not stated",
         "data_source": settings.folder,
-        "image_classes": f"single channel {settings.modality}; {normalization}",
+        "image_classes": f"{inputs} {settings.modality}; {normalization}",
         "label_classes": f"single channel: {names}",
         "pred_classes": f"{len(classes)} channels: {names}",
         "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": pred}},
@@ -171,6 +181,7 @@ def _write(bundle: Path, found: Found, classes: Mapping[str, str], planned: Plan
         normalization=normalization,
         targets=targets,
         modality=settings.modality,
+        inputs=several if len(channels) > 1 else "One channel",
         folder=settings.folder,
         grid=" x ".join(map(str, planned.grid)),
         count=len(classes),

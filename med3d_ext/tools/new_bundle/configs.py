@@ -46,7 +46,7 @@ def own_configs(
     """The configs by name, made of those in the folder ``bundles``.
 
     A CT is windowed, all else normalized by percentiles. ``classes``, background counted, are those of a network that
-    has no weights yet; ``channel`` is taken of images that have several.
+    has no weights yet; ``channel`` is taken of images that have several, `all` of them if it says so.
     """
     templates = Path(__file__).with_name("templates")
     parts = read_json(templates / "recipe.json")
@@ -57,6 +57,7 @@ def own_configs(
         network |= parts["coarse_network"] | _network("network_def::coarse")
     length = {"epochs": plan.epochs, "spatial_size": list(plan.grid), "val_interval": plan.val_interval}
     _set(train, parts["recipe"] | length | network)
+    train["in_channels"] = inference["in_channels"] = "$@domain.get('channels', 1)"
     _set(inference, {"dataset::data::kind": "3dseg8", "dataset::data::phantoms": False} | network)
     train |= {"channel": channel, "folds": None, "fold": 0}
     train["data"]["options"] = {name: f"@{name}" for name in ("channel", "folds", "fold")}
@@ -109,6 +110,7 @@ def _network(prefix: str) -> dict[str, Any]:
     """What makes the template's network this recipe's."""
     channels = f"@{prefix}::encoder.channels"
     return {
+        f"{prefix}::encoder::in_channels": "@in_channels",
         f"{prefix}::_desc_": "section 3.3: an encoder in a 3D DenseASPP; skip connections to strides 4 and 2 besides",
         f"{prefix}::decoder": {"_target_": "med3d_ext.networks.DenseASPP", "in_channels": f"${channels}[-1]"},
         f"{prefix}::dropout": 0.1,

@@ -16,7 +16,8 @@ from med3d_ext.engines import computes_bfloat16
 from med3d_ext.errors import InputError
 from med3d_ext.networks import DenseASPP, ResNetEncoder, SegmentationNetwork, SkipConnections
 from med3d_ext.tools.layouts.prepare_3dseg8 import Found
-from med3d_ext.transforms.load import load_volume
+from med3d_ext.tools.layouts.table import channels_of
+from med3d_ext.transforms.load import ALL, load_volume
 from med3d_ext.transforms.sampling import axis_spacing, box_to_ras, target_box, to_ras
 
 MARGIN_MM = 20.0
@@ -101,8 +102,9 @@ def plan_bundle(found: Found, classes: int, stages: int | None = None, minutes: 
     epochs, coarse_epochs, timing = -(-STEPS // steps), -(-COARSE_STEPS // steps), ""
     if minutes is not None:
         seconds = minutes * 60 * 0.9 - 45 - len(cases) * 4 * reading  # image and label, for facts and store
-        fine_step = step_seconds(own_network(classes), grid)
-        coarse_step = step_seconds(own_network(2), coarse_grid) if two else 0.0
+        channels = channels_of(found.source)[1] if found.source.channel == ALL else 1
+        fine_step = step_seconds(own_network(classes, channels), grid, channels)
+        coarse_step = step_seconds(own_network(2, channels), coarse_grid, channels) if two else 0.0
         first = COARSE_SHARE * seconds if two else 0.0
         epochs, coarse_epochs = (
             min(LONGEST, int(part / (1.1 * steps * (step + BATCH * LOADING)))) if step else 0
@@ -125,20 +127,20 @@ def _described(grid: Sequence[int], extent: np.ndarray) -> str:
     return f"{' x '.join(map(str, grid))} voxels of {millimeters} mm"
 
 
-def own_network(classes: int) -> nn.Module:
+def own_network(classes: int, channels: int = 1) -> nn.Module:
     """The network of either stage, as the config composes it."""
-    encoder = ResNetEncoder("resnet10")
+    encoder = ResNetEncoder("resnet10", channels)
     decoder = DenseASPP(encoder.channels[-1])
     skips = SkipConnections(decoder.out_channels, encoder.channels)
     return SegmentationNetwork(encoder, decoder, classes, dropout=0.1, skips=skips)
 
 
-def step_seconds(network: nn.Module, grid: Sequence[int], steps: int = 3) -> float:
+def step_seconds(network: nn.Module, grid: Sequence[int], channels: int = 1, steps: int = 3) -> float:
     """Median seconds of a training step on noise, the first not counted."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = network.to(device).train()
     optimizer = torch.optim.AdamW(network.parameters())
-    x, seconds = torch.randn(BATCH, 1, *grid, device=device), []
+    x, seconds = torch.randn(BATCH, channels, *grid, device=device), []
     for _ in range(steps + 1):
         begin = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=computes_bfloat16(device)):

@@ -121,8 +121,8 @@ class BundlePredictor:
                 each.store = reader
 
     @property
-    def channel(self) -> int | None:
-        """The channel of a 4D image that the bundle takes."""
+    def channel(self) -> int | str | None:
+        """The channel of a 4D image that the bundle takes, or `all`."""
         return next((each.channel for each in self.transform.transforms if hasattr(each, "channel")), None)
 
     def _load_weights(self) -> Path:

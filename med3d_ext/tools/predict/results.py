@@ -34,6 +34,7 @@ class Case:
 
     name: str  # what its results are called
     image: str  # its file, or the folder of its DICOM series
+    source: str = ""  # what it was made of, if that is another file
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Origin:
 
     def of(self, case: Case) -> dict[str, Any]:
         """What a case's JSON says about where it comes from."""
-        facts = {"image": case.image, "bundle": self.bundle, "version": self.version}
+        facts = {"image": case.source or case.image, "bundle": self.bundle, "version": self.version}
         return {**facts, "weights_sha256": self.weights, "options": self.options}
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,11 +19,12 @@ from fire.parser import DefaultParseValue
 
 from med3d_ext.data.datalists import named_images
 from med3d_ext.errors import InputError
-from med3d_ext.io.files import sha256
+from med3d_ext.io.files import read_json, sha256
 from med3d_ext.io.image_files import Header, is_dicom_input, read_image
 from med3d_ext.io.store import compact
 from med3d_ext.run.one_line import heard_warnings, input_error_message
-from med3d_ext.tools.bundle_folder import find_bundle
+from med3d_ext.tools.bundle_folder import METADATA, find_bundle
+from med3d_ext.tools.channels import join_cases
 from med3d_ext.tools.predict.dicom_seg import need_highdicom, write_dicom_seg
 from med3d_ext.tools.predict.predictor import BundlePredictor, LabelMap
 from med3d_ext.tools.predict.results import Case, Origin, Outcome, Summary, is_done, volumes, write_results
@@ -58,10 +61,12 @@ def predict(
         raise InputError("predict: INPUT is missing; give images, folders of images or folders of DICOM series.")
     if dicom_seg:
         need_highdicom()
-    items, without = named_images(inputs, "INPUT")
-    cases = [Case(item["case"], item["image"]) for item in items]
+    found = find_bundle(bundle)
+    image_format = read_json(found / METADATA).get("network_data_format", {}).get("inputs", {}).get("image", {})
+    channels = image_format.get("num_channels", 1)
+    items, without = named_images(inputs, "INPUT", channels)
     folder = Path(output).expanduser()
-    if any(Path(case.image).parent == folder.resolve() for case in cases):
+    if any(Path(item["image"]).parent == folder.resolve() for item in items):
         raise InputError(f"--output must be another folder than that of the images, got '{output}'.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,8 +74,7 @@ def predict(
         raise InputError(f"--output '{output}' cannot be made ({error.strerror}); give another folder.") from error
     # All words arrive as text, because INPUT is text.
     options = {name: DefaultParseValue(value) if isinstance(value, str) else value for name, value in options.items()}
-    found = find_bundle(bundle)
-    with ThreadPoolExecutor(1, "reader") as thread:
+    with ThreadPoolExecutor(1, "reader") as thread, joined_cases(items, channels, folder) as cases:
         reader = ReadAhead(thread)
         predictor = BundlePredictor(found, device, options, lambda: reader.begin(cases[0].image))
         predictor.read_with(reader)
@@ -90,6 +94,20 @@ def predict(
         print(summary)
         raise SystemExit(1)
     return str(summary)
+
+
+@contextmanager
+def joined_cases(items: Sequence[Mapping[str, str]], channels: int, output: Path) -> Iterator[list[Case]]:
+    """The cases; for a network of several channels, those of a file for each are joined in the output folder."""
+    if channels == 1:
+        yield [Case(item["case"], item["image"]) for item in items]
+        return
+    scratch = output / ".channels"
+    try:
+        joined = join_cases(items, channels, scratch)
+        yield [Case(item["case"], item["image"], item.get("source", "")) for item in joined]
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 class ReadAhead:
