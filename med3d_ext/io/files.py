@@ -166,12 +166,6 @@ def case_name(path: str | os.PathLike) -> str:
     return path.parent.name or path.name if path.name.split(".")[0] in FOLDER_NAMED else path.name
 
 
-def case_names(paths: Iterable[str | os.PathLike]) -> dict[str, str]:
-    """:func:`case_name` of several images by their paths; those of one name are told apart. One may be ""."""
-    names = {str(path): case_name(path) for path in paths}
-    return {"": ""} | told_apart({path: name for path, name in names.items() if name})
-
-
 def told_apart(names: Mapping[str, str]) -> dict[str, str]:
     """Names of images by path, changed if two are the same (in capitals or not): the format, or the folders before.
 
