@@ -39,8 +39,8 @@ def join_channels(files: Sequence[str], target: Path) -> None:
     voxels = compact(np.stack([volume[0].numpy() for volume in volumes], axis=-1))
     nifti = nibabel.Nifti1Image(voxels, first.affine.numpy())
     nifti.header["descrip"] = stamp.encode()
-    with write_atomically(target) as file:
-        file.write(gzip.compress(nifti.to_bytes(), 1, mtime=0))
+    with write_atomically(target) as stream:
+        stream.write(gzip.compress(nifti.to_bytes(), 1, mtime=0))
 
 
 def _stamp_of(target: Path) -> str | None:

@@ -63,10 +63,10 @@ class CrossValidation:
             raise InputError("a cross-validation needs its base config; give \"['train.json','folds.json']\".")
         if "fold" in typed:
             raise InputError("a cross-validation trains every fold; leave --fold out, or leave out folds.json.")
-        own = {"bundle_root": str(Path(bundle_root).resolve()), "folds": folds}
+        root = str(Path(bundle_root).resolve())
         self.folds, self.folder, self.models = folds, Path(output_dir), Path(ckpt_dir)
-        self.arguments = {**arguments, **own}
-        evaluate = Path(own["bundle_root"]) / "configs" / "evaluate.json"
+        self.arguments = {**arguments, "bundle_root": root, "folds": folds}
+        evaluate = Path(root) / "configs" / "evaluate.json"
         self.experiment = Experiment("the cross-validation", list(base), str(evaluate))
 
     def run(self) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def join_models(files: Sequence[Path], folder: Path) -> None:
         if faults := fit(state, states[0]):
             raise InputError(f"'{files[number]}' and '{files[0]}' are of different networks: the first {faults[0]}.")
         for name, tensor in state.items():
-            stage, dot, rest = name.partition(".")
+            stage, _, rest = name.partition(".")
             is_stage = stage in ("coarse", "fine")
             joined[f"{stage}.members.{number}.{rest}" if is_stage else f"members.{number}.{name}"] = tensor
     domains, cards = read_facts(files[0].parent)["domains"], [read_json(file.with_name("card.json")) for file in files]
