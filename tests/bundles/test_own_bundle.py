@@ -341,7 +341,7 @@ def test_a_grid_keeps_to_its_voxels_to_the_stride_and_to_half_the_spacing(extent
 
 
 def test_more_minutes_are_more_epochs_and_too_few_are_refused(kidneys, monkeypatch):
-    monkeypatch.setattr(planning, "step_seconds", lambda network, grid: 0.5)
+    monkeypatch.setattr(planning, "step_seconds", lambda *_: 0.5)
     found = own_data(str(kidneys))
     short, long = (plan_bundle(found, 3, 2, minutes) for minutes in (10, 20))
     assert 1.7 < long.epochs / short.epochs < 2.4 and short.coarse_epochs < long.coarse_epochs

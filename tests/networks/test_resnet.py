@@ -12,7 +12,13 @@ from torch import nn
 
 from med3d_ext.errors import InputError
 from med3d_ext.networks import ResNetEncoder
-from med3d_ext.networks.resnet import ARCHITECTURES, DilatedConv3d, PreActivationBottleneck, ZeroPadShortcut
+from med3d_ext.networks.resnet import (
+    ARCHITECTURES,
+    CHANNELS_OF_A_BLOCK,
+    DilatedConv3d,
+    PreActivationBottleneck,
+    ZeroPadShortcut,
+)
 
 LAYOUT = json.loads((Path(__file__).parents[1] / "golden" / "medicalnet_layout.json").read_text())
 PUBLISHED = [name for name in LAYOUT if name.startswith("resnet")]
@@ -276,9 +282,12 @@ def test_in_bfloat16_results_and_gradients_are_those_of_one_convolution(in_chann
             y = convolution(inputs)
         y.float().backward(cotangent)
         results.append((y.float(), inputs.grad, convolution.weight.grad))
-    for one, blocks in zip(*results):
-        assert (one - blocks).abs().max() <= 0.01 * one.abs().max()
-    assert (expected - results[1][0]).abs().max() <= 0.01 * expected.abs().max()
+    # Each block's part is rounded (to 2^-8), and the sum of all; without blocks it is two roundings that may differ.
+    blocks = -(-max(in_channels, out_channels) // CHANNELS_OF_A_BLOCK)
+    tolerance = (blocks + 1) * 2**-8
+    for one, other in zip(*results):
+        assert (one - other).abs().max() <= tolerance * one.abs().max()
+    assert (expected - results[1][0]).abs().max() <= tolerance * expected.abs().max()
 
 
 def test_in_float32_and_in_torchscript_it_is_the_convolution_to_the_bit():

@@ -133,9 +133,6 @@ def _write(bundle: Path, found: Found, classes: Mapping[str, str], planned: Plan
         (bundle / name).mkdir(parents=True)
     for name in COPIED:
         shutil.copyfile(template / name, bundle / name)
-    configs = own_configs(template.parent, planned, settings.modality, len(classes), channel and channel[1])
-    files = {f"configs/{name}.json": config for name, config in configs.items()}
-
     targets, names = ", ".join(label for number, label in classes.items() if number != "0"), _names(classes)
     normalization = "Clip to the volume's 0.5 and 99.5 percentile, z-score of the volume"
     if settings.modality == "CT":
@@ -145,6 +142,9 @@ def _write(bundle: Path, found: Found, classes: Mapping[str, str], planned: Plan
         count = channels_of(found.source)[1]
         channels = [found.source.modality.get(number, f"channel {number}") for number in range(count)]
         normalization += ", each channel by itself" if settings.modality != "CT" else ""
+    chosen = None if channel is None else channel[1]
+    configs = own_configs(template.parent, planned, settings.modality, len(classes), chosen, len(channels))
+    files = {f"configs/{name}.json": config for name, config in configs.items()}
     several = f"{len(channels)} channels ({', '.join(channels)})"
     inputs = several if len(channels) > 1 else "single channel"
     grid: dict[str, Any] = {"spatial_shape": list(planned.grid)}

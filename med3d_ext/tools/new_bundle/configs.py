@@ -41,12 +41,12 @@ HANDLERS = (
 
 
 def own_configs(
-    bundles: Path, plan: Plan, modality: str | None, classes: int, channel: str | None
+    bundles: Path, plan: Plan, modality: str | None, classes: int, channel: str | None, channels: int = 1
 ) -> dict[str, dict[str, Any]]:
     """The configs by name, made of those in the folder ``bundles``.
 
     A CT is windowed, all else normalized by percentiles. ``classes``, background counted, are those of a network that
-    has no weights yet; ``channel`` is taken of images that have several, `all` of them if it says so.
+    has no weights yet; ``channel`` is taken of images that have several, `all` of them if it says so: ``channels``.
     """
     templates = Path(__file__).with_name("templates")
     parts = read_json(templates / "recipe.json")
@@ -57,7 +57,7 @@ def own_configs(
         network |= parts["coarse_network"] | _network("network_def::coarse")
     length = {"epochs": plan.epochs, "spatial_size": list(plan.grid), "val_interval": plan.val_interval}
     _set(train, parts["recipe"] | length | network)
-    train["in_channels"] = inference["in_channels"] = "$@domain.get('channels', 1)"
+    train["in_channels"], inference["in_channels"] = "$@domain.get('channels', 1)", channels
     _set(inference, {"dataset::data::kind": "3dseg8", "dataset::data::phantoms": False} | network)
     train |= {"channel": channel, "folds": None, "fold": 0}
     train["data"]["options"] = {name: f"@{name}" for name in ("channel", "folds", "fold")}
