@@ -22,6 +22,7 @@ from med3d_ext.io.files import read_json
 from med3d_ext.run.one_line import user_message
 from med3d_ext.tools.check.verb import check
 from med3d_ext.tools.experiments import CrossValidation, engine
+from med3d_ext.tools.experiments.folds import join_models
 from med3d_ext.tools.new_bundle import new_bundle, own_data
 from med3d_ext.tools.new_bundle import plan as planning
 from med3d_ext.tools.new_bundle.plan import grid_for, plan_bundle
@@ -373,13 +374,14 @@ def run_here(arguments: dict, log: Path, descriptors: tuple = ()) -> int:
     return 0
 
 
-def test_one_command_cross_validates_and_leaves_the_mean_of_its_models(
-    bundle, kidneys, tmp_path, monkeypatch, clean_process
-):
-    given = {**TINY, "epochs": 1, "coarse::epochs": 1, **places(bundle, tmp_path), "dataset_dir": str(kidneys)}
-    places_ = (given["output_dir"], given["ckpt_dir"], str(bundle), config_files(bundle, "train", "folds"), given)
+def test_one_command_cross_validates_and_leaves_the_mean_of_its_models(kidneys, tmp_path, monkeypatch, clean_process):
+    new_bundle("kidneys", dataset_dir=str(kidneys), output=str(tmp_path), stages=1)
+    bundle = tmp_path / "kidneys"
+    small = {"spatial_size": [24, 24, 24], "device": "cpu", "init": "scratch", "epochs": 1}
+    given = {**small, **places(bundle, tmp_path), "dataset_dir": str(kidneys)}
+    arguments = (given["output_dir"], given["ckpt_dir"], str(bundle), config_files(bundle, "train", "folds"), given)
     monkeypatch.setattr(engine, "run_bundle", run_here)
-    record = CrossValidation(2, *places_).run()
+    record = CrossValidation(2, *arguments).run()
     names = sorted(path.name for path in (kidneys / "imagesTr").iterdir())
     assert sorted(row["case"] for row in rows(tmp_path / "eval" / "folds.csv")) == names
     assert record["n"] == record["val_mean_dice"]["n"] == len(names) and record["seen_by_initial_weights"] == []
@@ -388,30 +390,46 @@ def test_one_command_cross_validates_and_leaves_the_mean_of_its_models(
     assert not seen[0] & seen[1] and len(seen[0] | seen[1]) == len(names)
     assert len(read_json(tmp_path / "models" / "card.json")["cases"]["training"]) == len(names)
 
-    def logits(folder: Path) -> list[torch.Tensor]:
-        network = workflow(
-            bundle, "inference", bundle_root=str(bundle), ckpt_dir=str(folder), device="cpu", dataset_dir=str(kidneys)
-        )
-        network = network.parser.get_parsed_content("network").eval()
+    def logits(folder: Path) -> torch.Tensor:
+        options = {"bundle_root": str(bundle), "ckpt_dir": str(folder), "dataset_dir": str(kidneys), "device": "cpu"}
+        network = workflow(bundle, "inference", **options).parser.get_parsed_content("network").eval()
         network.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
         with torch.no_grad():
-            return [stage(x) for stage in (network.coarse, network.fine)]
+            return network(torch.randn(1, 1, 24, 24, 24, generator=torch.Generator().manual_seed(0)))
 
-    x = torch.randn(1, 1, 24, 24, 24, generator=torch.Generator().manual_seed(0))
-    for mean, *members in zip(logits(tmp_path / "models"), *map(logits, folds)):
-        torch.testing.assert_close(mean, sum(members) / 2)
+    torch.testing.assert_close(logits(tmp_path / "models"), sum(map(logits, folds)) / 2)
     monkeypatch.setattr(engine, "run_bundle", None)
-    assert CrossValidation(2, *places_).run() == record  # nothing is trained again
-    predict(
-        str(bundle),
-        str(kidneys / "imagesTr" / "case_1.nii.gz"),
-        output=str(tmp_path / "found"),
-        device="cpu",
-        ckpt_dir=str(tmp_path / "models"),
-    )
-    assert (tmp_path / "found" / "case_1_seg.nii.gz").is_file()
+    assert CrossValidation(2, *arguments).run() == record  # nothing is trained again
+    image, found = kidneys / "imagesTr" / "case_1.nii.gz", tmp_path / "found"
+    predict(str(bundle), str(image), output=str(found), device="cpu", ckpt_dir=str(tmp_path / "models"))
+    assert (found / "case_1_seg.nii.gz").is_file()
     with pytest.raises(InputError, match="is the mean of several networks; give --init the model.pt of one of its"):
         load_network(torch.nn.Identity(), tmp_path / "models" / "model.pt")
+
+
+def test_of_cascades_each_stage_is_the_mean_of_its_networks(bundle, kidneys, trained, tmp_path):
+    for fold, factor in enumerate((1.0, 2.0)):
+        shutil.copytree(trained / "models", tmp_path / str(fold))
+        state = {
+            name: tensor * factor if tensor.is_floating_point() else tensor for name, tensor in weights(trained).items()
+        }
+        torch.save(state, tmp_path / str(fold) / "model.pt")
+    join_models([tmp_path / "0" / "model.pt", tmp_path / "1" / "model.pt"], tmp_path / "mean")
+    x = torch.randn(1, 1, 24, 24, 24, generator=torch.Generator().manual_seed(0))
+    found = []
+    for name in ("mean", "0", "1"):
+        options = {
+            "bundle_root": str(bundle),
+            "ckpt_dir": str(tmp_path / name),
+            "dataset_dir": str(kidneys),
+            "device": "cpu",
+        }
+        network = workflow(bundle, "inference", **options).parser.get_parsed_content("network").eval()
+        network.load_state_dict(torch.load(tmp_path / name / "model.pt", weights_only=True))
+        with torch.no_grad():
+            found.append((network.coarse(x), network.fine(x)))
+    for mean, first, second in zip(*found):
+        torch.testing.assert_close(mean, (first + second) / 2)
 
 
 def test_a_cross_validation_that_cannot_be_is_refused(bundle, kidneys, tmp_path):

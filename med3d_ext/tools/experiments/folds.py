@@ -126,7 +126,8 @@ def join_models(files: Sequence[Path], folder: Path) -> None:
     domains, cards = read_facts(files[0].parent)["domains"], [read_json(file.with_name("card.json")) for file in files]
     for facts in domains.values():
         facts["members"] = len(files)
-        facts["options"] = {name: value for name, value in facts["options"].items() if name not in ("folds", "fold")}
+        options = facts.get("options", {})
+        facts["options"] = {name: value for name, value in options.items() if name not in ("folds", "fold")}
     cases: dict[str, dict[str, Any]] = {}
     for card in cards:
         for split, items in card["cases"].items():
