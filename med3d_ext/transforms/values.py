@@ -156,15 +156,18 @@ class PercentileNormalized(MapTransform):
             if limits is not None and (len(limits) != 2 or limits[0] >= limits[1]):
                 raise ValueError(f"intensity_range must be [lowest, highest], got {limits!r}.")
         self.intensity_range = intensity_range
-        self.clip = ClipIntensityPercentiles(lower=lower, upper=upper, channel_wise=True)
-        self.normalize = NormalizeIntensity(channel_wise=True)
+        self.clip = ClipIntensityPercentiles(lower=lower, upper=upper)
+        self.normalize = NormalizeIntensity()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         limits = value_of("intensity_range", self.intensity_range, item)
         for key in self.key_iterator(item):
             volume = convert_to_tensor(item[key], dtype=torch.float32, track_meta=True)
-            item[key] = self.normalize(self.clip(volume if limits is None else volume.clamp(*limits)))
+            volume = volume if limits is None else volume.clamp(*limits)
+            # MONAI's own channel_wise copies once more, which a large CT of one channel need not pay for.
+            channels = [self.normalize(self.clip(channel)) for channel in volume.split(1)]
+            item[key] = channels[0] if len(channels) == 1 else torch.cat(channels)
         return item
 
 

@@ -152,3 +152,11 @@ def test_a_volume_that_is_no_ct_in_hu_is_warned_of_by_its_name(caplog, offset, w
 def test_a_range_that_does_not_ascend_is_refused(make, argument) -> None:
     with pytest.raises(ValueError, match=rf"{argument} must be \[lowest, highest\], got \[2"):
         make()
+
+
+def test_channels_are_normalized_each_by_itself():
+    first, second = (torch.randn(1, 6, 7, 8, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    normalize = PercentileNormalized("image")
+    both = normalize({"image": torch.cat([first, 1000 + 50 * second])})["image"]
+    alone = [normalize({"image": each})["image"] for each in (first, 1000 + 50 * second)]
+    assert torch.equal(both, torch.cat(alone))

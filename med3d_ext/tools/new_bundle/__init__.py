@@ -91,7 +91,7 @@ def new_bundle(
         "evaluate": ""
         if folds
         else f"{run} \"['{configs}/train.json','{configs}/evaluate.json']\" --dataset_dir {data}",
-        "report": f"python -m med3d_ext report {bundle}",
+        "report": "" if folds else f"python -m med3d_ext report {bundle}",
         "segment": f"python -m med3d_ext predict {bundle} IMAGES --output FOLDER",
         "share": f"python -m med3d_ext zoo pack {bundle} ARCHIVES",
     }
