@@ -242,9 +242,11 @@ class RandTargetCropd(RandomizableTransform, MapTransform):
             beyond the volume, where its border is repeated. Defaults to None: all crops are the paper's.
         spacing_share: share of the crops of that voxel size where ``spacing`` is given; the others are the paper's,
             which whole volumes on ``spatial_size`` at test time take after.
+        anywhere_share: share of the crops of that voxel size that may lie anywhere in the volume. Around the target
+            alone, a network never sees what else there is at this size, and finds the target in it.
 
     Raises:
-        ValueError: a spacing is not positive, or ``spacing_share`` is not from 0 to 1.
+        ValueError: a spacing is not positive, or a share of them is not from 0 to 1.
     """
 
     def __init__(
@@ -264,19 +266,21 @@ class RandTargetCropd(RandomizableTransform, MapTransform):
         part_share: float = 0.0,
         spacing: float | Sequence[float] | Mapping[str, Any] | None = None,
         spacing_share: float = 1.0,
+        anywhere_share: float = 0.0,
     ) -> None:
         for voxel in spacing.values() if isinstance(spacing, Mapping) else [spacing]:
             if voxel is not None and (np.shape(voxel) not in ((), (3,)) or not np.all(np.asarray(voxel, float) > 0)):
                 raise ValueError(f"spacing must be one or three positive numbers (mm), got {voxel!r}.")
-        if not 0 <= spacing_share <= 1:
-            raise ValueError(f"spacing_share must be from 0 to 1, got {spacing_share!r}.")
+        for name, share in (("spacing_share", spacing_share), ("anywhere_share", anywhere_share)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, got {share!r}.")
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, prob=1.0)
         self.spatial_size, self.label_key = spatial_size, label_key
         self.target_factor, self.margin_mm, self.translate = target_factor, margin_mm, translate
         self.rotate_degrees, self.scale, self.skew = rotate_degrees, tuple(scale), skew
         self.whole_share, self.keep_target, self.part_share = whole_share, keep_target, part_share
-        self.spacing, self.spacing_share = spacing, spacing_share
+        self.spacing, self.spacing_share, self.anywhere_share = spacing, spacing_share, anywhere_share
         self.mode = ensure_tuple_rep(mode, len(self.keys))
         self.resample = SpatialResample(padding_mode="border", align_corners=False, dtype="float32")
 
@@ -290,6 +294,8 @@ class RandTargetCropd(RandomizableTransform, MapTransform):
         zoom = self.R.uniform(self.scale[0], self.scale[1])
         if fixed is not None:  # along each axis it holds the target's box, or lies in it, and in the volume
             window = fixed / zoom
+            if box is not None and self.anywhere_share and self.R.uniform() < self.anywhere_share:
+                box = None
             first, last = (np.zeros(3), volume) if box is None else box
             ends = np.sort([first + window / 2, last - window / 2], axis=0)
             low, high = np.clip(ends, *np.sort([window / 2, volume - window / 2], axis=0))

@@ -397,8 +397,20 @@ def test_the_share_of_fixed_voxel_sizes_is_kept_and_the_others_are_the_papers():
     assert (papers >= 2 * (BOX[1] - BOX[0]) - 1e-9).all()
 
 
+def test_a_share_of_the_crops_of_fixed_voxel_size_lies_anywhere_in_the_volume():
+    transform = crop(spacing=1.0, anywhere_share=0.5, **FIXED)
+    extent = np.array([16.0, 20, 24])
+    starts = np.array([transform.draw_window(VOLUME, BOX, extent)[0] - extent / 2 for _ in range(2000)])
+    misses = ((starts >= BOX[1]) | (starts + extent <= BOX[0])).any(axis=1)  # which none around the target does
+    free = np.random.default_rng(0).uniform(size=(20000, 3)) * (VOLUME - extent)
+    expected = ((free >= BOX[1]) | (free + extent <= BOX[0])).any(axis=1).mean()
+    assert abs(misses.mean() - 0.5 * expected) < 0.04 and expected > 0.5
+    assert (starts >= -1e-9).all() and (starts + extent <= VOLUME + 1e-9).all()
+
+
 @pytest.mark.parametrize(
-    "options", [{"spacing": 0}, {"spacing": (1, 2)}, {"spacing": {"liver": -1}}, {"spacing_share": 2}]
+    "options",
+    [{"spacing": 0}, {"spacing": (1, 2)}, {"spacing": {"liver": -1}}, {"spacing_share": 2}, {"anywhere_share": -1}],
 )
 def test_a_voxel_size_or_share_that_cannot_be_is_refused(options):
     with pytest.raises(ValueError, match="must be"):
