@@ -166,7 +166,7 @@ class PercentileNormalized(MapTransform):
             volume = convert_to_tensor(item[key], dtype=torch.float32, track_meta=True)
             volume = volume if limits is None else volume.clamp(*limits)
             # MONAI's own channel_wise copies once more, which a large CT of one channel need not pay for.
-            channels = [self.normalize(self.clip(channel)) for channel in volume.split(1)]
+            channels: list[Any] = [self.normalize(self.clip(channel)) for channel in volume.split(1)]
             item[key] = channels[0] if len(channels) == 1 else torch.cat(channels)
         return item
 
