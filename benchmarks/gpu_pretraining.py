@@ -14,6 +14,7 @@ this package, but neither nibabel nor ignite.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
 import math
@@ -63,9 +64,10 @@ def pack(data: Path, store: Path) -> None:
             found = ResampleToGridd(["image", "label"], size.tolist(), ["bilinear", "nearest"])(found)
             image, label = (found[key][0].numpy() for key in ("image", "label"))
             low, high = float(image.min()), float(image.max())
-            arrays[f"image{number}"] = np.round((image - low) / max(high - low, 1e-6) * 255).astype(np.uint8)
-            arrays[f"label{number}"] = label.astype(np.uint8)
-            cases.append({"domain": item["domain"], "range": [low, high], "sha256": item["sha256"]})
+            stored = np.round((image - low) / max(high - low, 1e-6) * 255).astype(np.uint8)
+            name = hashlib.sha256(stored.tobytes()).hexdigest()[:16]  # a CT may be in several domains
+            arrays[f"image {name}"], arrays[f"label {number}"] = stored, label.astype(np.uint8)
+            cases.append({"domain": item["domain"], "range": [low, high], "image": name})
         classes = {name: len(found) for name, found in prepared.per_domain("classes").items()}
         about = {"classes": classes, "cases": cases}
         arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
@@ -81,8 +83,10 @@ class Volumes:
             about = json.loads(stored["about"].tobytes())
             self.classes: dict[str, int] = about["classes"]
             self.by_domain: list[list[tuple[Tensor, Tensor, tuple[float, float]]]] = [[] for _ in self.classes]
+            images = {case["image"]: stored[f"image {case['image']}"] for case in about["cases"]}
+            on_device = {name: torch.from_numpy(image).to(device) for name, image in images.items()}
             for number, case in enumerate(about["cases"]):
-                image, label = (torch.from_numpy(stored[f"{key}{number}"]).to(device) for key in ("image", "label"))
+                image, label = on_device[case["image"]], torch.from_numpy(stored[f"label {number}"]).to(device)
                 self.by_domain[list(self.classes).index(case["domain"])].append((image, label, tuple(case["range"])))
         self.names, self.device = list(self.classes), device
 
