@@ -12,6 +12,7 @@ from typing import Any
 import nibabel
 import numpy as np
 
+from med3d_ext.data.fingerprint import read_header
 from med3d_ext.errors import InputError
 from med3d_ext.io.files import file_stamp, write_atomically
 from med3d_ext.io.store import compact
@@ -50,7 +51,9 @@ def _stamp_of(target: Path) -> str | None:
         return None
 
 
-def join_cases(items: Sequence[Mapping[str, Any]], channels: int, folder: Path) -> list[dict[str, Any]]:
+def join_cases(
+    items: Sequence[Mapping[str, Any]], channels: int, folder: Path
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Cases to segment with a network of several channels: those of a file for each channel are joined in ``folder``.
 
     Args:
@@ -58,25 +61,38 @@ def join_cases(items: Sequence[Mapping[str, Any]], channels: int, folder: Path) 
         channels: the network's.
         folder: where joined files are written.
 
-    Raises:
-        InputError: files are numbered as channels, and there are not ``channels`` of a case.
+    Returns:
+        the cases, and the names of those that cannot be joined, each with a sentence that says why.
     """
     found: dict[str, dict[int, str]] = {}
-    whole = []
+    whole, faults = [], {}
     for item in items:
         numbered = NUMBERED.fullmatch(item["case"])
-        if numbered is None:
+        if numbered is None or _is_4d(item["image"]):
             whole.append(dict(item))
         else:
             found.setdefault(numbered[1], {})[int(numbered[2])] = item["image"]
     for name, files in found.items():
         if sorted(files) != list(range(channels)):
             known = ", ".join(f"{number:04d}" for number in sorted(files))
-            raise InputError(
+            faults[name] = (
                 f"'{name}' has the channels {known}, and the network takes {channels}, from 0000 on; give all of them, "
                 "or one 4D file."
             )
+            continue
         target = folder / f"{name}.nii.gz"
-        join_channels([files[number] for number in range(channels)], target)
+        try:
+            join_channels([files[number] for number in range(channels)], target)
+        except InputError as error:
+            faults[name] = str(error)
+            continue
         whole.append({"image": str(target), "case": name, "source": files[0]})
-    return whole
+    return whole, faults
+
+
+def _is_4d(image: str) -> bool:
+    """Whether a file has all channels, whatever its name ends with; a damaged one is refused where it is read."""
+    try:
+        return bool(read_header(image)["channels"] > 1)
+    except InputError:
+        return False

@@ -73,6 +73,8 @@ def _load(
         if channel >= volume.shape[-1]:
             raise InputError(f"'{path}' has {volume.shape[-1]} channels, channel {channel} was asked for; correct it.")
         volume = volume[..., channel]
+    if volume.ndim == 3 and channel == ALL:
+        raise InputError(f"'{path}' has one channel, and the network takes several; give a 4D file with all of them.")
     volume = volume.movedim(-1, 0).contiguous() if volume.ndim == 4 and channel == ALL else volume[None]
     if volume.ndim != 4 or min(volume.shape[1:]) < 2:
         shape = "x".join(map(str, volume.shape[1:]))

@@ -29,6 +29,7 @@ from med3d_ext.tools.new_bundle.plan import grid_for, plan_bundle
 from med3d_ext.tools.predict.verb import predict
 from med3d_ext.tools.report import report
 from med3d_ext.tools.zoo.pack import pack
+from med3d_ext.transforms.load import load_volume
 from med3d_ext.weights.initial import initial_weights_path, load_network
 
 sys.path.insert(0, str(REPOSITORY / "tests" / "data"))
@@ -201,8 +202,17 @@ def test_all_channels_train_one_network_whether_they_are_in_one_file_or_in_sever
     assert read_json(found / "case_1_seg.json")["image"].endswith("case_1_0000.nii.gz")
     assert not (found / ".channels").exists()
     (split / "images" / "case_2_0001.nii.gz").unlink()
-    with pytest.raises(InputError, match="'case_2' has the channels 0000, and the network takes 2"):
-        predict(str(bundle), str(split / "images"), output=str(found), device="cpu")
+    options = {"device": "cpu", "ckpt_dir": str(tmp_path / "run" / "split" / "models")}
+    shutil.copyfile(
+        whole / "imagesTr" / "case_0.nii.gz", split / "images" / "again_0001.nii.gz"
+    )  # whole, though numbered
+    with pytest.raises(SystemExit):  # the others have their results
+        predict(str(bundle), str(split / "images"), output=str(tmp_path / "last"), **options)
+    assert "'case_2' has the channels 0000, and the network takes 2" in (tmp_path / "last" / "summary.json").read_text()
+    done = sorted(path.name[:6] for path in (tmp_path / "last").glob("*_seg.nii.gz"))
+    assert done == ["again_", "case_0", "case_1", "case_3"]
+    with pytest.raises(InputError, match="has one channel, and the network takes several"):
+        load_volume(split / "images" / "case_2_0000.nii.gz", "all")
 
 
 @pytest.fixture(scope="module")

@@ -194,11 +194,13 @@ def _joined(found: Found, output: Path, faults: Faults) -> Source:
     folder = output.resolve() / "images"
     if folder.is_relative_to(found.folder.resolve()):
         raise InputError(f"output must be a folder outside of '{found.folder}' for the joined images, got '{output}'.")
-    cases = []
+    cases, taken = [], dict[str, str]()
     for case in source.cases:
         with faults.caught():
             files = case["image"] if isinstance(case["image"], list) else [case["image"]]
             name = NUMBERED.sub(r"\1", stem(files[0]))
+            if (other := taken.setdefault(name, files[0])) != files[0]:
+                raise InputError(f"'{other}' and '{files[0]}' are two cases of the name '{name}'; rename one.")
             join_channels(files, folder / f"{name}.nii.gz")
             cases.append({**case, "image": str(folder / f"{name}.nii.gz"), "parts": files})
     return replace(source, cases=cases)

@@ -74,7 +74,7 @@ def predict(
         raise InputError(f"--output '{output}' cannot be made ({error.strerror}); give another folder.") from error
     # All words arrive as text, because INPUT is text.
     options = {name: DefaultParseValue(value) if isinstance(value, str) else value for name, value in options.items()}
-    with ThreadPoolExecutor(1, "reader") as thread, joined_cases(items, channels, folder) as cases:
+    with ThreadPoolExecutor(1, "reader") as thread, joined_cases(items, channels, folder, without) as cases:
         reader = ReadAhead(thread)
         predictor = BundlePredictor(found, device, options, lambda: reader.begin(cases[0].image))
         predictor.read_with(reader)
@@ -97,14 +97,19 @@ def predict(
 
 
 @contextmanager
-def joined_cases(items: Sequence[Mapping[str, str]], channels: int, output: Path) -> Iterator[list[Case]]:
+def joined_cases(
+    items: Sequence[Mapping[str, str]], channels: int, output: Path, without: dict[str, str]
+) -> Iterator[list[Case]]:
     """The cases; for a network of several channels, those of a file for each are joined in the output folder."""
     if channels == 1:
         yield [Case(item["case"], item["image"]) for item in items]
         return
     scratch = output / ".channels"
     try:
-        joined = join_cases(items, channels, scratch)
+        joined, faults = join_cases(items, channels, scratch)
+        without |= faults
+        if not joined:
+            raise InputError(next(iter(faults.values())))
         yield [Case(item["case"], item["image"], item.get("source", "")) for item in joined]
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
